@@ -1,0 +1,1 @@
+"""The command line: one module to a command, imported when it runs."""

@@ -1,0 +1,40 @@
+"""The exceptions that longlens raises.
+
+    LonglensError
+    |-- InputError (ValueError)           a shape, length, value or device that does not fit
+    |   |-- MaskError                     a mask, packing or bias that does not fit
+    |   `-- MethodError                   a method name or parameter that does not exist
+    |-- DtypeError (TypeError)            dtypes that differ or are not served
+    `-- UnsupportedError (NotImplementedError)   the method cannot do what was asked; says why, and who can
+
+Every message says what was expected, what was given and what to do. An unknown keyword is Python's own `TypeError`.
+"""
+
+from __future__ import annotations
+
+
+class LonglensError(Exception):
+    """Base of every error raised on purpose by longlens."""
+
+
+class InputError(LonglensError, ValueError):
+    """A shape, length, value or device that does not fit."""
+
+
+class MaskError(InputError):
+    """A mask, packing or bias that does not fit."""
+
+
+class MethodError(InputError):
+    """A method name or parameter that does not exist."""
+
+
+class DtypeError(LonglensError, TypeError):
+    """Dtypes that differ, or that are not served."""
+
+
+class UnsupportedError(LonglensError, NotImplementedError):
+    """The method cannot do what was asked.
+
+    The message names the method, the inputs, each reason, and the methods that can.
+    """

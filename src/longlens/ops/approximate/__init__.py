@@ -1,0 +1,1 @@
+"""Softmax approximators in linear time. One method to a file."""

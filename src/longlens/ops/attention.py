@@ -1,0 +1,103 @@
+"""The door: check, refuse or choose, call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longlens.errors import MethodError
+from longlens.ops.biases import Bias
+from longlens.ops.choose import refuse_unless_able
+from longlens.ops.guard import attend_guarded
+from longlens.ops.inputs import Inputs, check_inputs
+from longlens.ops.masks import Rule
+from longlens.ops.method import Attended, Method
+from longlens.ops.registry import parse_method
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Rule | Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    method: Method | str = "exact",
+    key_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    bias: Bias | Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention in memory linear in the length, by any of three families behind one call.
+
+        softmax(scale query key^T + bias, over the allowed keys) value
+
+    Args:
+        query: (B, H, Nq, D).
+        key: (B, Hkv, Nk, D); Hkv divides H (grouped-query attention needs no flag).
+        value: (B, Hkv, Nk, Dv); Dv may differ from D.
+        attn_mask: a mask rule (`longlens.Window(256)`, `longlens.Predicate(f)`, ..., composed with `&`), or, as a
+            quadratic escape hatch, a tensor that broadcasts to (B, H, Nq, Nk): bool with True = attend, or floating, added
+            to the scores.
+        dropout_p: probability of dropping an attention weight. Applied whenever it is above 0.
+        is_causal: query i attends to keys up to i + (Nk - Nq): the last query sees every key.
+        scale: factor of the scores; D**-0.5 where None.
+        method: a method object (`longlens.Performer(features=256)`) or its string form ("performer:256").
+        key_mask: (B, Nk) bool, True = keep: padding in linear memory.
+        cu_seqlens: (S + 1,) int32 boundaries of S sequences packed along N, with B = 1; none attends to another.
+        bias: a rule (`longlens.Alibi(heads)`, `longlens.RelativePosition(table)`) or a tensor; both get gradients.
+        return_lse: also return the log-sum-exp of the scores, (B, H, Nq) float32, natural logarithm.
+
+    Returns:
+        (B, H, Nq, Dv) in the inputs' dtype; with `return_lse`, a pair of it and the log-sum-exp. A query with nothing to
+        attend to gets 0 and -inf. A non-finite key or value reaches only the queries that may attend to it.
+
+    Raises:
+        InputError, MaskError, DtypeError: inputs that do not fit together.
+        MethodError: a method that does not exist.
+        UnsupportedError: the method cannot serve this request; the message names the reasons and the methods that can.
+    """
+    inputs = check_inputs(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, key_mask, cu_seqlens, bias, return_lse
+    )
+    chosen = resolve_method(method)
+    refuse_unless_able(chosen, inputs)
+    with torch.autocast(inputs.query.device.type, enabled=False):
+        out = _attend(chosen, inputs)
+    if not return_lse:
+        return out.output
+    assert out.lse is not None
+    return out.output, out.lse
+
+
+def resolve_method(method: Method | str) -> Method:
+    """`method` itself, or what its string form names."""
+    if isinstance(method, str):
+        return parse_method(method)
+    if not isinstance(method, Method):
+        raise MethodError(f"expected a method such as longlens.Window(256) or 'window:256', got {method!r}")
+    return method
+
+
+def _attend(method: Method, inputs: Inputs) -> Attended:
+    if inputs.query.numel() == 0 or inputs.keys == 0 or inputs.value.shape[3] == 0:
+        return _nothing(inputs)
+    if inputs.cu_seqlens is None:
+        return attend_guarded(method, inputs)
+    parts = [_attend(method, part) for part in inputs.sequences()]
+    lse = torch.cat([part.lse for part in parts if part.lse is not None], 2) if inputs.need_lse else None
+    return Attended(torch.cat([part.output for part in parts], 2), lse)
+
+
+def _nothing(inputs: Inputs) -> Attended:
+    """No queries, or no keys to attend to: zeros that are still part of the graph."""
+    shape = (*inputs.query.shape[:3], inputs.value.shape[3])
+    zero = inputs.query[:0].sum() + inputs.key[:0].sum() + inputs.value[:0].sum()
+    lse = None
+    if inputs.need_lse:
+        lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=torch.float32, device=inputs.query.device)
+    return Attended(inputs.query.new_zeros(shape) + zero, lse)
+
+

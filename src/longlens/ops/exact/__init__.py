@@ -1,0 +1,1 @@
+"""Memory-efficient attention: the exact result over all pairs, tile by tile."""

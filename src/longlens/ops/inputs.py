@@ -1,0 +1,277 @@
+"""Queries, keys, values, masks and scale as one checked value, so that nothing behind the door checks again.
+
+Axis letters and the meaning of masks: `longlens.shapes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from longlens.errors import DtypeError, InputError, MaskError
+from longlens.ops.biases import Bias, TensorBias
+from longlens.ops.masks import AllOf, Causal, Rule, TensorMask
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Checked inputs of one attention call.
+
+    query (B, H, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv). `offset` is the position of query 0, keys counting
+    from 0: Nk - Nq at the door, so that causal masks align bottom-right.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    offset: int
+    causal: bool = False
+    rule: Rule | None = None
+    key_mask: Tensor | None = None
+    bias: Bias | None = None
+    dropout: float = 0.0
+    need_lse: bool = False
+    cu_seqlens: tuple[int, ...] | None = None
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Query heads to each key/value head."""
+        return self.query.shape[1] // max(1, self.key.shape[1])
+
+    @property
+    def queries(self) -> int:
+        return self.query.shape[2]
+
+    @property
+    def keys(self) -> int:
+        return self.key.shape[2]
+
+    @property
+    def needs_grad(self) -> bool:
+        tensors = (self.query, self.key, self.value, *(self.bias.parameters() if self.bias else ()))
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+    def mask_rule(self) -> Rule | None:
+        """Causal mask and mask rule as one rule; the key mask stays apart. None where every pair is allowed."""
+        rules = [Causal()] if self.causal else []
+        if self.rule is not None:
+            rules.append(self.rule)
+        if not rules:
+            return None
+        return rules[0] if len(rules) == 1 else AllOf(tuple(rules))
+
+    def slice_keys(self, start: int, stop: int) -> Inputs:
+        """The same queries over keys start..stop only; positions are counted from key `start` on.
+
+        Only for calls without rules and biases bound to tensors of the whole length (packing and trimming resolve those).
+        """
+        return replace(
+            self,
+            key=self.key[:, :, start:stop],
+            value=self.value[:, :, start:stop],
+            offset=self.offset - start,
+            key_mask=None if self.key_mask is None else self.key_mask[:, start:stop],
+        )
+
+    def row(self, index: int) -> Inputs:
+        """Batch row `index` as inputs of batch size 1."""
+        one = slice(index, index + 1)
+        return replace(
+            self,
+            query=self.query[one],
+            key=self.key[one],
+            value=self.value[one],
+            key_mask=None if self.key_mask is None else self.key_mask[one],
+            rule=None if self.rule is None else self.rule.row(index),
+            bias=None if self.bias is None else self.bias.row(index),
+        )
+
+    def sequences(self) -> Iterator[Inputs]:
+        """Each packed sequence as inputs of its own; positions start at 0 in each."""
+        assert self.cu_seqlens is not None
+        for start, stop in zip(self.cu_seqlens, self.cu_seqlens[1:], strict=False):
+            span = slice(start, stop)
+            yield replace(
+                self,
+                query=self.query[:, :, span],
+                key=self.key[:, :, span],
+                value=self.value[:, :, span],
+                offset=0,
+                key_mask=None if self.key_mask is None else self.key_mask[:, span],
+                rule=None if self.rule is None else self.rule.segment(start, stop),
+                bias=None if self.bias is None else self.bias.segment(start, stop),
+                cu_seqlens=None,
+            )
+
+    def describe(self) -> str:
+        """One line for error messages."""
+        said = [
+            f"query {tuple(self.query.shape)}",
+            f"key {tuple(self.key.shape)}",
+            f"value {tuple(self.value.shape)}",
+            str(self.query.dtype).removeprefix("torch."),
+            str(self.query.device),
+        ]
+        flags = {
+            "is_causal": self.causal,
+            "attn_mask": self.rule is not None,
+            "key_mask": self.key_mask is not None,
+            "cu_seqlens": self.cu_seqlens is not None,
+            "bias": self.bias is not None,
+            f"dropout_p={self.dropout}": self.dropout > 0,
+            "return_lse": self.need_lse,
+        }
+        return ", ".join(said + [name for name, on in flags.items() if on])
+
+
+def check_inputs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Rule | Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    key_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    bias: Bias | Tensor | None,
+    return_lse: bool,
+) -> Inputs:
+    """Check everything the door takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
+    _check_tensors(query, key, value)
+    query, key, value = _autocast(query, key, value)
+    if not 0.0 <= dropout_p < 1.0:
+        raise InputError(f"expected dropout_p in [0, 1), got {dropout_p}")
+    if scale is not None and not math.isfinite(scale):
+        raise InputError(f"expected a finite scale, got {scale}")
+    rule, bias = _check_mask(attn_mask, bias, query, key)
+    if key_mask is not None:
+        _check_key_mask(key_mask, key)
+    return Inputs(
+        query=query,
+        key=key,
+        value=value,
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        offset=key.shape[2] - query.shape[2],
+        causal=bool(is_causal),
+        rule=rule,
+        key_mask=key_mask,
+        bias=bias,
+        dropout=float(dropout_p),
+        need_lse=bool(return_lse),
+        cu_seqlens=None if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, query, key),
+    )
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    named = {"query": query, "key": key, "value": value}
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor):
+            raise DtypeError(f"expected {name} to be a torch.Tensor, got {type(tensor).__name__}")
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
+    for name, tensor in named.items():
+        if tensor.ndim != 4:
+            raise InputError(f"expected {name} of shape (batch, heads, length, width), got {shapes}")
+    if not query.dtype == key.dtype == value.dtype:
+        dtypes = ", ".join(f"{name} {tensor.dtype}" for name, tensor in named.items())
+        raise DtypeError(f"expected query, key and value of one dtype, got {dtypes}; cast them first")
+    if query.dtype not in FLOATS:
+        raise DtypeError(f"expected float32, bfloat16, float16 or float64, got {query.dtype}")
+    if not query.device == key.device == value.device:
+        devices = ", ".join(f"{name} {tensor.device}" for name, tensor in named.items())
+        raise InputError(f"expected query, key and value on one device, got {devices}")
+    if not query.shape[0] == key.shape[0] == value.shape[0]:
+        raise InputError(f"expected one batch size, got {shapes}; expand them first")
+    if key.shape[1] != value.shape[1]:
+        raise InputError(f"expected as many key heads as value heads, got {shapes}")
+    if key.shape[1] == 0 or query.shape[1] == 0 or query.shape[1] % key.shape[1]:
+        raise InputError(f"expected the query heads to be a multiple of the key heads, got {shapes}")
+    if key.shape[2] != value.shape[2]:
+        raise InputError(f"expected as many keys as values, got {shapes}")
+    if query.shape[3] != key.shape[3] or query.shape[3] == 0:
+        raise InputError(f"expected queries and keys of one width of at least 1, got {shapes}")
+
+
+def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, cast as scaled_dot_product_attention does."""
+    kind = query.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(kind)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _check_mask(
+    attn_mask: Rule | Tensor | None, bias: Bias | Tensor | None, query: Tensor, key: Tensor
+) -> tuple[Rule | None, Bias | None]:
+    full = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    if isinstance(attn_mask, Tensor) and attn_mask.is_floating_point():
+        if bias is not None:
+            raise MaskError("a floating attn_mask is an additive bias: give it or `bias`, not both; add them first")
+        attn_mask, bias = None, attn_mask
+    rule: Rule | None = None
+    if isinstance(attn_mask, Tensor):
+        if attn_mask.dtype != torch.bool:
+            raise MaskError(
+                f"expected attn_mask of dtype bool with True = attend, got {attn_mask.dtype}; use mask.bool() if 1 means "
+                "attend, ~mask.bool() if 1 means ignore (as in torch.nn.MultiheadAttention)"
+            )
+        rule = TensorMask(_expandable("attn_mask", attn_mask, full))
+    elif isinstance(attn_mask, Rule):
+        rule = attn_mask
+    elif attn_mask is not None:
+        raise MaskError(f"expected attn_mask to be a rule (longlens.Window(256), ...) or a tensor, got {attn_mask!r}")
+    if isinstance(bias, Tensor):
+        if not bias.is_floating_point():
+            raise MaskError(f"expected a floating bias, got {bias.dtype}; a bool mask goes to attn_mask")
+        bias = TensorBias(_expandable("bias", bias, full))
+    elif bias is not None and not isinstance(bias, Bias):
+        raise MaskError(f"expected bias to be a rule (longlens.Alibi(...), ...) or a tensor, got {bias!r}")
+    if bias is not None:
+        bias.check(query.shape[1])
+    return rule, bias
+
+
+def _expandable(name: str, tensor: Tensor, full: tuple[int, int, int, int]) -> Tensor:
+    """`tensor` with four axes, each 1 or as in `full`."""
+    shape = (1,) * (4 - tensor.ndim) + tuple(tensor.shape)
+    if len(shape) != 4 or any(have not in (1, want) for have, want in zip(shape, full, strict=True)):
+        raise MaskError(f"expected {name} to broadcast to (B, H, Nq, Nk) = {full}, got {tuple(tensor.shape)}")
+    return tensor.view(shape) if tensor.is_contiguous() else tensor.reshape(shape)
+
+
+def _check_key_mask(key_mask: Tensor, key: Tensor) -> None:
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
+        got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
+        raise MaskError(
+            f"expected key_mask of dtype bool with True = keep, got {got}; use mask.bool() if 1 means keep, "
+            "~mask.bool() if 1 means ignore (as in torch.nn.MultiheadAttention's key_padding_mask)"
+        )
+    want = (key.shape[0], key.shape[2])
+    if tuple(key_mask.shape) != want:
+        raise MaskError(f"expected key_mask of shape (B, Nk) = {want}, got {tuple(key_mask.shape)}")
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> tuple[int, ...]:
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.ndim != 1:
+        raise MaskError("expected cu_seqlens to be a 1-D int32 tensor of boundaries, as in flash-attention")
+    if query.shape[0] != 1:
+        raise MaskError(f"expected batch size 1 with cu_seqlens (sequences lie along N), got {query.shape[0]}")
+    if query.shape[2] != key.shape[2]:
+        raise MaskError(f"expected as many queries as keys with cu_seqlens, got {query.shape[2]} and {key.shape[2]}")
+    bounds = tuple(cu_seqlens.tolist())
+    ends = (bounds[0], bounds[-1]) if len(bounds) > 1 else None
+    if ends != (0, query.shape[2]) or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise MaskError(f"expected cu_seqlens to rise from 0 to N = {query.shape[2]}, got {list(bounds)[:20]}")
+    return bounds

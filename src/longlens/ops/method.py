@@ -1,0 +1,118 @@
+"""What a method of attention is: a small frozen value object with a string form.
+
+A method is a frozen dataclass whose fields are its parameters. It says what it computes (`attend`), and, beside it, the
+same thing by its definition, quadratic and short (`reference`), which the tests compare with.
+
+String form, for command lines: the registered name, then its parameters, positional or named, in field order.
+
+    window:256    window:left=256,right=0    performer:features=256    longformer:128,global_tokens=(0,)
+
+`str(method)` prints the shortest such form, and `longlens.parse_method` reads it back to an equal object.
+"""
+
+from __future__ import annotations
+
+import ast
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+
+from longlens.errors import MethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longlens.ops.inputs import Inputs
+
+
+class Attended(NamedTuple):
+    """What a method returns: `output` (B, H, Nq, Dv) and, where asked for, `lse` (B, H, Nq) float32."""
+
+    output: Tensor
+    lse: Tensor | None
+
+
+class Method(ABC):
+    """One way to compute attention. Subclasses are final frozen dataclasses, one to a file."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def attend(self, inputs: Inputs) -> Attended:
+        """Compute attention on checked inputs (one sequence to a batch row: packing is resolved before)."""
+
+    @abstractmethod
+    def reference(self, inputs: Inputs) -> Tensor:
+        """The same result by definition: quadratic, plain, in the inputs' dtype. Output (B, H, Nq, Dv)."""
+
+    def refusals(self, inputs: Inputs) -> list[str]:
+        """Reasons, beyond the registry's capabilities, why these parameters cannot serve these inputs."""
+        return []
+
+    def peak_elements(self, inputs: Inputs) -> int:
+        """Predicted scratch of a forward pass beyond inputs and output, in elements of the inputs' dtype."""
+        return 0
+
+    def __str__(self) -> str:
+        parts = []
+        positional = True
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is not MISSING and value == field.default:
+                positional = False
+                continue
+            text = repr(value).replace(" ", "") if not isinstance(value, str) else value
+            parts.append(text if positional else f"{field.name}={text}")
+            positional = False
+        return f"{self.name}:{','.join(parts)}" if parts else self.name
+
+
+M = TypeVar("M", bound=Method)
+
+
+def build_method(kind: type[M], text: str) -> M:
+    """Build `kind` from the part of its string form after the colon.
+
+    Raises `MethodError` where a parameter is unknown, given twice, missing or refused by the method itself.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for place, item in enumerate(_split_arguments(text)):
+        name, equals, raw = item.partition("=")
+        if not equals:
+            if place >= len(names):
+                raise MethodError(f"'{kind.name}:{text}': expected at most {len(names)} parameters {names}; drop '{item}'")
+            name, raw = names[place], item
+        if name not in names:
+            raise MethodError(f"'{kind.name}:{text}': unknown parameter '{name}'; {kind.name} takes {names}")
+        if name in values:
+            raise MethodError(f"'{kind.name}:{text}': parameter '{name}' is given twice")
+        values[name] = _literal(raw)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise MethodError(f"'{kind.name}:{text}': {error}; {kind.name} takes {names}") from None
+
+
+def _split_arguments(text: str) -> list[str]:
+    """Split at commas that stand outside brackets."""
+    items, depth, start = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            items.append(text[start:place])
+            start = place + 1
+    return [item.strip() for item in (*items, text[start:]) if item.strip()]
+
+
+def _literal(raw: str) -> Any:
+    try:
+        return ast.literal_eval(raw)
+    except (ValueError, SyntaxError):
+        return raw
+
+
+def check_count(method: str, name: str, value: object, least: int = 1) -> None:
+    """Raise `MethodError` unless `value` is an int of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise MethodError(f"{method}: expected {name} to be an int of at least {least}, got {value!r}")

@@ -1,0 +1,109 @@
+"""Every method by name: where its class lives and what it can do. Nothing is imported until it is used.
+
+This table is the one place that capabilities are declared; the door refuses by it, `longlens methods` prints it and the
+tests run over it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from longlens.errors import MethodError
+
+if TYPE_CHECKING:
+    from longlens.ops.method import Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method: its class, and what it can do.
+
+    `exact`: softmax attention over all pairs ("all"), over the pairs of its pattern ("pairs"), or an approximation ("no").
+    `masks`: mask rules and bool tensors as `attn_mask`. `bias`: additive bias. All take key masks, packing, grouped
+    heads, any value width and `scale`. `memory` and `time` are orders in the length N.
+    """
+
+    name: str
+    path: str
+    family: str
+    exact: str
+    memory: str
+    time: str
+    paper: str
+    causal: bool = True
+    masks: bool = True
+    bias: bool = True
+    dropout: bool = True
+    lse: bool = True
+    second_derivatives: bool = False
+
+    def load(self) -> type[Method]:
+        """Import the method's module and return its class."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+
+def _sparse(name: str, path: str, time: str, paper: str) -> Entry:
+    return Entry(name, f"longlens.ops.sparse.{path}", "sparse", "pairs", "N", time, paper)
+
+
+def _approximate(name: str, path: str, paper: str, *, causal: bool = True, time: str = "N") -> Entry:
+    return Entry(name, f"longlens.ops.approximate.{path}", "approximate", "no", "N", time, paper,
+                 causal=causal, masks=False, bias=False, dropout=False, lse=False, second_derivatives=True)  # fmt: skip
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry("exact", "longlens.ops.exact.exact:Exact", "exact", "all", "N", "N^2",
+          "Rabe & Staats 2021, arXiv:2112.05682; Dao et al. 2022, arXiv:2205.14135"),
+    _sparse("window", "window:Window", "N w", "Beltagy et al. 2020, arXiv:2004.05150"),
+    _sparse("dilated", "dilated:Dilated", "N w", "Beltagy et al. 2020, arXiv:2004.05150"),
+    _sparse("global", "global_tokens:Global", "N g", "Beltagy et al. 2020, arXiv:2004.05150"),
+    _sparse("random", "random_blocks:Random", "N r b", "Zaheer et al. 2020, arXiv:2007.14062"),
+    _sparse("strided", "strided:Strided", "N (s + N/s)", "Child et al. 2019, arXiv:1904.10509"),
+    _sparse("fixed", "fixed:Fixed", "N (s + N c/s)", "Child et al. 2019, arXiv:1904.10509"),
+    _sparse("blocksparse", "block_sparse:BlockSparse", "layout", "Gray et al. 2017, GPU Kernels for Block-Sparse Weights"),
+    _sparse("lsh", "lsh:LSH", "N r b", "Kitaev et al. 2020, arXiv:2001.04451"),
+    _sparse("longformer", "longformer:Longformer", "N (w + g)", "Beltagy et al. 2020, arXiv:2004.05150"),
+    _sparse("bigbird", "bigbird:BigBird", "N b (3 + r + g)", "Zaheer et al. 2020, arXiv:2007.14062"),
+    _approximate("linear", "linear:Linear", "Katharopoulos et al. 2020, arXiv:2006.16236"),
+    _approximate("performer", "performer:Performer", "Choromanski et al. 2021, arXiv:2009.14794"),
+    _approximate("cosformer", "cosformer:CosFormer", "Qin et al. 2022, arXiv:2202.08791"),
+    _approximate("taylor", "taylor:Taylor", "Keles et al. 2023, arXiv:2209.04881"),
+    _approximate("nystrom", "nystrom:Nystrom", "Xiong et al. 2021, arXiv:2102.03902", causal=False),
+    _approximate("linformer", "linformer:Linformer", "Wang et al. 2020, arXiv:2006.04768", causal=False),
+    _approximate("scatterbrain", "scatterbrain:Scatterbrain", "Chen et al. 2021, arXiv:2110.15343"),
+)  # fmt: skip
+
+BY_NAME: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
+
+
+def entry(name: str) -> Entry:
+    """The entry called `name`; `MethodError` with the nearest names where there is none."""
+    if name in BY_NAME:
+        return BY_NAME[name]
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, BY_NAME, n=3)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`longlens methods` lists them"
+    raise MethodError(f"unknown method '{name}': expected one of {', '.join(BY_NAME)}; {hint}")
+
+
+def parse_method(text: str) -> Method:
+    """The method that a string form names: `"exact"`, `"window:256"`, `"window:64|global:(0,)"`.
+
+    Raises `MethodError` for an unknown name or parameter.
+    """
+    from longlens.ops.method import build_method
+
+    parts = [part.strip() for part in text.split("|")]
+    built = []
+    for part in parts:
+        name, _, arguments = part.partition(":")
+        built.append(build_method(entry(name.strip()).load(), arguments))
+    if len(built) == 1:
+        return built[0]
+    from longlens.ops.sparse.union import unite
+
+    return unite(built)

@@ -1,0 +1,1 @@
+"""Sparse attention: the exact softmax over the pairs of a pattern. One pattern to a file."""
