@@ -1,0 +1,247 @@
+"""Peak memory growth of a call, measured in a fresh process.
+
+    peak_growth("my_module:build", {"length": 16384})
+
+where `build(length=...)` makes the inputs and returns a function of no arguments, the call to be measured. What is
+allocated when `build` returns is subtracted, so the result is what the call itself needs: scratch, saved tensors, output.
+
+On the CPU the process's peak resident set is read; the C allocator is told to hand freed blocks back at once, so that one
+measurement leaves nothing for the next to hide in. On CUDA the caching allocator's own peak is read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from longlens.errors import InputError, LonglensError
+
+MIB = 1024 * 1024
+LINEAR = 2.1  # growth(2N) / growth(N) of what calls itself linear; quadratic is 4
+
+
+def peak_growth(
+    target: str,
+    kwargs: Mapping[str, Any],
+    *,
+    device: str = "cpu",
+    warm_up: Mapping[str, Any] | None = None,
+    runs: int = 3,
+    path: Sequence[str] = (),
+    timeout: float = 600.0,
+) -> int:
+    """Peak growth, in bytes, of the call that `target(**kwargs)` returns.
+
+    Args:
+        target: "module:function"; the function makes inputs and returns a function of no arguments.
+        kwargs: its arguments; what JSON can hold.
+        device: "cpu" or "cuda": which allocator's peak to read. `target` must put its tensors there itself.
+        warm_up: arguments that differ in a first, small, unmeasured call, such as {"length": 64}: it starts thread pools
+            and loads what is loaded lazily. Where None the measured call is run once before.
+        runs: measured runs; the median counts. Whatever an early run leaves behind counts in the later ones.
+        path: folders to put in front of the import path.
+        timeout: seconds.
+
+    Raises:
+        InputError: a target that is not "module:function".
+        LonglensError: the measured process failed; the message ends with what it said.
+    """
+    return peak_growths(target, [kwargs], device=device, warm_up=warm_up, runs=runs, path=path, timeout=timeout)[0]
+
+
+def peak_growths(
+    target: str,
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    device: str = "cpu",
+    warm_up: Mapping[str, Any] | None = None,
+    runs: int = 3,
+    path: Sequence[str] = (),
+    timeout: float = 600.0,
+) -> list[int]:
+    """`peak_growth` of several cases, one after another in one fresh process (loading torch is most of the time)."""
+    _split(target)
+    request = {
+        "target": target,
+        "cases": [dict(case) for case in cases],
+        "device": device,
+        "warm_up": None if warm_up is None else dict(warm_up),
+        "runs": runs,
+        "path": [*path, *(entry or str(Path.cwd()) for entry in sys.path)],
+    }
+    # blocks of 64 KiB and more are mapped one by one and unmapped when freed; the rest lies in one arena
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_ARENA_MAX": "1",
+        "PYTHONPATH": os.pathsep.join(request["path"]),
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "longlens.testing.memory"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=timeout,
+        check=False,
+    )
+    if child.returncode:
+        said = child.stderr.strip().splitlines()[-12:]
+        raise LonglensError(f"measuring {target} failed with exit status {child.returncode}:\n" + "\n".join(said))
+    answer: list[int] = json.loads(child.stdout.splitlines()[-1])
+    return answer
+
+
+def import_function(target: str) -> Callable[..., Any]:
+    """The function that "module:function" names; `InputError` where there is none."""
+    module, name = _split(target)
+    try:
+        found: Any = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"no module '{module}' (in '{target}'): expected one on the import path, such as torch"
+        ) from None
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"module '{module}' has no '{name}'; expected MODULE:FUNCTION to name a function in it")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(f"'{target}' is a {type(found).__name__}, not a function")
+    return found
+
+
+def _split(target: str) -> tuple[str, str]:
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise InputError(f"expected MODULE:FUNCTION, got '{target}'")
+    return module, name
+
+
+def attention_call(
+    function: str,
+    *,
+    length: int,
+    heads: int = 4,
+    width: int = 64,
+    value_width: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    causal: bool = False,
+    backward: bool = False,
+    padding: int = 0,
+    key_mask: str = "key_mask",
+    keywords: Mapping[str, Any] | None = None,
+) -> Callable[[], object]:
+    """A `target` for `peak_growth`: one call of an attention function on standard normal inputs (1, heads, length, width).
+
+    `backward` adds the gradient with respect to query, key and value; `padding` > 0 masks so many keys at the end through
+    the keyword `key_mask`; `keywords` are handed on.
+    """
+    import torch
+
+    attend = import_function(function)
+    kind = getattr(torch, dtype)
+    torch.manual_seed(0)
+
+    def draw(last: int) -> torch.Tensor:
+        return torch.randn(1, heads, length, last, dtype=kind, device=device).requires_grad_(backward)
+
+    tensors = draw(width), draw(width), draw(value_width or width)
+    given: dict[str, Any] = dict(keywords or {})
+    if padding:
+        given[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
+    weight = torch.ones(1, heads, length, value_width or width, dtype=kind, device=device) if backward else None
+
+    def call() -> object:
+        with torch.set_grad_enabled(backward):
+            out = attend(*tensors, is_causal=causal, **given)
+            return torch.autograd.grad(out, tensors, weight) if backward else out
+
+    return call
+
+
+def _measure(request: dict[str, Any]) -> list[int]:
+    """What the fresh process does."""
+    build = import_function(request["target"])
+    growth, reset = _meters(request["device"])
+    if request["warm_up"] is not None:
+        build(**(request["cases"][0] | request["warm_up"]))()
+    found = []
+    for case in request["cases"]:
+        call = build(**case)
+        if request["warm_up"] is None:
+            call()
+        measured = []
+        start = reset()
+        for _ in range(request["runs"]):
+            reset()
+            call()
+            measured.append(growth() - start)
+        found.append(max(0, round(statistics.median(measured))))
+        del call
+    return found
+
+
+def _meters(device: str) -> tuple[Callable[[], int], Callable[[], int]]:
+    """Functions that read the peak, and that reset it and return what is allocated now; bytes."""
+    if device.startswith("cuda"):
+        import torch
+
+        def reset_cuda() -> int:
+            gc.collect()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            return torch.cuda.memory_allocated()
+
+        def peak_cuda() -> int:
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated()
+
+        return peak_cuda, reset_cuda
+    if sys.platform != "linux":
+        return _rusage, _rusage
+
+    def reset_resident() -> int:
+        gc.collect()
+        # absent from C libraries other than glibc, which return freed memory by rules of their own
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        # where the kernel forbids it the peak of the whole process counts, which the small warm-up keeps low
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return _rusage()
+        return _status("VmRSS")
+
+    return lambda: _status("VmHWM"), reset_resident
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise LonglensError(f"/proc/self/status has no {field}")
+
+
+def _rusage() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    given = json.load(sys.stdin)
+    sys.path[:0] = [entry for entry in given["path"] if entry not in sys.path]
+    print(json.dumps(_measure(given)))
