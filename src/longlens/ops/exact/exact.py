@@ -1,0 +1,96 @@
+"""The exact method: which of its paths runs, in one readable function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from longlens.errors import MethodError, UnsupportedError
+from longlens.ops.exact import flex, sdpa
+from longlens.ops.exact.blockwise import Walk, attend_tiles
+from longlens.ops.inputs import Inputs
+from longlens.ops.method import Attended, Method
+from longlens.ops.reference import softmax_attention
+from longlens.ops.tiles import dense_shape, dense_tiles
+
+PATHS = ("sdpa", "blockwise", "flex", "math")
+
+
+@final
+@dataclass(frozen=True)
+class Exact(Method):
+    """Softmax attention over every allowed pair, in linear memory.
+
+        output_i = sum_j softmax_j(scale q_i . k_j + bias_ij) v_j
+
+    Rabe & Staats 2021 (arXiv:2112.05682); FlashAttention, Dao et al. 2022 (arXiv:2205.14135). Time N^2 D, memory N.
+
+    `path`: "auto" takes the first that serves the request, in the order of `choose_path`. "sdpa" is PyTorch's fused
+    kernel, "blockwise" our tiles, "flex" compiled FlexAttention (forward only on a CPU), "math" the N x N definition in
+    plain operations, never chosen by itself: quadratic memory, but derivatives of every order.
+    """
+
+    path: str = "auto"
+    name: ClassVar[str] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.path not in ("auto", *PATHS):
+            raise MethodError(f"exact: expected path to be one of {('auto', *PATHS)}, got {self.path!r}")
+
+    def attend(self, inputs: Inputs) -> Attended:
+        """Run the chosen path."""
+        path = choose_path(inputs) if self.path == "auto" else self.path
+        if path == "sdpa":
+            return sdpa.attend(inputs)
+        if path == "flex":
+            return flex.attend(inputs)
+        if path == "math":
+            return attend_math(inputs)
+        return attend_tiles(Walk(inputs, lambda: dense_tiles(inputs), dense_shape(inputs).scores))
+
+    def reference(self, inputs: Inputs) -> Tensor:
+        """`longlens.ops.reference.softmax_attention`."""
+        return softmax_attention(inputs)[0]
+
+    def refusals(self, inputs: Inputs) -> list[str]:
+        """What a path that was named by hand cannot do."""
+        return [] if self.path == "auto" else [f"path '{self.path}': {r}" for r in path_refusals(inputs)[self.path]]
+
+
+def path_refusals(inputs: Inputs) -> dict[str, list[str]]:
+    """For each path, why it cannot serve the inputs; empty lists for those that can."""
+    return {
+        "sdpa": sdpa.refusals(inputs),
+        "flex": flex.refusals(inputs),
+        "blockwise": [],
+        "math": ["it has no dropout"] if inputs.dropout else [],
+    }
+
+
+def choose_path(inputs: Inputs) -> str:
+    """The order of the paths. Never "math": that is quadratic.
+
+    On a CPU in half precision our tiles are faster than the fused kernel once a row of scores is long enough to fill the
+    matrix unit; in float32 the fused kernel is faster wherever it is linear. On CUDA the fused kernels come first, then
+    FlexAttention for what they cannot do in linear memory, then the tiles.
+    """
+    reasons = path_refusals(inputs)
+    if inputs.query.is_cuda:
+        order = ("sdpa", "flex", "blockwise")
+    elif inputs.query.dtype == torch.bfloat16 and inputs.queries >= 256:
+        order = ("blockwise",)
+    else:
+        order = ("sdpa", "blockwise")
+    return next(path for path in order if not reasons[path])
+
+
+def attend_math(inputs: Inputs) -> Attended:
+    """The N x N definition in the inputs' dtype: quadratic memory, every derivative."""
+    if inputs.dropout:
+        raise UnsupportedError("exact:path=math has no dropout; use exact")
+    output, lse = softmax_attention(inputs)
+    wide = torch.promote_types(inputs.query.dtype, torch.float32)
+    return Attended(output.to(inputs.query.dtype), lse.to(wide) if inputs.need_lse else None)
