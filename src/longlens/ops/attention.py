@@ -84,11 +84,17 @@ def resolve_method(method: Method | str) -> Method:
 def _attend(method: Method, inputs: Inputs) -> Attended:
     if inputs.query.numel() == 0 or inputs.keys == 0 or inputs.value.shape[3] == 0:
         return _nothing(inputs)
-    if inputs.cu_seqlens is None:
-        return attend_guarded(method, inputs)
-    parts = [_attend(method, part) for part in inputs.sequences()]
-    lse = torch.cat([part.lse for part in parts if part.lse is not None], 2) if inputs.need_lse else None
-    return Attended(torch.cat([part.output for part in parts], 2), lse)
+    if inputs.cu_seqlens is not None:
+        return _join([_attend(method, part) for part in inputs.sequences()], axis=2)
+    return _join([attend_guarded(form, part) for form, part in method.localise(inputs)], axis=0)
+
+
+def _join(parts: list[Attended], axis: int) -> Attended:
+    """Packed sequences (axis 2) or batch rows (axis 0), one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    lses = [part.lse for part in parts if part.lse is not None]
+    return Attended(torch.cat([part.output for part in parts], axis), torch.cat(lses, axis) if lses else None)
 
 
 def _nothing(inputs: Inputs) -> Attended:
@@ -99,5 +105,3 @@ def _nothing(inputs: Inputs) -> Attended:
     if inputs.need_lse:
         lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=torch.float32, device=inputs.query.device)
     return Attended(inputs.query.new_zeros(shape) + zero, lse)
-
-

@@ -88,7 +88,9 @@ class RelativePosition(Bias):
 
     def __post_init__(self) -> None:
         if self.table.ndim != 2 or not self.table.is_floating_point():
-            raise MaskError(f"expected a floating table (heads, buckets), got {self.table.dtype} {tuple(self.table.shape)}")
+            raise MaskError(
+                f"expected a floating table (heads, buckets), got {self.table.dtype} {tuple(self.table.shape)}"
+            )
         if self.kind not in ("clip", "t5", "t5-causal"):
             raise MaskError(f"expected kind 'clip', 't5' or 't5-causal', got {self.kind!r}")
         if self.kind == "clip" and self.table.shape[1] % 2 == 0:

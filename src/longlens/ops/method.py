@@ -45,6 +45,10 @@ class Method(ABC):
     def reference(self, inputs: Inputs) -> Tensor:
         """The same result by definition: quadratic, plain, in the inputs' dtype. Output (B, H, Nq, Dv)."""
 
+    def localise(self, inputs: Inputs) -> list[tuple[Method, Inputs]]:
+        """The method and inputs to run, in batch order: more than one where each batch row needs a form of its own."""
+        return [(self, inputs)]
+
     def refusals(self, inputs: Inputs) -> list[str]:
         """Reasons, beyond the registry's capabilities, why these parameters cannot serve these inputs."""
         return []
@@ -81,7 +85,9 @@ def build_method(kind: type[M], text: str) -> M:
         name, equals, raw = item.partition("=")
         if not equals:
             if place >= len(names):
-                raise MethodError(f"'{kind.name}:{text}': expected at most {len(names)} parameters {names}; drop '{item}'")
+                raise MethodError(
+                    f"'{kind.name}:{text}': expected at most {len(names)} parameters {names}; drop '{item}'"
+                )
             name, raw = names[place], item
         if name not in names:
             raise MethodError(f"'{kind.name}:{text}': unknown parameter '{name}'; {kind.name} takes {names}")

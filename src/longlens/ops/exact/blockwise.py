@@ -121,7 +121,9 @@ def _forward(
             out, lse = kernel.online(tile.pieces, v)
             if needs_backward:
                 result.need_lse()
-            result.write(tile.rows, kernel.heads, out, lse) if tile.once else result.merge(tile.rows, kernel.heads, out, lse)
+            result.write(tile.rows, kernel.heads, out, lse) if tile.once else result.merge(
+                tile.rows, kernel.heads, out, lse
+            )
     output = result.finish().unflatten(0, query.shape[:2])
     return output, None if result.lse is None else result.lse.unflatten(0, query.shape[:2])
 

@@ -1,0 +1,75 @@
+"""A faster route through plain windows: overlapping views of the keys, given to PyTorch's fused kernel all at once.
+
+Block b of R queries meets keys b R - left .. (b + 1) R + right. As views with overlapping strides, all these ranges are one
+batch of small attentions that share one mask; the fused kernel runs them in a single call and nothing is copied. In
+float32 on a CPU that is faster than one tile after another; in half precision the tiles are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from longlens.ops.inputs import Inputs
+from longlens.ops.masks import Rule
+from longlens.ops.sparse.window import Window
+
+# queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
+ROWS = 32
+
+HeadStart = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]
+
+
+def head_start(strata: Sequence[Rule], inputs: Inputs) -> HeadStart | None:
+    """The route for these inputs, or None where it does not serve."""
+    serves = (
+        len(strata) == 1
+        and isinstance(strata[0], Window)
+        and inputs.query.device.type == "cpu"
+        and inputs.query.element_size() >= 4
+        and inputs.rule is None
+        and inputs.key_mask is None
+        and inputs.bias is None
+        and inputs.value.shape[3] == inputs.query.shape[3]
+    )
+    if not serves:
+        return None
+    window = strata[0]
+    assert isinstance(window, Window)
+    left, right = window.reach
+    right = 0 if inputs.causal else right
+
+    def run(q: Tensor, k: Tensor, v: Tensor, output: Tensor) -> tuple[int, int]:
+        """Fill the rows whose whole window lies inside the keys; returns their range."""
+        offset, groups = inputs.offset, inputs.groups
+        # rows in whole blocks with all their keys inside 0..Nk, starting where the tiles' blocks start
+        start = -(-max(0, left - offset) // 64) * 64
+        stop = min(inputs.queries, inputs.keys - right - offset)
+        blocks = (stop - start) // 64 * (64 // ROWS)
+        if blocks <= 0:
+            return 0, 0
+        stop = start + blocks * ROWS
+        first, width = start + offset - left, ROWS + left + right
+        keys, values = (_overlapping(t, first, blocks, width) for t in (k, v))
+        distance = torch.arange(width).unsqueeze(0) - left - torch.arange(ROWS).unsqueeze(1)
+        mask = torch.zeros(ROWS, width, dtype=q.dtype).masked_fill_((distance < -left) | (distance > right), -torch.inf)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            for group in range(groups):
+                rows = q[group::groups, start:stop].unflatten(1, (blocks, ROWS))
+                part = F.scaled_dot_product_attention(rows, keys, values, mask, scale=inputs.scale)
+                output[group::groups, start:stop].unflatten(1, (blocks, ROWS)).copy_(part)
+        return start, stop
+
+    return run
+
+
+def _overlapping(tensor: Tensor, first: int, blocks: int, width: int) -> Tensor:
+    """(heads, N, D) as (heads, blocks, width, D): block b starts at row first + b ROWS. A view."""
+    heads, _, depth = tensor.shape
+    by_head, by_row, by_column = tensor.stride()
+    place = tensor.storage_offset() + first * by_row
+    return tensor.as_strided((heads, blocks, width, depth), (by_head, ROWS * by_row, by_row, by_column), place)

@@ -1,0 +1,262 @@
+"""Locality-sensitive hashing: queries meet the keys that fall into the same bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from longlens.errors import MethodError
+from longlens.ops.exact.blockwise import Walk, attend_tiles
+from longlens.ops.inputs import Inputs
+from longlens.ops.masks import Rule
+from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.reference import softmax_attention
+from longlens.ops.sparse.pattern import Pattern, strata_tiles
+from longlens.ops.tiles import Edge, Piece, Tile, TileShape, sparse_shape
+
+# under a causal mask the number of buckets must not tell the length
+CAUSAL_BUCKETS = 64
+# rows hashed at a time
+ROWS = 8192
+
+
+@final
+@dataclass(frozen=True)
+class LSH(Method):
+    """LSH attention: exact softmax over pairs that share a hash bucket in any of `rounds` (Reformer, Kitaev et al. 2020).
+
+    Hash of x in a round: argmax over [x R; -x R] with R random (section 2, "Locality sensitive hashing"); many buckets are
+    hashed as a product of two smaller hashes. A query at position p meets the keys j of its bucket whose rank among the
+    bucket's keys is within `bucket` of p's own: at most 2 `bucket` pairs in a round. A pair met in several rounds counts once.
+
+    Differences from the paper: queries and keys are not tied and a token may attend to itself; ranks count within the
+    bucket, so that neither chunk borders nor the future decide who meets whom. `buckets` is, where None, the number of kept
+    keys / `bucket`, and 64 under `is_causal`, where it must not depend on the length. Hashes are drawn from `seed`, the same
+    for every head. Grouped heads are expanded. Time N rounds bucket, memory N.
+    """
+
+    rounds: int = 4
+    bucket: int = 64
+    buckets: int | None = None
+    seed: int = 0
+    name: ClassVar[str] = "lsh"
+
+    def __post_init__(self) -> None:
+        check_count("lsh", "rounds", self.rounds)
+        check_count("lsh", "bucket", self.bucket)
+        check_count("lsh", "seed", self.seed, 0)
+        if self.buckets is not None:
+            check_count("lsh", "buckets", self.buckets, 2)
+            if self.buckets % 2:
+                raise MethodError(f"lsh: expected an even number of buckets, got {self.buckets}")
+
+    def localise(self, inputs: Inputs) -> list[tuple[Method, Inputs]]:
+        """Each batch row by itself under a key mask, since the number of buckets follows from the kept keys."""
+        if inputs.key_mask is None:
+            return [(self, inputs)]
+        return [(self, inputs.row(row)) for row in range(inputs.query.shape[0])]
+
+    def attend(self, inputs: Inputs) -> Attended:
+        """Exact softmax over the pairs that share a bucket."""
+        return attend_hashed(self, (), inputs)
+
+    def reference(self, inputs: Inputs) -> Tensor:
+        """Softmax over the pairs that share a bucket, by definition."""
+        return torch.cat([hashed_reference(self, (), part) for _, part in self.localise(inputs)])
+
+    def __or__(self, other: Method) -> Method:
+        from longlens.ops.sparse.union import unite
+
+        return unite((self, other)) if isinstance(other, Method) else NotImplemented
+
+
+@final
+@dataclass(frozen=True)
+class HashedUnion(Method):
+    """A union of patterns with LSH: `Window(64) | LSH()`."""
+
+    members: tuple[Pattern, ...]
+    hashed: LSH
+    name: ClassVar[str] = "lsh"
+
+    def localise(self, inputs: Inputs) -> list[tuple[Method, Inputs]]:
+        """Each batch row by itself under a key mask, with the patterns' positions counted from its first kept key."""
+        parts = [self.hashed.localise(inputs), *(_by_row(member, inputs) for member in self.members)]
+        return [
+            (HashedUnion(tuple(form for form, _ in members), self.hashed), part)  # type: ignore[misc]
+            for (_, part), *members in zip(*parts, strict=True)
+        ]
+
+    def attend(self, inputs: Inputs) -> Attended:
+        """Exact softmax over the pairs of any member."""
+        return attend_hashed(self.hashed, self.members, inputs)
+
+    def reference(self, inputs: Inputs) -> Tensor:
+        """Softmax over the union, by definition."""
+        return torch.cat([
+            hashed_reference(form.hashed, form.members, part)
+            for form, part in self.localise(inputs) if isinstance(form, HashedUnion)
+        ])  # fmt: skip
+
+    def __or__(self, other: Method) -> Method:
+        from longlens.ops.sparse.union import unite
+
+        return unite((self, other)) if isinstance(other, Method) else NotImplemented
+
+    def __str__(self) -> str:
+        return "|".join(map(str, (*self.members, self.hashed)))
+
+
+def _by_row(pattern: Pattern, inputs: Inputs) -> list[tuple[Method, Inputs]]:
+    forms = pattern.localise(inputs)
+    rows = 1 if inputs.key_mask is None else inputs.query.shape[0]
+    return forms if len(forms) == rows else [(forms[0][0], inputs.row(row)) for row in range(rows)]
+
+
+class _Round(NamedTuple):
+    """One round's hashes: buckets and places in sorted order.
+
+    `q_bucket` (B, H, Nq) and `k_bucket` (B, H, Nk); `k_rank` (B, H, Nk) is a key's place among keys sorted by bucket, then
+    position, and `q_rank` (B, H, Nq) the place where the query would stand among them.
+    """
+
+    q_bucket: Tensor
+    k_bucket: Tensor
+    q_rank: Tensor
+    k_rank: Tensor
+
+    def allowed(self, reach: int, rows: Tensor, keys: Tensor) -> Tensor:
+        """(B, H, rows, keys): same bucket, ranks within reach. `rows`, `keys` number queries and keys, (B, H, m)."""
+        same = self.q_bucket.gather(2, rows).unsqueeze(3) == self.k_bucket.gather(2, keys).unsqueeze(2)
+        distance = self.k_rank.gather(2, keys).unsqueeze(2) - self.q_rank.gather(2, rows).unsqueeze(3)
+        return same & (distance >= -reach) & (distance < reach)
+
+
+def attend_hashed(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Attended:
+    """Exact softmax over the pairs of `members` and of the hashes."""
+    inputs = _expanded(inputs)
+    with torch.no_grad():
+        rounds = _hash_rounds(lsh, inputs)
+    shape = sparse_shape(inputs)
+    strata = tuple(stratum for member in members for stratum in member.strata())
+
+    def tiles() -> Iterator[Tile]:
+        for tile in strata_tiles(strata, inputs, shape) if strata else ():
+            yield tile._replace(once=False)
+        for number in range(len(rounds)):
+            yield from _round_tiles(lsh, rounds, number, strata, inputs, shape)
+
+    return attend_tiles(Walk(inputs, tiles, shape.scores))
+
+
+def hashed_reference(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Tensor:
+    """Softmax over the pairs of `members` and of the hashes, by definition."""
+    inputs = _expanded(inputs)
+    batch, heads = inputs.query.shape[:2]
+    rows = torch.arange(inputs.queries).expand(batch, heads, -1)
+    keys = torch.arange(inputs.keys).expand(batch, heads, -1)
+    rounds = _hash_rounds(lsh, inputs)
+
+    class Pairs(Rule):
+        """Pairs that any round or member allows."""
+
+        def allowed(self, q: Tensor, k: Tensor, n: int) -> Tensor:
+            keep = rounds[0].allowed(lsh.bucket, rows, keys)
+            for other in rounds[1:]:
+                keep = keep | other.allowed(lsh.bucket, rows, keys)
+            for member in members:
+                keep = keep | member.allowed(q, k, n)
+            return keep
+
+    return softmax_attention(inputs, Pairs())[0]
+
+
+def _expanded(inputs: Inputs) -> Inputs:
+    """Every query head with keys of its own, since the tiles gather keys by head."""
+    if inputs.groups == 1:
+        return inputs
+    key, value = (tensor.repeat_interleave(inputs.groups, 1) for tensor in (inputs.key, inputs.value))
+    return replace(inputs, key=key, value=value)
+
+
+def _hash_rounds(lsh: LSH, inputs: Inputs) -> list[_Round]:
+    kept = inputs.keys if inputs.key_mask is None else int(inputs.key_mask.sum())
+    buckets = lsh.buckets or (CAUSAL_BUCKETS if inputs.causal else max(2, 2 * round(kept / lsh.bucket / 2)))
+    device, n = inputs.key.device, inputs.keys
+    q_place = torch.arange(inputs.queries, device=device) + inputs.offset
+    k_place = torch.arange(n, device=device)
+    rounds = []
+    for number in range(lsh.rounds):
+        q_bucket, k_bucket = (_hash(t, buckets, lsh.seed, number) for t in (inputs.query, inputs.key))
+        if inputs.key_mask is not None:
+            k_bucket = k_bucket.masked_fill(~inputs.key_mask.unsqueeze(1), buckets)
+        # one number that sorts by bucket, then position; a query stands just before the key at its own position
+        sorted_keys, order = (k_bucket * (n + 1) + k_place).sort(-1)
+        k_rank = torch.empty_like(order).scatter_(2, order, k_place.expand_as(order))
+        q_rank = torch.searchsorted(sorted_keys, q_bucket * (n + 1) + q_place.clamp(0, n))
+        rounds.append(_Round(q_bucket, k_bucket, q_rank, k_rank))
+    return rounds
+
+
+def _hash(x: Tensor, buckets: int, seed: int, number: int) -> Tensor:
+    """(B, H, N) int64 in 0..buckets - 1; a product of two hashes where there are more than 64 buckets."""
+    sizes = (buckets,)
+    if buckets > 64:
+        small = next(size for size in range(2 * int(buckets**0.5 / 2 + 1), 1, -2) if buckets % size == 0)
+        if buckets // small % 2 == 0:
+            sizes = (small, buckets // small)
+    out = torch.zeros(x.shape[:3], dtype=torch.int64, device=x.device)
+    for factor, count in enumerate(sizes):
+        directions = _directions(x.shape[3], count // 2, seed, 2 * number + factor).to(x.device)
+        for start in range(0, x.shape[2], ROWS):
+            rows = slice(start, start + ROWS)
+            near = x[:, :, rows].float() @ directions
+            out[:, :, rows] = out[:, :, rows] * count + torch.cat([near, -near], -1).argmax(-1)
+    return out
+
+
+@lru_cache(64)
+def _directions(width: int, count: int, seed: int, stream: int) -> Tensor:
+    """(width, count) random directions, float32."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + stream)
+    return torch.randn(width, count, generator=generator)
+
+
+def _round_tiles(
+    lsh: LSH, rounds: list[_Round], number: int, strata: Sequence[Rule], inputs: Inputs, shape: TileShape
+) -> Iterator[Tile]:
+    """One round: queries in sorted order, in blocks, and the run of sorted keys that each block can meet."""
+    now, n, nq = rounds[number], inputs.keys, inputs.queries
+    mask = inputs.mask_rule()
+    place = torch.arange(nq, device=inputs.query.device)
+    # by bucket, then position: neighbours share keys
+    q_order = (now.q_bucket * (nq + 1) + place).argsort(-1)
+    k_order = torch.empty_like(now.k_rank).scatter_(
+        2, now.k_rank, torch.arange(n, device=place.device).expand_as(now.k_rank)
+    )
+    for start in range(0, nq, shape.rows):
+        rows = q_order[:, :, start : start + shape.rows]
+        ranks = now.q_rank.gather(2, rows)
+        first = (ranks[..., 0] - lsh.bucket).clamp(min=0)
+        last = (ranks[..., -1] + lsh.bucket).clamp(max=n)
+        pieces = []
+        for begin in range(0, int((last - first).max()), shape.keys):
+            wide = min(shape.keys, int((last - first).max()) - begin)
+            ranked = first.unsqueeze(-1) + begin + torch.arange(wide, device=place.device)
+            inside = ranked < last.unsqueeze(-1)
+            keys = k_order.gather(2, ranked.clamp(max=n - 1))
+            keep = now.allowed(lsh.bucket, rows, keys) & inside.unsqueeze(2)
+            for before in rounds[:number]:
+                keep &= ~before.allowed(lsh.bucket, rows, keys)
+            q, k = (rows + inputs.offset).unsqueeze(3), keys.unsqueeze(2)
+            for stratum in strata:
+                keep &= ~stratum.allowed(q, k, n)
+            if mask is not None:
+                keep &= mask.allowed(q, k, n)
+            pieces.append(Piece(keys, (Edge(0, wide, keep),)))
+        yield Tile(rows, tuple(pieces), once=lsh.rounds == 1 and not strata)
