@@ -1,0 +1,64 @@
+"""The `longlens` command. A command's module is imported when the command runs, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from longlens import __version__
+from longlens.errors import LonglensError
+
+# name -> where the command lives, and the line that stands for it in `longlens --help`
+COMMANDS = {
+    "conformance": ("longlens.cli.conformance:conformance", "Run an attention function through the conformance suite."),
+    "explain": ("longlens.cli.explain:explain", "Say which path a call of attention would take, and its memory."),
+    "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run, not when they are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in alphabetical order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by the lines above, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="longlens")
+def cli() -> None:
+    """Attention over long sequences in linear memory."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+
+    A reader that goes away (`longlens methods | head -1`) ends it silently with 1: click sees to that.
+    """
+    try:
+        code = cli.main(prog_name="longlens", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except LonglensError as error:
+        click.echo(f"longlens: {error}", err=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
