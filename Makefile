@@ -1,0 +1,48 @@
+# Everything sets itself up: a virtual environment in .venv, made again when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# packages of the caller's environment must not leak into the tests
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help test check bench format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make test     set up and run the tests"
+	@echo "make check    set up; linter, formatter, types, import rules, the code blocks of the docs"
+	@echo "make bench    set up with the peers; time, memory and error of every method side by side"
+	@echo "make format   format the code and sort imports"
+	@echo "make clean    remove .venv and caches"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_docs.py
+
+bench: $(VENV)/.test $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py
+
+format: $(VENV)/.check
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# one stamp to an extra, written only when its installation succeeded
+$(VENV)/.test $(VENV)/.check $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "longlens needs Python 3.11 or newer, \
+	$(PYTHON) is %d.%d: say which with `make PYTHON=python3.12 ...`" % v[:2])'
+	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing longlens[$*] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@

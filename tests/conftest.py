@@ -1,0 +1,36 @@
+"""Settings for every test: a seed of its own, few threads, and uninitialised memory that shows itself."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    # small tensors: more threads only wait for each other
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """A seed that depends on the test's name alone, so that a test gives the same numbers alone and in the suite."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fill what `torch.empty` returns with NaN (the largest value for integers), so that a read of it cannot pass.
+
+    PyTorch does that under deterministic algorithms. Tests on a GPU, where some kernels have no deterministic form, run
+    without.
+    """
+    if request.node.get_closest_marker("cuda"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
