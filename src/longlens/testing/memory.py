@@ -3,14 +3,16 @@
     peak_growth("my_module:build", {"length": 16384})
 
 where `build(length=...)` makes the inputs and returns a function of no arguments, the call to be measured. What is
-allocated when `build` returns is subtracted, so the result is what the call itself needs: scratch, saved tensors, output.
+allocated when `build` returns is subtracted, so the result is what the call itself needs: scratch, saved tensors and
+output.
 
-On the CPU the process's peak resident set is read; the C allocator is told to hand freed blocks back at once, so that one
-measurement leaves nothing for the next to hide in. On CUDA the caching allocator's own peak is read.
+On the CPU the process's peak resident set is read; the C allocator is told to hand freed blocks back at once, so that
+one measurement leaves nothing for the next to hide in. On CUDA the caching allocator's own peak is read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -46,8 +48,8 @@ def peak_growth(
         target: "module:function"; the function makes inputs and returns a function of no arguments.
         kwargs: its arguments; what JSON can hold.
         device: "cpu" or "cuda": which allocator's peak to read. `target` must put its tensors there itself.
-        warm_up: arguments that differ in a first, small, unmeasured call, such as {"length": 64}: it starts thread pools
-            and loads what is loaded lazily. Where None the measured call is run once before.
+        warm_up: arguments that differ in a first, small, unmeasured call, such as {"length": 64}: it starts thread
+            pools and loads what is loaded lazily. Where None the measured call is run once before.
         runs: measured runs; the median counts. Whatever an early run leaves behind counts in the later ones.
         path: folders to put in front of the import path.
         timeout: seconds.
@@ -71,20 +73,27 @@ def peak_growths(
 ) -> list[int]:
     """`peak_growth` of several cases, one after another in one fresh process (loading torch is most of the time)."""
     _split(target)
+    if device == "cpu" and sys.platform != "linux" and len(cases) > 1:
+        # the peak of a process can be reset on Linux alone
+        return [
+            peak_growth(target, case, device=device, warm_up=warm_up, runs=runs, path=path, timeout=timeout)
+            for case in cases
+        ]
+    folders = [*path, *(entry or str(Path.cwd()) for entry in sys.path)]
     request = {
         "target": target,
         "cases": [dict(case) for case in cases],
         "device": device,
         "warm_up": None if warm_up is None else dict(warm_up),
         "runs": runs,
-        "path": [*path, *(entry or str(Path.cwd()) for entry in sys.path)],
+        "path": folders,
     }
     # blocks of 64 KiB and more are mapped one by one and unmapped when freed; the rest lies in one arena
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
         "MALLOC_ARENA_MAX": "1",
-        "PYTHONPATH": os.pathsep.join(request["path"]),
+        "PYTHONPATH": os.pathsep.join(folders),
     }
     child = subprocess.run(
         [sys.executable, "-m", "longlens.testing.memory"],
@@ -110,9 +119,7 @@ def import_function(target: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise InputError(
-            f"no module '{module}' (in '{target}'): expected one on the import path, such as torch"
-        ) from None
+        raise InputError(f"no module '{module}' (in '{target}'): expected one on the import path") from None
     for part in name.split("."):
         if not hasattr(found, part):
             raise InputError(f"module '{module}' has no '{name}'; expected MODULE:FUNCTION to name a function in it")
@@ -144,10 +151,10 @@ def attention_call(
     key_mask: str = "key_mask",
     keywords: Mapping[str, Any] | None = None,
 ) -> Callable[[], object]:
-    """A `target` for `peak_growth`: one call of an attention function on standard normal inputs (1, heads, length, width).
+    """A `target` for `peak_growth`: one call of an attention function on normal inputs (1, heads, length, width).
 
-    `backward` adds the gradient with respect to query, key and value; `padding` > 0 masks so many keys at the end through
-    the keyword `key_mask`; `keywords` are handed on.
+    `backward` adds the gradient with respect to query, key and value; `padding` > 0 masks so many keys at the end
+    through the keyword `key_mask`; `keywords` are handed on.
     """
     import torch
 
@@ -220,10 +227,8 @@ def _meters(device: str) -> tuple[Callable[[], int], Callable[[], int]]:
         if trim is not None:
             trim(0)
         # where the kernel forbids it the peak of the whole process counts, which the small warm-up keeps low
-        try:
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return _rusage()
         return _status("VmRSS")
 
     return lambda: _status("VmHWM"), reset_resident

@@ -1,0 +1,196 @@
+"""The suite: which checks there are, which claim each needs, and the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from longlens.errors import InputError, LonglensError
+from longlens.testing import independence, values
+from longlens.testing.claims import Claims, softmax_definition
+from longlens.testing.memory import LINEAR, MIB, attention_call, import_function, peak_growths
+from longlens.testing.report import Finding, Report, Result, Status
+from longlens.testing.subject import Subject, relative_error
+
+MEMORY_LENGTHS = (8192, 16384)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, what a function must claim for it to run, and the run."""
+
+    name: str
+    needs: str
+    claimed: Callable[[Claims], bool]
+    run: Callable[[Subject], Iterator[Finding]]
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("agreement", "a definition", lambda c: c.defined, values.agreement),
+    Check("odd lengths", "lengths", lambda c: bool(c.lengths), values.odd_lengths),
+    Check("cross lengths", "cross_lengths", lambda c: c.cross_lengths, values.cross_lengths),
+    Check("value width", "value_width", lambda c: c.value_width, values.value_width),
+    Check("grouped heads", "grouped", lambda c: c.grouped, values.grouped),
+    Check("scale", "scale", lambda c: c.scale, values.scale),
+    Check("dtypes", "dtypes", lambda c: True, values.dtypes),
+    Check("gradients", "gradients", lambda c: c.gradients, values.gradient_values),
+    Check("second derivatives", "second_derivatives", lambda c: c.second_derivatives, values.second_derivatives),
+    Check("log-sum-exp", "lse", lambda c: c.lse is not None, values.log_sum_exp),
+    Check("dropout", "dropout", lambda c: c.dropout, values.dropout),
+    Check("padding left", "key_mask", lambda c: c.key_mask is not None, independence.padding_left),
+    Check("padding right", "key_mask", lambda c: c.key_mask is not None, independence.padding_right),
+    Check("batch", "nothing", lambda c: True, independence.batch),
+    Check("causality", "causal", lambda c: c.causal is not None, independence.causality),
+    Check("packing", "packing", lambda c: c.packing is not None, independence.packing),
+    Check("tensor mask", "attn_mask", lambda c: c.attn_mask and c.defined, independence.tensor_mask),
+    Check(
+        "fully masked rows",
+        "key_mask, attn_mask, or a bottom-right causal mask with cross_lengths",
+        lambda c: c.key_mask is not None or c.attn_mask or (c.causal == "bottom-right" and c.cross_lengths),
+        independence.fully_masked,
+    ),
+    Check(
+        "masked NaN",
+        "key_mask, causal or pattern",
+        lambda c: c.key_mask is not None or c.causal is not None or c.pattern is not None,
+        independence.masked_nan,
+    ),
+    Check("layouts", "nothing", lambda c: True, independence.layouts),
+    Check("determinism", "nothing", lambda c: True, independence.determinism),
+)
+
+MEMORY_CHECKS = ("memory forward", "memory backward")
+
+
+def check_names() -> tuple[str, ...]:
+    """The names of all checks, in the order of the report."""
+    return (*(check.name for check in CHECKS), *MEMORY_CHECKS)
+
+
+def run_conformance(
+    function: Callable[..., Any],
+    *,
+    claims: Claims | None = None,
+    target: str | None = None,
+    checks: Collection[str] | None = None,
+    memory_lengths: tuple[int, int] = MEMORY_LENGTHS,
+    name: str | None = None,
+) -> Report:
+    """Run an attention function through the suite.
+
+    Args:
+        function: `f(query, key, value, ...)` on (B, H, N, D) tensors, with the keywords of
+            `torch.nn.functional.scaled_dot_product_attention` as far as `claims` says that it takes them.
+        claims: what it claims; `Claims()` where None: exact softmax attention in float32 with gradients.
+        target: "module:function" by which a fresh process finds it, for the memory checks; where None, the function's
+            own module and name, if it has them.
+        checks: names of checks to run, out of `check_names()`; all where None.
+        memory_lengths: N and 2 N of the memory checks.
+        name: what the report calls it.
+
+    Returns:
+        A report with one result to a check. An exception out of the function fails the check that it came from.
+
+    Raises:
+        InputError: a check that does not exist.
+    """
+    unknown = set(checks or ()) - set(check_names())
+    if unknown:
+        raise InputError(f"no checks {sorted(unknown)}: expected some of {', '.join(check_names())}")
+    claims = claims or Claims()
+    target = target or _target(function)
+    subject = Subject(function, claims, target)
+    wanted = [check for check in CHECKS if checks is None or check.name in checks]
+    results = [_run(check, subject) for check in wanted]
+    results += [
+        _run_memory(check, subject, memory_lengths) for check in MEMORY_CHECKS if checks is None or check in checks
+    ]
+    errors = measure_errors(function, claims) if checks is None else {}
+    return Report(name or target or repr(function), tuple(results), errors)
+
+
+def measure_errors(function: Callable[..., Any], claims: Claims) -> dict[str, float]:
+    """Relative Frobenius error against softmax attention over all pairs, on standard normal inputs (1, 4, 256, 32)."""
+    subject = Subject(function, claims)
+    found = {}
+    for mode, causal in subject.modes():
+        request = subject.draw(1, 4, 256, 32, is_causal=causal)
+        try:
+            found[mode] = relative_error(subject(request), softmax_definition(request))
+        except Exception:  # a stranger's function may raise anything, and the checks tell what
+            found[mode] = float("nan")
+    return found
+
+
+def _run(check: Check, subject: Subject) -> Result:
+    if not check.claimed(subject.claims):
+        return Result(check.name, "not claimed", note=f"needs {check.needs}")
+    findings = []
+    state = torch.random.get_rng_state()
+    try:
+        for finding in check.run(subject):
+            findings.append(finding)
+    except Exception as error:  # a stranger's function may raise anything: that is a failure, told as such
+        return Result(check.name, "fail", tuple(findings), f"raised {_first_line(error)}")
+    finally:
+        torch.random.set_rng_state(state)
+    return Result(check.name, _verdict(findings), tuple(findings))
+
+
+def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result:
+    claims = subject.claims
+    backward = name == "memory backward"
+    if claims.memory is None or (backward and not claims.gradients):
+        return Result(name, "not claimed", note="needs memory" + " and gradients" * backward)
+    if subject.target is None:
+        return Result(name, "not run", note='a fresh process cannot import it: give target="module:function"')
+    keywords = dict(claims.keywords)
+    findings: list[Finding] = []
+    for mode, causal in subject.modes():
+        case = {"function": subject.target, "causal": causal, "backward": backward, "keywords": keywords}
+        if claims.causal is None:
+            case.pop("causal")
+        try:
+            growth = peak_growths(
+                f"{attention_call.__module__}:{attention_call.__name__}",
+                [case | {"length": length} for length in lengths],
+                warm_up={"length": 128},
+            )
+        except LonglensError as error:
+            return Result(name, "fail", tuple(findings), f"raised {_first_line(error)}")
+        findings.append(memory_finding(mode, lengths, growth))
+    return Result(name, _verdict(findings), tuple(findings))
+
+
+def _verdict(findings: list[Finding]) -> Status:
+    return "pass" if all(finding.ok for finding in findings) else "fail"
+
+
+def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> Finding:
+    """Whether growth from N to 2 N is linear."""
+    ratio = growth[1] / max(1, growth[0])
+    told = f"{ratio:.2f} times ({growth[0] / MIB:.1f} to {growth[1] / MIB:.1f} MiB)"
+    return Finding(f"N={lengths[0]} to {lengths[1]}, {case}", ratio <= LINEAR, f"at most {LINEAR} times", told)
+
+
+def _first_line(error: Exception) -> str:
+    """The telling line: the last of ours, which end with the cause, and the first of anyone else's."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    told = lines[-1 if isinstance(error, LonglensError) else 0] if lines else ""
+    return f"{type(error).__name__}: {told}".removesuffix(": ")
+
+
+def _target(function: Callable[..., Any]) -> str | None:
+    """The path by which another process can import `function`, where there is one."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not module or not name or module == "__main__" or "<" in name:
+        return None
+    path = f"{module}:{name}"
+    try:
+        found = import_function(path)
+    except Exception:  # whatever stops the import stops the other process too
+        return None
+    return path if found is function else None

@@ -1,0 +1,106 @@
+"""What the suite found: one result to a check, and the report that holds them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Status = Literal["pass", "fail", "not claimed", "not run"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One case of one check: what was expected and what came."""
+
+    case: str
+    ok: bool
+    expected: str
+    got: str
+
+
+def within(case: str, error: float, limit: float) -> Finding:
+    """A finding on an error that must not pass `limit`; NaN passes no limit."""
+    return Finding(case, error <= limit, f"error <= {limit:.1e}", f"{error:.1e}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check: every case's finding. `note` says why it was not run, or what stopped it."""
+
+    check: str
+    status: Status
+    findings: tuple[Finding, ...] = ()
+    note: str = ""
+
+    @property
+    def failed(self) -> tuple[Finding, ...]:
+        """The findings that are not as expected."""
+        return tuple(finding for finding in self.findings if not finding.ok)
+
+    def describe(self) -> str:
+        """One line: the first failure with what was expected and got, or what was tried."""
+        if self.status in ("not claimed", "not run"):
+            return self.note
+        if self.note:
+            return self.note
+        if self.failed:
+            first = self.failed[0]
+            more = f" (and {len(self.failed) - 1} more of {len(self.findings)})" if len(self.failed) > 1 else ""
+            return f"{first.case}: expected {first.expected}, got {first.got}{more}"
+        return f"{len(self.findings)} cases"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Every check of one function.
+
+    `errors` is the relative Frobenius error against softmax attention over all pairs, on standard normal inputs
+    (1, 4, 256, 32), "bidirectional" and "causal": what an approximation costs, not a verdict.
+    """
+
+    subject: str
+    results: tuple[Result, ...]
+    errors: Mapping[str, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was claimed failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Result, ...]:
+        """The checks that failed."""
+        return tuple(result for result in self.results if result.status == "fail")
+
+    def __getitem__(self, check: str) -> Result:
+        for result in self.results:
+            if result.check == check:
+                return result
+        raise KeyError(f"no check '{check}' among {[result.check for result in self.results]}")
+
+    def table(self) -> str:
+        """Plain text: a line to a check, then the error against softmax and a count."""
+        words = {"pass": "pass", "fail": "FAIL", "not claimed": "-", "not run": "not run"}
+        wide = max(len(result.check) for result in self.results) if self.results else 0
+        lines = [self.subject, ""]
+        for result in self.results:
+            told = "not claimed" if result.status == "not claimed" else result.describe()
+            lines.append(f"  {result.check:<{wide}}  {words[result.status]:<7}  {told}".rstrip())
+        for mode, error in self.errors.items():
+            lines.append(f"  {'error':<{wide}}  {error:<7.2g}  against softmax, {mode}")
+        counts = {word: sum(result.status == word for result in self.results) for word in words}
+        lines += ["", "  " + ", ".join(f"{count} {word}" for word, count in counts.items() if count)]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The report as JSON; errors that are not finite as null."""
+        told = {
+            "subject": self.subject,
+            "ok": self.ok,
+            "errors": {mode: error if math.isfinite(error) else None for mode, error in self.errors.items()},
+            "results": [asdict(result) for result in self.results],
+        }
+        return json.dumps(told, indent=2)

@@ -1,0 +1,220 @@
+"""The function under test behind one call, with what is expected of it and how far off it may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longlens.errors import LonglensError
+from longlens.ops.reference import allowed_pairs
+from longlens.testing.claims import Claims, Request, softmax_definition, softmax_lse
+from longlens.testing.report import Finding, within
+
+BATCH, HEADS, LENGTH, WIDTH = 2, 4, 64, 16
+
+
+class ConformanceError(LonglensError):
+    """The function returned something that is no attention output."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An attention function and its claims."""
+
+    function: Callable[..., Any]
+    claims: Claims
+    target: str | None = None
+
+    def __call__(self, request: Request) -> Tensor:
+        """The function's output, checked for shape and dtype."""
+        found = self.function(*request.tensors, **self._keywords(request))
+        return self._checked(request, found)
+
+    def with_lse(self, request: Request) -> tuple[Tensor, Tensor]:
+        """Output and log-sum-exp."""
+        assert self.claims.lse is not None
+        found = self.function(*request.tensors, **self._keywords(request), **{self.claims.lse: True})
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ConformanceError(f"expected (output, lse) with {self.claims.lse}=True, got {type(found).__name__}")
+        if found[1].shape != request.query.shape[:3]:
+            raise ConformanceError(f"expected lse {tuple(request.query.shape[:3])}, got {tuple(found[1].shape)}")
+        return self._checked(request, found[0]), found[1]
+
+    def _keywords(self, request: Request) -> dict[str, Any]:
+        claims = self.claims
+        given: dict[str, Any] = dict(claims.keywords)
+        if claims.causal is not None:
+            given["is_causal"] = request.is_causal
+        if request.scale is not None:
+            given["scale"] = request.scale
+        if request.dropout_p:
+            given["dropout_p"] = request.dropout_p
+        if request.attn_mask is not None:
+            given["attn_mask"] = request.attn_mask
+        if request.cu_seqlens is not None:
+            assert claims.packing is not None
+            given[claims.packing] = request.cu_seqlens
+        if request.key_mask is not None:
+            assert claims.key_mask is not None
+            mask = request.key_mask if claims.key_mask_keep else ~request.key_mask
+            given[claims.key_mask] = mask if claims.key_mask_shape == "BN" else mask[:, None, None, :]
+        return given
+
+    def _checked(self, request: Request, found: Any) -> Tensor:
+        want = (*request.query.shape[:3], request.value.shape[3])
+        if not isinstance(found, Tensor):
+            raise ConformanceError(f"expected a tensor, got {type(found).__name__}")
+        if tuple(found.shape) != want:
+            raise ConformanceError(f"expected output {want}, got {tuple(found.shape)}")
+        if found.dtype != request.query.dtype:
+            raise ConformanceError(f"expected output in {request.query.dtype}, got {found.dtype}")
+        return found
+
+    # what is expected
+
+    def define(self, request: Request) -> Tensor:
+        """The definition on the request's tensors as they are; softmax ones answer in float64."""
+        if self.claims.definition is not None:
+            return self.claims.definition(request)
+        return self._exact_softmax(request)
+
+    def expected(self, request: Request) -> Tensor:
+        """The definition in float64 on the request's values."""
+        return self.define(request.cast(torch.float64))
+
+    def expected_lse(self, request: Request) -> Tensor:
+        """The log-sum-exp in float64, of exact and pattern kinds."""
+        return softmax_lse(request.cast(torch.float64), self.claims.pattern, self.claims.causal or "bottom-right")
+
+    def limit(self, request: Request, gradient: bool = False) -> float:
+        """Twice the error of a plain implementation in the request's dtype; a correctly rounded result always passes.
+
+        The plain implementation is the definition, where it computes in the dtype it is given, and otherwise softmax
+        attention step by step over the same pattern, held to its own float64 form. `gradient`: of the gradients.
+
+        There is nothing beyond float64 to measure float64 with. There it is float32's limit scaled by the epsilons,
+        and twice that, since the definition is then rounded as much as what it judges.
+        """
+        dtype, factor = request.query.dtype, 1.0
+        if dtype == torch.float64:
+            factor = 2 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+            dtype, request = torch.float32, request.cast(torch.float32)
+        plain: Callable[[Request], Tensor] = self._plain_softmax
+        exact: Callable[[Request], Tensor] = self._exact_softmax
+        if self.claims.definition is not None and self.claims.definition(request).dtype == dtype:
+            plain = exact = self.claims.definition
+        if gradient:
+            plain, exact = stacked_gradients(plain), stacked_gradients(exact)
+        error = relative_error(plain(request), exact(request.cast(torch.float64)))
+        return factor * max(2 * error, torch.finfo(dtype).eps / 2)
+
+    def _plain_softmax(self, request: Request) -> Tensor:
+        return plain_softmax(request, self.claims)
+
+    def _exact_softmax(self, request: Request) -> Tensor:
+        return softmax_definition(request, self.claims.pattern, self.claims.causal or "bottom-right")
+
+    def judge(self, case: str, request: Request, rows: Tensor | slice | None = None) -> Finding:
+        """Hold one call to the definition by the error rule; `rows` picks queries (an index of axis 2)."""
+        found, expected = self(request), self.expected(request)
+        if rows is not None:
+            found, expected = found[:, :, rows], expected[:, :, rows]
+        return within(case, relative_error(found, expected), self.limit(request))
+
+    # what is tried
+
+    @property
+    def stable(self) -> float:
+        """How far two ways to the same result may lie apart: rounding, not mathematics."""
+        return 1000 * torch.finfo(self.claims.sharpest).eps
+
+    def modes(self) -> Iterator[tuple[str, bool]]:
+        """The values of `is_causal` that are claimed, with their names."""
+        if self.claims.bidirectional:
+            yield "bidirectional", False
+        if self.claims.causal is not None:
+            yield "causal", True
+
+    def draw(
+        self,
+        batch: int = BATCH,
+        heads: int = HEADS,
+        length: int = LENGTH,
+        width: int = WIDTH,
+        *,
+        keys: int | None = None,
+        key_heads: int | None = None,
+        value_width: int | None = None,
+        dtype: torch.dtype | None = None,
+        is_causal: bool = False,
+        seed: int = 0,
+    ) -> Request:
+        """Standard normal tensors, the same values in every dtype up to rounding."""
+        generator = torch.Generator().manual_seed(seed)
+        keys = length if keys is None else keys
+        key_heads = heads if key_heads is None else key_heads
+
+        def normal(*shape: int) -> Tensor:
+            drawn = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return drawn.to(dtype or self.claims.sharpest)
+
+        query = normal(batch, heads, length, width)
+        key = normal(batch, key_heads, keys, width)
+        value = normal(batch, key_heads, keys, width if value_width is None else value_width)
+        return Request(query, key, value, is_causal=is_causal)
+
+    def same(self, case: str, found: Tensor, expected: Tensor) -> Finding:
+        """Hold two results to each other, up to rounding."""
+        return within(case, relative_error(found, expected), self.stable)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Relative Frobenius error in float64; infinite where anything is not finite."""
+    found, expected = found.detach().double(), expected.detach().double()
+    if not bool(torch.isfinite(found).all()):
+        return float("inf")
+    distance, size = torch.linalg.vector_norm(found - expected), torch.linalg.vector_norm(expected)
+    return float(distance / size) if float(size) > 0 else float(distance)
+
+
+def plain_softmax(request: Request, claims: Claims) -> Tensor:
+    """Softmax attention in the request's dtype, every step as it is written: scores, mask, softmax, product."""
+    align = claims.causal or "bottom-right"
+    inputs = request.inputs()
+    parts = [inputs] if inputs.cu_seqlens is None else list(inputs.sequences())
+    outputs = []
+    for part in parts:
+        top_left = part.causal and align == "top-left" and part.offset != 0
+        pairs = replace(part, causal=False) if top_left else part
+        keep = allowed_pairs(pairs, claims.pattern)
+        if top_left:
+            keep = keep.tril()
+        key, value = (tensor.repeat_interleave(part.groups, 1) for tensor in (part.key, part.value))
+        scores = (part.query @ key.transpose(2, 3) * part.scale).masked_fill(~keep, -torch.inf)
+        empty = ~keep.any(-1, keepdim=True)
+        weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+        outputs.append(weights @ value)
+    return torch.cat(outputs, 2)
+
+
+def gradients(function: Callable[[Request], Tensor], request: Request) -> tuple[Tensor, ...]:
+    """Gradients of a fixed weighting of the output, with respect to query, key and value."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in request.tensors]
+    out = function(request.on(*leaves))
+    generator = torch.Generator(out.device).manual_seed(99)
+    # small halves are the same number in every dtype
+    weight = torch.randint(-4, 5, out.shape, generator=generator, device=out.device).to(out.dtype) / 2
+    return torch.autograd.grad(out, leaves, weight)
+
+
+def stacked_gradients(function: Callable[[Request], Tensor]) -> Callable[[Request], Tensor]:
+    """The gradients laid end to end: what the error rule compares."""
+
+    def run(request: Request) -> Tensor:
+        return torch.cat([gradient.flatten() for gradient in gradients(function, request)])
+
+    return run
