@@ -39,8 +39,8 @@ def attention(
         key: (B, Hkv, Nk, D); Hkv divides H (grouped-query attention needs no flag).
         value: (B, Hkv, Nk, Dv); Dv may differ from D.
         attn_mask: a mask rule (`longlens.Window(256)`, `longlens.Predicate(f)`, ..., composed with `&`), or, as a
-            quadratic escape hatch, a tensor that broadcasts to (B, H, Nq, Nk): bool with True = attend, or floating, added
-            to the scores.
+            quadratic escape hatch, a tensor that broadcasts to (B, H, Nq, Nk): bool with True = attend, or floating,
+            added to the scores.
         dropout_p: probability of dropping an attention weight. Applied whenever it is above 0.
         is_causal: query i attends to keys up to i + (Nk - Nq): the last query sees every key.
         scale: factor of the scores; D**-0.5 where None.
@@ -51,8 +51,8 @@ def attention(
         return_lse: also return the log-sum-exp of the scores, (B, H, Nq) float32, natural logarithm.
 
     Returns:
-        (B, H, Nq, Dv) in the inputs' dtype; with `return_lse`, a pair of it and the log-sum-exp. A query with nothing to
-        attend to gets 0 and -inf. A non-finite key or value reaches only the queries that may attend to it.
+        (B, H, Nq, Dv) in the inputs' dtype; with `return_lse`, a pair of it and the log-sum-exp. A query with nothing
+        to attend to gets 0 and -inf. A non-finite key or value reaches only the queries that may attend to it.
 
     Raises:
         InputError, MaskError, DtypeError: inputs that do not fit together.

@@ -1,7 +1,7 @@
 """Keep non-finite keys and values from the queries that may not attend to them.
 
-A masked weight is 0, but 0 x NaN is NaN, so a NaN behind a mask reaches the output of any plain implementation. Here such
-keys and values are replaced by 0 and, afterwards, the queries that may attend to one are set to NaN.
+A masked weight is 0, but 0 x NaN is NaN, so a NaN behind a mask reaches the output of any plain implementation. Here
+such keys and values are replaced by 0 and, afterwards, the queries that may attend to one are set to NaN.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def attend_guarded(method: Method, inputs: Inputs) -> Attended:
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    # a sum is finite only if every term is, and reads the tensor once without a copy; in float32, since half would overflow
+    # a sum is finite only if every term is, and reads the tensor once without a copy; in float32, since half would
+    # overflow
     return tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,6 +40,14 @@ class Inputs:
     dropout: float = 0.0
     need_lse: bool = False
     cu_seqlens: tuple[int, ...] | None = None
+    # set by explain() for inputs that are shapes only
+    assumed_device: str | None = None
+    assumed_grad: bool = False
+
+    @property
+    def device_type(self) -> str:
+        """ "cpu", "cuda", ..."""
+        return self.assumed_device or self.query.device.type
 
     @property
     def heads(self) -> int:
@@ -60,11 +69,11 @@ class Inputs:
     @property
     def needs_grad(self) -> bool:
         tensors = (self.query, self.key, self.value, *(self.bias.parameters() if self.bias else ()))
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        return self.assumed_grad or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
     def mask_rule(self) -> Rule | None:
         """Causal mask and mask rule as one rule; the key mask stays apart. None where every pair is allowed."""
-        rules = [Causal()] if self.causal else []
+        rules: list[Rule] = [Causal()] if self.causal else []
         if self.rule is not None:
             rules.append(self.rule)
         if not rules:
@@ -74,7 +83,8 @@ class Inputs:
     def slice_keys(self, start: int, stop: int) -> Inputs:
         """The same queries over keys start..stop only; positions are counted from key `start` on.
 
-        Only for calls without rules and biases bound to tensors of the whole length (packing and trimming resolve those).
+        Only for calls without rules and biases bound to tensors of the whole length (packing and trimming resolve
+        those).
         """
         return replace(
             self,
@@ -100,7 +110,7 @@ class Inputs:
     def sequences(self) -> Iterator[Inputs]:
         """Each packed sequence as inputs of its own; positions start at 0 in each."""
         assert self.cu_seqlens is not None
-        for start, stop in zip(self.cu_seqlens, self.cu_seqlens[1:], strict=False):
+        for start, stop in pairwise(self.cu_seqlens):
             span = slice(start, stop)
             yield replace(
                 self,
@@ -121,7 +131,7 @@ class Inputs:
             f"key {tuple(self.key.shape)}",
             f"value {tuple(self.value.shape)}",
             str(self.query.dtype).removeprefix("torch."),
-            str(self.query.device),
+            self.device_type,
         ]
         flags = {
             "is_causal": self.causal,
@@ -224,12 +234,12 @@ def _check_mask(
     if isinstance(attn_mask, Tensor):
         if attn_mask.dtype != torch.bool:
             raise MaskError(
-                f"expected attn_mask of dtype bool with True = attend, got {attn_mask.dtype}; use mask.bool() if 1 means "
-                "attend, ~mask.bool() if 1 means ignore (as in torch.nn.MultiheadAttention)"
+                f"expected attn_mask of dtype bool with True = attend, got {attn_mask.dtype}; use mask.bool() if 1 "
+                "means attend, ~mask.bool() if 1 means ignore (as in torch.nn.MultiheadAttention)"
             )
         rule = TensorMask(_expandable("attn_mask", attn_mask, full))
     elif isinstance(attn_mask, Rule):
-        rule = attn_mask
+        rule = attn_mask.bind(*full[:2])
     elif attn_mask is not None:
         raise MaskError(f"expected attn_mask to be a rule (longlens.Window(256), ...) or a tensor, got {attn_mask!r}")
     if isinstance(bias, Tensor):
@@ -272,6 +282,6 @@ def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> tuple[i
         raise MaskError(f"expected as many queries as keys with cu_seqlens, got {query.shape[2]} and {key.shape[2]}")
     bounds = tuple(cu_seqlens.tolist())
     ends = (bounds[0], bounds[-1]) if len(bounds) > 1 else None
-    if ends != (0, query.shape[2]) or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+    if ends != (0, query.shape[2]) or any(a > b for a, b in pairwise(bounds)):
         raise MaskError(f"expected cu_seqlens to rise from 0 to N = {query.shape[2]}, got {list(bounds)[:20]}")
     return bounds

@@ -50,6 +50,10 @@ class Rule(ABC):
         """The rule for batch row `index` alone."""
         return self
 
+    def bind(self, batch: int, heads: int) -> Rule:
+        """The rule for inputs of this batch size and number of query heads."""
+        return self
+
     def __and__(self, other: Rule) -> Rule:
         if not isinstance(other, Rule):
             return NotImplemented
@@ -89,6 +93,9 @@ class AllOf(Rule):
 
     def row(self, index: int) -> Rule:
         return AllOf(tuple(rule.row(index) for rule in self.rules))
+
+    def bind(self, batch: int, heads: int) -> Rule:
+        return AllOf(tuple(rule.bind(batch, heads) for rule in self.rules))
 
 
 @dataclass(frozen=True)
@@ -165,11 +172,12 @@ class SameDocument(Rule):
 class Predicate(Rule):
     """Any rule: `function(b, h, q, k) -> bool tensor`, as FlexAttention's `mask_mod`, evaluated tile by tile.
 
-    `b` (B, 1, 1, 1), `h` (1, H, 1, 1), `q` and `k` are int64 tensors that broadcast. It is asked for every tile that the
-    other rules leave, so memory stays linear while no tile is skipped.
+    `b` (B, 1, 1, 1), `h` (1, H, 1, 1), `q` and `k` are int64 tensors that broadcast. It is asked for every tile that
+    the other rules leave, so memory stays linear while no tile is skipped.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    # set by the door: batch rows first..first + batch, and query heads
     batch: int = 1
     heads: int = 1
     first: int = 0
@@ -184,24 +192,20 @@ class Predicate(Rule):
         return out
 
     def row(self, index: int) -> Rule:
-        if self.batch == 1:
-            return self
         return Predicate(self.function, 1, self.heads, self.first + index)
+
+    def bind(self, batch: int, heads: int) -> Rule:
+        return Predicate(self.function, batch, heads)
 
 
 @dataclass(frozen=True, eq=False)
 class TensorMask(Rule):
-    """A bool tensor (B|1, H|1, Nq|1, Nk|1), True = attend: the documented escape hatch, quadratic where Nq x Nk is given.
-
-    `shift` is key-axis minus query-axis alignment: query at position p is row p - shift.
-    """
+    """A bool tensor (B|1, H|1, Nq|1, Nk|1), True = attend: the escape hatch, quadratic where Nq x Nk is given."""
 
     mask: Tensor
-    shift: int | None = None
 
     def allowed(self, q: Tensor, k: Tensor, n: int) -> Tensor:
-        rows = q - (self.shift if self.shift is not None else n - self.mask.shape[2])
-        rows = rows.clamp(0, self.mask.shape[2] - 1)
+        rows = (q - (n - self.mask.shape[2])).clamp(0, self.mask.shape[2] - 1)
         columns = k.clamp(max=self.mask.shape[3] - 1)
         return self.mask.to(k.device)[..., rows, columns]
 
@@ -209,7 +213,7 @@ class TensorMask(Rule):
         return TensorMask(_cut(_cut(self.mask, 2, start, stop), 3, start, stop))
 
     def row(self, index: int) -> Rule:
-        return TensorMask(_cut(self.mask, 0, index, index + 1), self.shift)
+        return TensorMask(_cut(self.mask, 0, index, index + 1))
 
 
 def _cut(tensor: Tensor, axis: int, start: int, stop: int) -> Tensor:

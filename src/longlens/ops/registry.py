@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Entry:
     """One method: its class, and what it can do.
 
-    `exact`: softmax attention over all pairs ("all"), over the pairs of its pattern ("pairs"), or an approximation ("no").
-    `masks`: mask rules and bool tensors as `attn_mask`. `bias`: additive bias. All take key masks, packing, grouped
-    heads, any value width and `scale`. `memory` and `time` are orders in the length N.
+    `exact`: softmax attention over all pairs ("all"), over the pairs of its pattern ("pairs"), or an approximation
+    ("no"). `masks`: mask rules and bool tensors as `attn_mask`. `bias`: additive bias. All take key masks, packing,
+    grouped heads, any value width and `scale`. `memory` and `time` are orders in the length N.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Entry:
         return getattr(import_module(module), name)
 
 
-def _sparse(name: str, path: str, time: str, paper: str) -> Entry:
-    return Entry(name, f"longlens.ops.sparse.{path}", "sparse", "pairs", "N", time, paper)
+def _sparse(name: str, path: str, time: str, paper: str, *, masks: bool = True, bias: bool = True) -> Entry:
+    return Entry(name, f"longlens.ops.sparse.{path}", "sparse", "pairs", "N", time, paper, masks=masks, bias=bias)
 
 
 def _approximate(name: str, path: str, paper: str, *, causal: bool = True, time: str = "N") -> Entry:
@@ -63,8 +63,8 @@ ENTRIES: tuple[Entry, ...] = (
     _sparse("random", "random_blocks:Random", "N r b", "Zaheer et al. 2020, arXiv:2007.14062"),
     _sparse("strided", "strided:Strided", "N (s + N/s)", "Child et al. 2019, arXiv:1904.10509"),
     _sparse("fixed", "fixed:Fixed", "N (s + N c/s)", "Child et al. 2019, arXiv:1904.10509"),
-    _sparse("blocksparse", "block_sparse:BlockSparse", "layout", "Gray et al. 2017, GPU Kernels for Block-Sparse Weights"),
-    _sparse("lsh", "lsh:LSH", "N r b", "Kitaev et al. 2020, arXiv:2001.04451"),
+    _sparse("blocksparse", "block_sparse:BlockSparse", "layout", "Gray et al. 2017, Block-Sparse Weights"),
+    _sparse("lsh", "lsh:LSH", "N r b", "Kitaev et al. 2020, arXiv:2001.04451", masks=False, bias=False),
     _sparse("longformer", "longformer:Longformer", "N (w + g)", "Beltagy et al. 2020, arXiv:2004.05150"),
     _sparse("bigbird", "bigbird:BigBird", "N b (3 + r + g)", "Zaheer et al. 2020, arXiv:2007.14062"),
     _approximate("linear", "linear:Linear", "Katharopoulos et al. 2020, arXiv:2006.16236"),

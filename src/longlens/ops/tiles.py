@@ -1,8 +1,8 @@
 """Which tiles of the attention matrix to compute, and which pairs inside a tile may attend.
 
 A `Tile` is a set of queries and the `Piece`s of keys that they meet, all computed densely; what a piece must not use is
-said by `edges`. Tiles are made one at a time while the engine walks over them (`longlens.ops.exact.blockwise`), so no mask
-is ever larger than a tile, and pairs outside every tile cost nothing.
+said by `edges`. Tiles are made one at a time while the engine walks over them (`longlens.ops.exact.blockwise`), so no
+mask is ever larger than a tile, and pairs outside every tile cost nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Interval: TypeAlias = tuple[int, int]
 
 
 class Edge(NamedTuple):
-    """Columns [start, stop) of a piece, and which of their pairs may attend: `keep`, broadcastable to (B, H, rows, columns)."""
+    """Columns [start, stop) of a piece, and which of their pairs may attend: `keep`, broadcastable to (B, H, rows,
+    columns)."""
 
     start: int
     stop: int
@@ -60,7 +61,7 @@ def dense_shape(inputs: Inputs) -> TileShape:
     Measured on 2 cores with AVX512-bf16: 256 rows fill the matrix unit, and scores of 1-4 MiB stay in cache. Whole rows
     in one piece need no online softmax and are the faster half-precision path while they fit 16 MiB.
     """
-    if inputs.query.is_cuda:
+    if inputs.device_type == "cuda":
         return TileShape(1024, 8192, 2**26)
     if inputs.query.element_size() == 2:
         return TileShape(256, 2**15, 2**20)
@@ -69,11 +70,21 @@ def dense_shape(inputs: Inputs) -> TileShape:
 
 def sparse_shape(inputs: Inputs) -> TileShape:
     """Tiles for patterns in which a query meets few keys: fewer rows waste fewer pairs at the pattern's edge."""
-    if inputs.query.is_cuda:
+    if inputs.device_type == "cuda":
         return TileShape(256, 8192, 2**26)
     if inputs.query.element_size() == 2:
         return TileShape(128, 2**14, 2**20)
     return TileShape(64, 2**12, 2**20)
+
+
+def tile_elements(inputs: Inputs, shape: TileShape, keys: int) -> int:
+    """Elements held for the largest tile of `shape` whose queries meet `keys` keys: scores, and what is made of
+    them."""
+    kv_heads = inputs.query.shape[0] * inputs.key.shape[1]
+    per_head = inputs.groups * min(shape.rows, inputs.queries) * min(keys, shape.keys)
+    step = max(1, min(kv_heads, shape.scores // max(1, per_head)))
+    copies = 1 + (inputs.bias is not None) + 2 * (inputs.dropout > 0)
+    return copies * step * per_head
 
 
 def positions(index: Index, offset: int, device: torch.device) -> Tensor:
@@ -92,7 +103,8 @@ def size(index: Index) -> int:
 
 @dataclass
 class Keeper:
-    """Says which pairs of a piece may attend: those that all `rules` allow, none of `earlier` allows, and `key_mask` keeps.
+    """Says which pairs of a piece may attend: those that all `rules` allow, none of `earlier` allows, and `key_mask`
+    keeps.
 
     `earlier` holds the parts of a union that other tiles have covered, so that no pair counts twice.
     """
@@ -191,7 +203,8 @@ def merge_intervals(intervals: Sequence[Interval], bounds: Interval) -> list[Int
 
 
 def split_keys(intervals: Sequence[Interval], most: int, device: torch.device) -> list[Index]:
-    """Intervals as indices of at most `most` keys each: ranges where they are long, numbers where they are scattered."""
+    """Intervals as indices of at most `most` keys each: ranges where they are long, numbers where they are
+    scattered."""
     if len(intervals) == 1:
         (a, b), = intervals  # fmt: skip
         return [slice(start, min(start + most, b)) for start in range(a, b, most)]

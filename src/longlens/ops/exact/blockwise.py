@@ -9,12 +9,14 @@ and finally output = a / l, lse = m + log l. Where the queries' keys all lie in 
 
 Backward (Dao et al. 2022, arXiv:2205.14135, appendix B.2) rebuilds the weights p from the scores and the log-sum-exp:
 
-    dv_j += p_ij do_i;   ds_ij = p_ij (do_i . v_j - do_i . o_i + dlse_i);   dq_i += scale ds_ij k_j;   dk_j += scale ds_ij q_i
+    dv_j += p_ij do_i;   ds_ij = p_ij (do_i . v_j - do_i . o_i + dlse_i)
+    dq_i += scale ds_ij k_j;   dk_j += scale ds_ij q_i
 
-so what is kept between the passes is linear in the length. Dropout draws each tile's mask from a seed of its own, so that
-the backward pass draws the same one. Second derivatives are refused (`UnsupportedError`).
+so what is kept between the passes is linear in the length. Dropout draws each tile's mask from a seed of its own, so
+that the backward pass draws the same one. Second derivatives are refused (`UnsupportedError`).
 
-Shapes here: heads are flattened, q (BH, Nq, D), k (BHkv, Nk, D), v (BHkv, Nk, Dv); G = H / Hkv query heads share a key head.
+Shapes here: heads are flattened, q (BH, Nq, D), k (BHkv, Nk, D), v (BHkv, Nk, Dv); G = H / Hkv query heads share a
+key head.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ from longlens.ops.tiles import Index, Piece, Tile, positions, size
 class Walk:
     """What the engine computes: the inputs' settings, the tiles, and the most scores to hold at a time.
 
-    `tiles` is called once in each pass and must give the same tiles each time. `bias_grad`: the bias is learned. `head_start`, where given, computes some
-    rows by a faster route (forward without log-sum-exp only): it fills `output` (BH, Nq, Dv) and returns the rows done.
+    `tiles` is called once in each pass and must give the same tiles each time. `bias_grad`: the bias is learned.
+    `head_start`, where given, computes some rows by a faster route (forward without log-sum-exp only): it fills
+    `output` (BH, Nq, Dv) and returns the rows done.
     """
 
     inputs: Inputs
@@ -90,8 +93,8 @@ class _TileAttentionBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise UnsupportedError(
-            "second derivatives are not supported by the blockwise path; use method='exact:path=math' (quadratic memory) "
-            "or an approximator such as 'linear', whose gradients are differentiable"
+            "second derivatives are not supported by the blockwise path; use method='exact:path=math' (quadratic "
+            "memory) or an approximator such as 'linear', whose gradients are differentiable"
         )
 
 
@@ -264,7 +267,7 @@ class _TileKernel:
         if row_terms is None:
             weights = self.softmax(piece)
         else:
-            lse, delta = row_terms
+            lse, _ = row_terms
             ground = lse.masked_fill(lse == -torch.inf, 0.0)
             weights = self.scores(piece).to(ground.dtype).sub_(ground).exp_().to(self.q.dtype)
         d_weights = self.unfold(torch.bmm(d_o, _take(v, self.kv_heads, piece.keys).transpose(1, 2)))
@@ -290,7 +293,8 @@ class _TileKernel:
         return q, positions(piece.keys, 0, device).unsqueeze(-2)
 
     def _spread(self, tensor: Tensor) -> Tensor:
-        """Something that broadcasts to (B, H, rows, keys) as one that broadcasts to this group's (heads, rows, keys)."""
+        """Something that broadcasts to (B, H, rows, keys) as one that broadcasts to this group's (heads, rows,
+        keys)."""
         if tensor.ndim <= 2:
             return tensor
         if tensor.ndim == 3:

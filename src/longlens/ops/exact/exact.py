@@ -14,7 +14,7 @@ from longlens.ops.exact.blockwise import Walk, attend_tiles
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import Attended, Method
 from longlens.ops.reference import softmax_attention
-from longlens.ops.tiles import dense_shape, dense_tiles
+from longlens.ops.tiles import dense_shape, dense_tiles, tile_elements
 
 PATHS = ("sdpa", "blockwise", "flex", "math")
 
@@ -28,7 +28,7 @@ class Exact(Method):
 
     Rabe & Staats 2021 (arXiv:2112.05682); FlashAttention, Dao et al. 2022 (arXiv:2205.14135). Time N^2 D, memory N.
 
-    `path`: "auto" takes the first that serves the request, in the order of `choose_path`. "sdpa" is PyTorch's fused
+    `path`: "auto" takes the first that serves the request, in the order of `path_order`. "sdpa" is PyTorch's fused
     kernel, "blockwise" our tiles, "flex" compiled FlexAttention (forward only on a CPU), "math" the N x N definition in
     plain operations, never chosen by itself: quadratic memory, but derivatives of every order.
     """
@@ -55,6 +55,20 @@ class Exact(Method):
         """`longlens.ops.reference.softmax_attention`."""
         return softmax_attention(inputs)[0]
 
+    def peak_elements(self, inputs: Inputs) -> int:
+        """Scores of one group of heads for the tiles; what zero padding copies for the fused kernel."""
+        path = choose_path(inputs) if self.path == "auto" else self.path
+        batch, heads, queries, width = inputs.query.shape
+        if path == "math":
+            return 3 * batch * heads * queries * inputs.keys
+        if path == "blockwise":
+            shape = dense_shape(inputs)
+            return tile_elements(inputs, shape, min(inputs.keys, shape.keys))
+        short = width - inputs.value.shape[3]
+        if short > 0:
+            return (inputs.value.numel() + inputs.query.numel()) // inputs.value.shape[3] * width
+        return (inputs.query.numel() + inputs.key.numel()) // width * (width - short) if short < 0 else 0
+
     def refusals(self, inputs: Inputs) -> list[str]:
         """What a path that was named by hand cannot do."""
         return [] if self.path == "auto" else [f"path '{self.path}': {r}" for r in path_refusals(inputs)[self.path]]
@@ -70,21 +84,24 @@ def path_refusals(inputs: Inputs) -> dict[str, list[str]]:
     }
 
 
-def choose_path(inputs: Inputs) -> str:
-    """The order of the paths. Never "math": that is quadratic.
+def path_order(inputs: Inputs) -> tuple[str, ...]:
+    """The paths to try, first to last. Never "math": that is quadratic.
 
-    On a CPU in half precision our tiles are faster than the fused kernel once a row of scores is long enough to fill the
-    matrix unit; in float32 the fused kernel is faster wherever it is linear. On CUDA the fused kernels come first, then
-    FlexAttention for what they cannot do in linear memory, then the tiles.
+    On a CPU in bfloat16 our tiles are faster than the fused kernel once a row of scores is long enough to fill the
+    matrix unit; in float32 the fused kernel is faster wherever it is linear. On CUDA the fused kernels come first,
+    then FlexAttention for what they cannot do in linear memory, then the tiles.
     """
+    if inputs.device_type == "cuda":
+        return ("sdpa", "flex", "blockwise")
+    if inputs.query.dtype == torch.bfloat16 and inputs.queries >= 256:
+        return ("blockwise",)
+    return ("sdpa", "blockwise")
+
+
+def choose_path(inputs: Inputs) -> str:
+    """The first path of `path_order` that refuses nothing."""
     reasons = path_refusals(inputs)
-    if inputs.query.is_cuda:
-        order = ("sdpa", "flex", "blockwise")
-    elif inputs.query.dtype == torch.bfloat16 and inputs.queries >= 256:
-        order = ("blockwise",)
-    else:
-        order = ("sdpa", "blockwise")
-    return next(path for path in order if not reasons[path])
+    return next(path for path in path_order(inputs) if not reasons[path])
 
 
 def attend_math(inputs: Inputs) -> Attended:

@@ -24,7 +24,7 @@ def refusals(inputs: Inputs) -> list[str]:
     """Why FlexAttention cannot serve these inputs."""
     rule = inputs.mask_rule()
     members: tuple[Rule, ...] = () if rule is None else rule.rules if isinstance(rule, AllOf) else (rule,)
-    cuda = inputs.query.is_cuda
+    cuda = inputs.device_type == "cuda"
     width = inputs.query.shape[3]
     wants = {
         "it has no dropout": inputs.dropout > 0,
@@ -46,7 +46,7 @@ def _traceable(rule: Rule) -> bool:
 def attend(inputs: Inputs) -> Attended:
     """softmax(scale q k^T) v under the rules and the key mask; log-sum-exp where asked for (CUDA)."""
     attention, make_mask = _compiled()
-    batch, heads, nq, _ = inputs.query.shape
+    batch, nq = inputs.query.shape[0], inputs.queries
     rule, key_mask, offset, n = inputs.mask_rule(), inputs.key_mask, inputs.offset, inputs.keys
     block_mask = None
     if rule is not None or key_mask is not None:

@@ -1,8 +1,8 @@
 """A faster route through plain windows: overlapping views of the keys, given to PyTorch's fused kernel all at once.
 
-Block b of R queries meets keys b R - left .. (b + 1) R + right. As views with overlapping strides, all these ranges are one
-batch of small attentions that share one mask; the fused kernel runs them in a single call and nothing is copied. In
-float32 on a CPU that is faster than one tile after another; in half precision the tiles are.
+Block b of R queries meets keys b R - left .. (b + 1) R + right. As views with overlapping strides, all these ranges
+are one batch of small attentions that share one mask; the fused kernel runs them in a single call and nothing is
+copied. In float32 on a CPU that is faster than one tile after another; in half precision the tiles are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from longlens.ops.sparse.window import Window
 
 # queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
 ROWS = 32
+# blocks to a call
+RUN = 32
 
 HeadStart = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]
 
@@ -29,7 +31,7 @@ def head_start(strata: Sequence[Rule], inputs: Inputs) -> HeadStart | None:
     serves = (
         len(strata) == 1
         and isinstance(strata[0], Window)
-        and inputs.query.device.type == "cpu"
+        and inputs.device_type == "cpu"
         and inputs.query.element_size() >= 4
         and inputs.rule is None
         and inputs.key_mask is None
@@ -54,14 +56,18 @@ def head_start(strata: Sequence[Rule], inputs: Inputs) -> HeadStart | None:
             return 0, 0
         stop = start + blocks * ROWS
         first, width = start + offset - left, ROWS + left + right
-        keys, values = (_overlapping(t, first, blocks, width) for t in (k, v))
         distance = torch.arange(width).unsqueeze(0) - left - torch.arange(ROWS).unsqueeze(1)
         mask = torch.zeros(ROWS, width, dtype=q.dtype).masked_fill_((distance < -left) | (distance > right), -torch.inf)
         with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            for group in range(groups):
-                rows = q[group::groups, start:stop].unflatten(1, (blocks, ROWS))
-                part = F.scaled_dot_product_attention(rows, keys, values, mask, scale=inputs.scale)
-                output[group::groups, start:stop].unflatten(1, (blocks, ROWS)).copy_(part)
+            # a run of blocks at a time, so that its result is still in cache when it is copied
+            for done in range(0, blocks, RUN):
+                count = min(RUN, blocks - done)
+                begin = start + done * ROWS
+                keys, values = (_overlapping(t, first + done * ROWS, count, width) for t in (k, v))
+                for group in range(groups):
+                    rows = q[group::groups, begin : begin + count * ROWS].unflatten(1, (count, ROWS))
+                    part = F.scaled_dot_product_attention(rows, keys, values, mask, scale=inputs.scale)
+                    output[group::groups, begin : begin + count * ROWS].unflatten(1, (count, ROWS)).copy_(part)
         return start, stop
 
     return run

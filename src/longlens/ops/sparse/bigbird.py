@@ -21,8 +21,8 @@ class BigBird(Pattern, Intervals):
 
     A query meets its own block of `block` and the two beside it, `random` blocks drawn at random (`Random`; a draw may
     coincide with the others, and counts once), and the first `global_blocks` blocks, whose queries meet every key. Time
-    N block (3 + random + global_blocks), memory N. Unlike common implementations it does not turn into full attention on
-    short inputs, other than by its blocks covering them.
+    N block (3 + random + global_blocks), memory N. Unlike common implementations it does not turn into full attention
+    on short inputs, other than by its blocks covering them.
     """
 
     block: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -44,7 +45,7 @@ class BlockSparse(Pattern, Intervals):
     def refusals(self, inputs: Inputs) -> list[str]:
         """A layout that is too short."""
         bounds = inputs.cu_seqlens
-        longest = max(b - a for a, b in zip(bounds, bounds[1:], strict=False)) if bounds else inputs.keys
+        longest = max(b - a for a, b in pairwise(bounds)) if bounds else inputs.keys
         reach = len(self.layout) * self.block
         if longest > reach:
             return [

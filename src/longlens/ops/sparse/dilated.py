@@ -14,8 +14,8 @@ from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
 class Dilated(Pattern):
     """Dilated sliding window: keys j = i + m dilation, |m| <= window (Longformer, Beltagy et al. 2020, section 3.1).
 
-    `window` keys on each side, `dilation` apart: a reach of window x dilation for 2 window + 1 pairs a query. Queries and
-    keys of one residue class modulo `dilation` are walked together, so that no pair in the gaps is computed. Time
+    `window` keys on each side, `dilation` apart: a reach of window x dilation for 2 window + 1 pairs a query. Queries
+    and keys of one residue class modulo `dilation` are walked together, so that no pair in the gaps is computed. Time
     N window, memory N.
     """
 

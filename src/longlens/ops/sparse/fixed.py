@@ -18,8 +18,8 @@ from longlens.ops.tiles import Interval
 class Fixed(Pattern, Intervals):
     """Fixed attention: j in the query's block of `stride`, or among the last `columns` of its block.
 
-    Child et al. 2019 (arXiv:1904.10509), section 4.2, heads A(1) and A(2) with l = stride, c = columns, as one pattern and
-    to both sides unless `is_causal`. Time N (stride + N columns / stride), memory N.
+    Child et al. 2019 (arXiv:1904.10509), section 4.2, heads A(1) and A(2) with l = stride, c = columns, as one pattern
+    and to both sides unless `is_causal`. Time N (stride + N columns / stride), memory N.
     """
 
     stride: int = 128

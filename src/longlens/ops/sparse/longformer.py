@@ -13,10 +13,12 @@ from longlens.ops.sparse.window import Window
 @final
 @dataclass(frozen=True)
 class Longformer(Pattern):
-    """Longformer's pattern: Window(window) | Global(global_tokens) (Beltagy et al. 2020, arXiv:2004.05150, section 3.1).
+    """Longformer's pattern: Window(window) | Global(global_tokens) (Beltagy et al. 2020, arXiv:2004.05150, section
+    3.1).
 
-    `window` keys on each side (the paper's w is twice that); `global_tokens` are positions. One set of projections serves
-    local and global attention: the paper's separate global ones are a matter for the model. Time N (window + g), memory N.
+    `window` keys on each side (the paper's w is twice that); `global_tokens` are positions. One set of projections
+    serves local and global attention: the paper's separate global ones are a matter for the model. Time N (window +
+    g), memory N.
     """
 
     window: int = 256

@@ -17,7 +17,7 @@ from longlens.ops.masks import Rule
 from longlens.ops.method import Attended, Method, check_count
 from longlens.ops.reference import softmax_attention
 from longlens.ops.sparse.pattern import Pattern, strata_tiles
-from longlens.ops.tiles import Edge, Piece, Tile, TileShape, sparse_shape
+from longlens.ops.tiles import Edge, Piece, Tile, TileShape, sparse_shape, tile_elements
 
 # under a causal mask the number of buckets must not tell the length
 CAUSAL_BUCKETS = 64
@@ -28,16 +28,18 @@ ROWS = 8192
 @final
 @dataclass(frozen=True)
 class LSH(Method):
-    """LSH attention: exact softmax over pairs that share a hash bucket in any of `rounds` (Reformer, Kitaev et al. 2020).
+    """LSH attention: exact softmax over pairs that share a hash bucket in any of `rounds` (Reformer, Kitaev et al.
+    2020).
 
-    Hash of x in a round: argmax over [x R; -x R] with R random (section 2, "Locality sensitive hashing"); many buckets are
-    hashed as a product of two smaller hashes. A query at position p meets the keys j of its bucket whose rank among the
-    bucket's keys is within `bucket` of p's own: at most 2 `bucket` pairs in a round. A pair met in several rounds counts once.
+    Hash of x in a round: argmax over [x R; -x R] with R random (section 2, "Locality sensitive hashing"); many
+    buckets are hashed as a product of two smaller hashes. A query at position p meets the keys j of its bucket whose
+    rank among the bucket's keys is within `bucket` of p's own: at most 2 `bucket` pairs in a round. A pair met in
+    several rounds counts once.
 
     Differences from the paper: queries and keys are not tied and a token may attend to itself; ranks count within the
-    bucket, so that neither chunk borders nor the future decide who meets whom. `buckets` is, where None, the number of kept
-    keys / `bucket`, and 64 under `is_causal`, where it must not depend on the length. Hashes are drawn from `seed`, the same
-    for every head. Grouped heads are expanded. Time N rounds bucket, memory N.
+    bucket, so that neither chunk borders nor the future decide who meets whom. `buckets` is, where None, the number
+    of kept keys / `bucket`, and 64 under `is_causal`, where it must not depend on the length. Hashes are drawn from
+    `seed`, the same for every head. Grouped heads are expanded. Time N rounds bucket, memory N.
     """
 
     rounds: int = 4
@@ -65,6 +67,13 @@ class LSH(Method):
         """Exact softmax over the pairs that share a bucket."""
         return attend_hashed(self, (), inputs)
 
+    def peak_elements(self, inputs: Inputs) -> int:
+        """Hashes and orders of each round, keys expanded to every head, and the scores of one tile."""
+        batch, heads, queries, width = inputs.query.shape
+        hashes = self.rounds * 2 * (queries + inputs.keys) * batch * heads * 8 // inputs.query.element_size()
+        expanded = batch * heads * inputs.keys * width if inputs.groups > 1 else 0
+        return hashes + expanded + 2 * tile_elements(inputs, sparse_shape(inputs), 4 * self.bucket)
+
     def reference(self, inputs: Inputs) -> Tensor:
         """Softmax over the pairs that share a bucket, by definition."""
         return torch.cat([hashed_reference(self, (), part) for _, part in self.localise(inputs)])
@@ -88,7 +97,7 @@ class HashedUnion(Method):
         """Each batch row by itself under a key mask, with the patterns' positions counted from its first kept key."""
         parts = [self.hashed.localise(inputs), *(_by_row(member, inputs) for member in self.members)]
         return [
-            (HashedUnion(tuple(form for form, _ in members), self.hashed), part)  # type: ignore[misc]
+            (HashedUnion(tuple(form for form, _ in members), self.hashed), part)
             for (_, part), *members in zip(*parts, strict=True)
         ]
 
@@ -121,8 +130,8 @@ def _by_row(pattern: Pattern, inputs: Inputs) -> list[tuple[Method, Inputs]]:
 class _Round(NamedTuple):
     """One round's hashes: buckets and places in sorted order.
 
-    `q_bucket` (B, H, Nq) and `k_bucket` (B, H, Nk); `k_rank` (B, H, Nk) is a key's place among keys sorted by bucket, then
-    position, and `q_rank` (B, H, Nq) the place where the query would stand among them.
+    `q_bucket` (B, H, Nq) and `k_bucket` (B, H, Nk); `k_rank` (B, H, Nk) is a key's place among keys sorted by bucket,
+    then position, and `q_rank` (B, H, Nq) the place where the query would stand among them.
     """
 
     q_bucket: Tensor
@@ -205,7 +214,7 @@ def _hash_rounds(lsh: LSH, inputs: Inputs) -> list[_Round]:
 
 def _hash(x: Tensor, buckets: int, seed: int, number: int) -> Tensor:
     """(B, H, N) int64 in 0..buckets - 1; a product of two hashes where there are more than 64 buckets."""
-    sizes = (buckets,)
+    sizes: tuple[int, ...] = (buckets,)
     if buckets > 64:
         small = next(size for size in range(2 * int(buckets**0.5 / 2 + 1), 1, -2) if buckets % size == 0)
         if buckets // small % 2 == 0:

@@ -6,8 +6,9 @@ pairs lie in strata of two kinds:
     Intervals   for a block of neighbouring queries, a few ranges of keys (windows, global columns, blocks)
     Lane        keys a multiple of `step` away: queries and keys of one residue class meet (dilation, strides)
 
-All interval strata of a union become one set of tiles; a lane's tiles leave out the pairs of the strata before it, and the
-parts of a row are merged by their log-sum-exp. So every pair counts once, and the softmax is exact over the union.
+All interval strata of a union become one set of tiles; a lane's tiles leave out the pairs of the strata before it,
+and the parts of a row are merged by their log-sum-exp. So every pair counts once, and the softmax is exact over the
+union.
 
 Padding: where a pattern depends on absolute positions, positions count from the first kept key of each batch row to the
 last, so that padding on either side changes nothing.
@@ -28,7 +29,17 @@ from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Attended, Method
 from longlens.ops.reference import softmax_attention
-from longlens.ops.tiles import Interval, Keeper, Piece, Tile, TileShape, merge_intervals, sparse_shape, split_keys
+from longlens.ops.tiles import (
+    Interval,
+    Keeper,
+    Piece,
+    Tile,
+    TileShape,
+    merge_intervals,
+    sparse_shape,
+    split_keys,
+    tile_elements,
+)
 
 FAR = sys.maxsize
 
@@ -103,7 +114,7 @@ class Pattern(Rule, Method):
         form = self.causal_form() if inputs.causal else self
         if inputs.key_mask is None or form.shift_invariant:
             return [(form, inputs)]
-        rows = []
+        rows: list[tuple[Method, Inputs]] = []
         for row, keep in enumerate(inputs.key_mask):
             kept = keep.nonzero()
             first, length = (int(kept[0]), int(kept[-1] - kept[0]) + 1) if len(kept) else (0, 0)
@@ -114,6 +125,19 @@ class Pattern(Rule, Method):
     def attend(self, inputs: Inputs) -> Attended:
         """Exact softmax over the pattern's pairs."""
         return attend_strata(self.strata(), inputs)
+
+    def peak_elements(self, inputs: Inputs) -> int:
+        """Scores of one tile, in the middle of the sequence or with global queries."""
+        shape, n = sparse_shape(inputs), inputs.keys
+        keys = 0
+        for stratum in self.strata():
+            if isinstance(stratum, Lane):
+                keys = max(keys, n // stratum.step)
+                continue
+            lo = n // 2
+            ranges = merge_intervals(stratum.intervals(lo, min(n, lo + shape.rows), n), (0, n))
+            keys += sum(b - a for a, b in ranges)
+        return tile_elements(inputs, shape, keys)
 
     def reference(self, inputs: Inputs) -> Tensor:
         """Softmax over the pattern's pairs by definition."""
@@ -275,7 +299,7 @@ def _row_blocks(strata: list[Intervals], inputs: Inputs, shape: TileShape) -> It
 
 
 def _lane_tiles(lane: Lane, earlier: tuple[Rule, ...], inputs: Inputs, shape: TileShape, once: bool) -> Iterator[Tile]:
-    n, device, offset, step = inputs.keys, inputs.key.device, inputs.offset, lane.step
+    n, offset, step = inputs.keys, inputs.offset, lane.step
     mask = inputs.mask_rule()
     rules = () if mask is None else (mask,)
     bounded = lane.left < FAR or lane.right < FAR

@@ -20,9 +20,9 @@ from longlens.ops.tiles import Interval
 class Random(Pattern, Intervals):
     """Random attention by blocks (BigBird, Zaheer et al. 2020, section 2 and appendix D).
 
-    Each block of `block` queries meets `blocks` key blocks drawn without replacement from all of the sequence's, or, with
-    `past`, from those up to its own; under `is_causal` that form is used, so that the draw knows nothing of the length. The
-    draw depends on `seed`, the query block and the number of blocks alone. Time N blocks block, memory N.
+    Each block of `block` queries meets `blocks` key blocks drawn without replacement from all of the sequence's, or,
+    with `past`, from those up to its own; under `is_causal` that form is used, so that the draw knows nothing of the
+    length. The draw depends on `seed`, the query block and the number of blocks alone. Time N blocks block, memory N.
     """
 
     blocks: int = 3

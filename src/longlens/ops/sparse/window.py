@@ -17,9 +17,9 @@ from longlens.ops.tiles import Interval
 class Window(Pattern, Intervals):
     """Sliding-window attention: keys j with i - left <= j <= i + right (Longformer, Beltagy et al. 2020, section 3.1).
 
-    `right` is `left` where None; under `is_causal` nothing right of the query is met. Both ends are inclusive, the query
-    itself counts in neither: the paper's window w is Window(w / 2), transformers' `sliding_window` S is Window(S - 1, 0).
-    Time N (left + right), memory N.
+    `right` is `left` where None; under `is_causal` nothing right of the query is met. Both ends are inclusive, the
+    query itself counts in neither: the paper's window w is Window(w / 2), transformers' `sliding_window` S is
+    Window(S - 1, 0). Time N (left + right), memory N.
     """
 
     left: int = 256
