@@ -1,0 +1,102 @@
+"""The code blocks of the README and of docs/ run and print what the page says.
+
+One test to a page, its blocks in order in one namespace. `python` blocks are run, and `>>>` lines compared as doctest
+does (`...` stands for anything). Of `console` blocks the `$ longlens` commands are run and their output compared; other
+commands are for the reader. A block after `<!--- skip: next -->` is left alone.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sybil import Document, Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL_ONLY = ("git", "make", "pip", "python")
+
+
+def run_console(example: Example) -> str | None:
+    """Run each `$ longlens` command of a console block; the difference from what it says it prints, or None."""
+    for session in ("\n" + example.parsed.rstrip()).split("\n$ ")[1:]:
+        command, _, expected = session.partition("\n")
+        program, *arguments = shlex.split(command, comments=True)
+        if program != "longlens":
+            if program not in SHELL_ONLY:
+                return f"neither run nor known: $ {command}"
+            continue
+        run = subprocess.run(
+            [Path(sys.executable).with_name("longlens"), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+            env={**os.environ, "COLUMNS": "120"},
+        )  # fmt: skip
+        if difference := differs(expected, run.stdout):
+            return f"$ {command}\n{difference}"
+    return None
+
+
+def differs(expected: str, got: str) -> str | None:
+    """What differs, with `...` for any text, and blanks at the ends of lines left out of account."""
+    want, have = ("\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n" for text in (expected, got))
+    checker = doctest.OutputChecker()
+    if checker.check_output(want, have, doctest.ELLIPSIS):
+        return None
+    return checker.output_difference(doctest.Example("", want), have, doctest.REPORT_UDIFF)
+
+
+SYBIL = Sybil(
+    parsers=[
+        PythonCodeBlockParser(doctest_optionflags=doctest.ELLIPSIS),
+        CodeBlockParser(language="console", evaluator=run_console),
+        SkipParser(),
+    ],
+    path=str(ROOT),
+)
+
+
+def parse(page: Path) -> Document:
+    return SYBIL.parse(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_runs_as_it_says(page: Path) -> None:
+    for example in parse(page).examples():
+        example.evaluate()
+
+
+def test_something_is_found_on_the_main_pages() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "tutorial.md"):
+        assert len(list(parse(page).examples())) >= 3, page
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("```python\nraise ValueError('broken')\n```\n", "broken"),
+        ("```python\n>>> 1 + 1\n3\n```\n", "Got:"),
+        ("```console\n$ longlens --version\nlonglens, version 99\n```\n", "version 99"),
+        ("```console\n$ longlens nosuch\n```\n", "No such command"),
+        ("```console\n$ longlense methods\n```\n", "neither run nor known"),
+    ],
+)
+def test_a_page_that_is_wrong_is_found(tmp_path: Path, block: str, said: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{block}")
+    with pytest.raises(Exception, match=said):
+        test_page_runs_as_it_says(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    outside_code = "".join(page.read_text().split("```")[::2])
+    for target in re.findall(r"\]\(([^)\s]+)\)", outside_code):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
