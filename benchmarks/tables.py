@@ -1,0 +1,211 @@
+"""docs/benchmarks.md from the newest results.
+
+python benchmarks/tables.py [ATTENTION.json [CLAIMS.json]]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import measure
+from contenders import BY_NAME, CONTENDERS, Contender
+from plots import TITLES, newest
+
+PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
+THEMES = {**TITLES, "variants": "Exact attention with what turns PyTorch quadratic"}
+CLAIMS = {
+    "peak_memory": "Peak growth at N = 16,384, one head, D = 64, float32, forward",
+    "speed_exact": "Exact attention against PyTorch's fused kernel, 8 heads, D = 64, forward",
+    "speed_window": "`Window(256)` at N = 16,384, 8 heads, D = 64, against compiled FlexAttention",
+    "speed_approximate": "Approximators against their peer packages at N = 8,192, 8 heads, D = 64, float32, forward",
+    "speed_sparse": "Sparse patterns against packages with the same pattern, N = 16,384, 8 heads, float32, forward",
+    "million_tokens": "1,048,576 tokens, 8 heads, D = 64, bfloat16, forward: resident memory of the whole process",
+}
+HOW_TO_READ = """\
+## How to read this
+
+- Every contender gets the same standard normal queries, keys and values, batch 1, width 64, already in its own layout.
+  What a peer's layer does beside attention (projections of the hidden states, residual convolutions) is switched off,
+  so a time is that of the attention itself. Block masks and modules are made beforehand and not timed.
+- **Time** is the median of repeats. All contenders of a length run in one process, one call each in turn, round after
+  round, so that drift of the machine hits all alike. Up to N = 16,384 there are 8 heads, beyond it 1; plots show time
+  for each head.
+- **Memory** is the growth of peak resident memory during one call, at one head, in a fresh process: inputs do not
+  count, scratch, tensors saved for the backward pass and the output do.
+- **Error** is |out - exact| / |exact| (Frobenius) on 64 sampled queries, whose exact rows are computed in float64 over
+  whatever pairs the contender says it attends to. For approximators, for LSH and for HF BigBird, whose blocks differ
+  from ours, it is the distance to attention over all pairs. Standard normal inputs are hard for
+  these: the attention is nearly flat and has no structure to exploit. The line "mean of the values" is what one gets
+  by returning the average value everywhere; models that are trained with an approximator do not need it to imitate
+  softmax.
+- Before anything is timed each contender is compared with its definition on a short input. Who fails is not reported.
+- A cell without a figure has its reason below the table or in the results file. Nothing is extrapolated.
+"""
+
+
+def seconds(value: float) -> str:
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1000:.1f} ms" if value >= 0.001 else f"{value * 1e6:.0f} us"
+
+
+def size(value: float) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 1))}|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+
+
+def grid(data: dict[str, Any], theme: str, which: str, dtype: str, table_name: str, value: str) -> str:
+    """Contenders down, lengths across; "" where nothing was measured."""
+    lines = [line for line in CONTENDERS if line.theme == theme]
+    rows = [row for row in data[table_name] if row["dtype"] == dtype and row["pass"] == which]
+    cells = {(row["contender"], row["length"]): row for row in rows}
+    lengths = sorted({row["length"] for row in rows if value in row})
+    if not lengths:
+        return ""
+    show = seconds if value == "median_s" else size
+    heads = {row["length"]: row["heads"] for row in rows}
+    head = [dtype] + [f"{n:,}" + (f" (H={heads[n]})" if table_name == "time" else "") for n in lengths]
+    body, missing = [], []
+    for line in lines:
+        found = [cells.get((line.name, length), {}) for length in lengths]
+        if any(value in row for row in found):
+            body.append([_name(line), *(show(row[value]) if value in row else "-" for row in found)])
+        else:
+            reason = next((row["not_run"] for row in found if "not_run" in row), "")
+            if reason:
+                missing.append(f"- {line.name}: {reason}")
+    text = table(head, body) if body else ""
+    return text + ("\nNot measured:\n\n" + "\n".join(missing) + "\n" if missing else "")
+
+
+def _name(line: Contender) -> str:
+    return f"**{line.name}**" if line.ours else line.name
+
+
+def error_table(data: dict[str, Any], theme: str, length: int) -> str:
+    rows = []
+    for line in CONTENDERS:
+        if line.theme != theme:
+            continue
+        cells = []
+        for which, value in (("forward", "error"), ("forward+backward", "error_query_grad")):
+            for dtype in ("float32", "bfloat16"):
+                found = [row.get(value) for row in data["time"] if row["contender"] == line.name
+                         and row["length"] == length and row["dtype"] == dtype and row["pass"] == which]  # fmt: skip
+                cells.append(f"{found[0]:.2g}" if found and found[0] is not None else "-")
+        if set(cells) != {"-"}:
+            rows.append([_name(line), *cells])
+    if not rows:
+        return ""
+    if theme == "approximate":
+        mean = [row for row in data["mean"] if row["length"] == length and row["dtype"] == "float32"]
+        if mean:
+            rows.append(["mean of the values", f"{mean[0]['error_full']:.2g}", "-", "-", "-"])
+    head = [f"N = {length:,}", "float32", "bfloat16", "query gradient, float32", "query gradient, bfloat16"]
+    return table(head, rows)
+
+
+def claim_table(rows: list[dict[str, Any]], claim: str) -> str:
+    mine = [row for row in rows if row["claim"] == claim]
+    if not mine:
+        return ""
+    body = []
+    for row in mine:
+        verdict = {True: "yes", False: "**no**", None: ""}[row.get("holds")]
+        peer, ours = row.get("peer", ""), row.get("ours", "")
+        if "not_run" in row:
+            body.append([row["what"], ours, peer, f"not run: {row['not_run']}", "", row.get("wanted") or "", ""])
+        elif "ratio_low" in row:
+            error = " / ".join(
+                "-" if row.get(f"{who}_error") is None else f"{row[f'{who}_error']:.1g}" for who in ("ours", "peer")
+            )
+            body.append([
+                row["what"], f"{ours}: {seconds(row['ours_median_s'])}", f"{peer}: {seconds(row['peer_median_s'])}",
+                f"{row['ratio']:.2f}x ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})", error,
+                row["wanted"] or "", verdict,
+            ])  # fmt: skip
+        elif "ours_mib" in row:
+            body.append([
+                row["what"], f"{ours}: {row['ours_mib']} MiB", f"{peer}: {row['peer_mib']} MiB",
+                f"{row['ratio']:.0f}x less", "", row["wanted"], verdict,
+            ])  # fmt: skip
+        elif "peak_gib" in row:
+            body.append([
+                row["what"], f"{row['peak_gib']} GiB in {row['seconds']:.0f} s", "", "", "", row["wanted"], verdict,
+            ])  # fmt: skip
+        else:
+            time_ = seconds(row["ours_median_s"]) if "ours_median_s" in row else row.get("ours_says", "")
+            says = f"{peer}: {row.get('peer_says', 'gives gradients too')}"
+            body.append([row["what"], f"{ours}: {time_}", says, "", "", row["wanted"], verdict])
+    head = ["", "longlens", "peer", "ratio (lowest to highest round)", "error, ours / peer", "wanted", "holds"]
+    return table(head, body)
+
+
+def page(data: dict[str, Any], claims: dict[str, Any] | None) -> str:
+    machine = data["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    parts = [
+        "# Benchmarks\n",
+        "Made by `make bench` from the files in `benchmarks/results/`; do not edit by hand.\n",
+        f"{machine['gpu'] or machine['cpu']} ({', '.join(machine['cpu_flags'])}), {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, Python {machine['python']}, {machine['date']}, "
+        f"commit {', '.join(data['commits'])}. {packages}.\n",
+    ]
+    if claims is not None and claims["claims"]:
+        parts.append("## What longlens promises\n")
+        for claim, title in CLAIMS.items():
+            text = claim_table(claims["claims"], claim)
+            if text:
+                parts += [f"{title}:\n", text]
+    parts.append(HOW_TO_READ)
+    dtypes = ("float32", "bfloat16")
+    for theme, title in THEMES.items():
+        parts.append(f"## {title}\n")
+        if theme in TITLES:
+            parts.append(f"![{title}: time and memory against length](images/benchmarks-{theme}.svg)\n")
+        for heading, table_name, value in (
+            ("Time", "time", "median_s"),
+            ("Peak memory growth", "memory", "growth_bytes"),
+        ):
+            for which in ("forward", "forward+backward"):
+                texts = [grid(data, theme, which, dtype, table_name, value) for dtype in dtypes]
+                if any(texts):
+                    parts += [f"### {heading}, {which}\n", *filter(None, texts)]
+        lengths = sorted({row["length"] for row in data["time"] if row.get("error") is not None})
+        middle = 8192 if 8192 in lengths else lengths[-1] if lengths else 0
+        errors = error_table(data, theme, middle) if middle else ""
+        if errors:
+            parts += ["### Error\n", errors]
+        notes = [f"- {line.name}: {line.note}" for line in CONTENDERS if line.theme == theme and line.note]
+        if notes:
+            parts.append("Notes:\n\n" + "\n".join(notes) + "\n")
+    failed = [row for row in data["checks"] if row["wrong"] and row["contender"] in BY_NAME]
+    if failed:
+        parts.append("## Not reported: the quick check failed\n")
+        parts.append(
+            "\n".join(f"- {row['contender']}, {row['dtype']}, {row['pass']}: {row['wrong']}" for row in failed) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    paths = [Path(text) for text in argv or []]
+    attention = paths[0] if paths else newest("attention")
+    claims = paths[1] if len(paths) > 1 else newest("claims")
+    if attention is None:
+        print("tables: no results yet; `python benchmarks/run.py` makes them")
+        return
+    read = json.loads(claims.read_text()) if claims is not None else None
+    PAGE.write_text(page(json.loads(attention.read_text()), read))
+    print("tables: docs/benchmarks.md")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
