@@ -77,7 +77,7 @@ def peak_memory() -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 def _growth(ours: str, peer: str) -> Row:
-    task = {"task": asdict(Task(16384, 1))}
+    task = Task(16384, 1)
     mine, other = (measure.memory(name, [task])[0] / MIB for name in (ours, peer))
     return {
         "ours": ours, "peer": peer, "ours_mib": round(mine, 1), "peer_mib": round(other, 1),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ALL = (512, 2048, 8192, 16384, 32768, 65536, 131072)
-SHORT = (512, 2048, 8192, 16384)
+SHORT = 16384
 FEATURES, LANDMARKS, RANK, WINDOW, BLOCK = 256, 64, 256, 256, 64
 
 
@@ -77,7 +77,7 @@ class Contender:
     exact: bool = True
     order: int = 1
     trains: bool = True
-    lengths: tuple[int, ...] = ALL
+    longest: int = ALL[-1]
     compiled: bool = False
     least: int = 1
     note: str = ""
@@ -344,20 +344,20 @@ def _peer(name: str, theme: str, build: Callable[..., Call], **more: Any) -> Con
 NO_PROJECTION = "the layer's core: its projections are replaced by the prepared tensors"
 CONTENDERS: tuple[Contender, ...] = (
     ours("exact", "exact", order=2),
-    ours("exact", "variants", "causal", "causal", is_causal=True, order=2, lengths=SHORT),
-    ours("exact", "variants", "dropout 0.1", "", dropout_p=0.1, order=2, lengths=SHORT),
-    ours("exact", "variants", "value width 32", value_width=32, order=2, lengths=SHORT),
-    ours("exact", "variants", "padding", "padded", padded=True, order=2, lengths=SHORT),
-    ours("exact", "variants", "log-sum-exp", return_lse=True, order=2, lengths=SHORT),
+    ours("exact", "variants", "causal", "causal", is_causal=True, order=2, longest=SHORT),
+    ours("exact", "variants", "dropout 0.1", "", dropout_p=0.1, order=2, longest=SHORT),
+    ours("exact", "variants", "value width 32", value_width=32, order=2, longest=SHORT),
+    ours("exact", "variants", "padding", "padded", padded=True, order=2, longest=SHORT),
+    ours("exact", "variants", "log-sum-exp", return_lse=True, order=2, longest=SHORT),
     _torch("SDPA", "exact", sdpa),
-    _torch("SDPA math", "exact", sdpa, backend="math", lengths=(*SHORT, 32768)),
+    _torch("SDPA math", "exact", sdpa, backend="math", longest=32768),
     _torch("flex", "exact", flex, compiled=True, trains=False, note="block mask made beforehand, not timed"),
-    _torch("SDPA, causal", "variants", sdpa, "causal", is_causal=True, lengths=SHORT),
-    _torch("SDPA, dropout 0.1", "variants", sdpa, "", dropout_p=0.1, lengths=SHORT),
-    _torch("SDPA, value width 32", "variants", sdpa, value_width=32, lengths=SHORT),
-    _torch("SDPA, padding", "variants", sdpa, "padded", mask="expanded", lengths=SHORT,
+    _torch("SDPA, causal", "variants", sdpa, "causal", is_causal=True, longest=SHORT),
+    _torch("SDPA, dropout 0.1", "variants", sdpa, "", dropout_p=0.1, longest=SHORT),
+    _torch("SDPA, value width 32", "variants", sdpa, value_width=32, longest=SHORT),
+    _torch("SDPA, padding", "variants", sdpa, "padded", mask="expanded", longest=SHORT,
            note="mask expanded to (1, 1, N, N), as transformers hands it over"),
-    _torch("SDPA, padding as a row", "variants", sdpa, "padded", mask="row", lengths=SHORT,
+    _torch("SDPA, padding as a row", "variants", sdpa, "padded", mask="row", longest=SHORT,
            note="mask (1, 1, 1, N), which stays linear"),
     ours("window:256", "sparse", pairs="window:256"),
     ours("dilated:256,dilation=4", "sparse", pairs="dilated:256,dilation=4"),
@@ -371,7 +371,7 @@ CONTENDERS: tuple[Contender, ...] = (
     ours("lsh", "sparse", exact=False),
     _torch("flex, window 256", "sparse", flex, "window:256", window=True, compiled=True, trains=False, order=1,
            note="block mask made beforehand, not timed"),
-    _torch("SDPA, window mask", "sparse", sdpa, "window:256", mask="window", lengths=SHORT, note="N x N bool mask"),
+    _torch("SDPA, window mask", "sparse", sdpa, "window:256", mask="window", longest=SHORT, note="N x N bool mask"),
     _peer("local-attention", "sparse", local_attention, pairs="window:256", note="exact_windowsize=True"),
     _peer("HF Longformer", "sparse", hf_longformer, pairs="window:256", note=NO_PROJECTION),
     _peer("HF Longformer, 1 global", "sparse", hf_longformer, tokens=1, pairs="longformer:256,global_tokens=(0,)",

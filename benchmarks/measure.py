@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -493,19 +493,27 @@ def spread(times: Sequence[float]) -> dict[str, float]:
     return {"median_s": statistics.median(times), "low_s": min(times), "high_s": max(times), "repeats": len(times)}
 
 
-def memory(contender: str, cases: Sequence[dict[str, Any]], *, timeout: float = 120.0) -> list[int]:
-    """Peak growth in bytes of each case, one after another in a fresh process."""
+def memory(contender: str, tasks: Sequence[Any], *, timeout: float = 120.0) -> list[int]:
+    """Peak growth in bytes of a call on each task, one after another in a fresh process."""
     from contenders import BY_NAME
     from longlens.testing.memory import peak_growths
 
     line = BY_NAME[contender]
-    # a compiled contender compiles for each shape, which must not count: there the measured call itself runs before
-    warm_up = None if line.compiled else {"length": max(512, line.least)}
-    device = cases[0].get("device", "cpu")
-    return peak_growths(
-        "measure:prepare", [{"contender": contender, **case} for case in cases], device=device, warm_up=warm_up, runs=1,
-        path=[str(HERE)], timeout=timeout,
+    # what is loaded or set up at the first call of a dtype or pass must not count: a short call before, not reported
+    cases: list[Any] = []
+    wanted: list[bool] = []
+    for task in tasks:
+        if not cases or (task.dtype, task.backward) != (cases[-1].dtype, cases[-1].backward):
+            cases.append(replace(task, length=max(512, line.least)))
+            wanted.append(False)
+        cases.append(task)
+        wanted.append(True)
+    # a compiled contender compiles for each length: there each measured call itself runs once before
+    grown = peak_growths(
+        "measure:prepare", [{"contender": contender, "task": asdict(case)} for case in cases],
+        device=tasks[0].device, warm_up=None if line.compiled else {}, runs=1, path=[str(HERE)], timeout=timeout,
     )  # fmt: skip
+    return [growth for growth, counts in zip(grown, wanted, strict=True) if counts]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py                 the standard run: at most 25 minutes on two cores
     python benchmarks/run.py --minutes 60    more time: cells that the clock cut off before are measured
-    python benchmarks/run.py --smoke         half a minute; checks the benchmark, not the machine
+    python benchmarks/run.py --smoke         a few minutes; checks the benchmark, not the machine
 
 Every cell is written as soon as it is measured, and a run that finds an unfinished file goes on with it. A cell that
 cannot be measured is recorded with its reason. Before anything is timed each contender has to pass a quick check
@@ -117,8 +117,8 @@ def refused(results: Results, line: Contender, task: Task) -> str:
     """Why a cell is not measured, as far as is known beforehand; "" where it is."""
     if task.backward and not line.trains:
         return "no backward pass on a CPU: it raises where an input requires a gradient"
-    if task.length not in line.lengths:
-        return f"measured up to {max(line.lengths)} only"
+    if task.length > line.longest:
+        return f"measured up to {line.longest:,} only"
     if task.length < line.least:
         return f"needs a length of at least {line.least}"
     row = results.find("checks", contender=line.name, dtype=task.dtype, **{"pass": passed(task)})
@@ -216,32 +216,36 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
 
 def run_memory(results: Results, lines: list[Contender], arguments: argparse.Namespace, deadline: float) -> None:
     """One head at every length, so that the growth of a call can be followed; a fresh process for each contender."""
+    kinds = [(dtype, False) for dtype in arguments.dtypes] + [(arguments.dtypes[0], True)]
     for line in lines:
-        for backward in (False, True):
-            for dtype in arguments.dtypes if not backward else arguments.dtypes[:1]:
-                _memory_of(results, line, dtype, backward, arguments, deadline)
+        cases = []
+        for dtype, backward in kinds:
+            for length in MEMORY_LENGTHS[backward]:
+                if length not in arguments.lengths:
+                    continue
+                task = Task(length, 1, dtype=dtype, backward=backward, device=arguments.device)
+                row = cell(line.name, task)
+                if results.settled("memory", **row):
+                    continue
+                reason = refused(results, line, task)
+                expected = predicted(results, line, task) or 0.0
+                if not reason and expected > arguments.call_limit:
+                    reason = f"a call would take about {expected:.0f} s, limit {arguments.call_limit:.0f} s"
+                if reason:
+                    results.put("memory", {**row, "not_run": reason}, CELL)
+                else:
+                    cases.append((row, task))
+        _memory_of(results, line, cases, arguments, deadline)
 
 
 def _memory_of(
-    results: Results, line: Contender, dtype: str, backward: bool, arguments: argparse.Namespace, deadline: float
+    results: Results,
+    line: Contender,
+    cases: list[tuple[dict[str, Any], Task]],
+    arguments: argparse.Namespace,
+    deadline: float,
 ) -> None:
-    cases = []
-    lengths = [n for n in MEMORY_LENGTHS[backward] if n in arguments.lengths]
-    for length in lengths:
-        task = Task(length, 1, dtype=dtype, backward=backward, device=arguments.device)
-        row = cell(line.name, task)
-        if results.settled("memory", **row):
-            continue
-        reason = refused(results, line, task)
-        expected = predicted(results, line, task) or 0.0
-        if not reason and expected > arguments.call_limit:
-            reason = f"a call would take about {expected:.0f} s, limit {arguments.call_limit:.0f} s"
-        if not reason and time.monotonic() > deadline:
-            reason = RETRY
-        if reason:
-            results.put("memory", {**row, "not_run": reason}, CELL)
-        else:
-            cases.append((row, asdict(task)))
+    started = time.monotonic()
     for batch in _batches(cases):
         batch = [case for case in batch if not results.settled("memory", **case[0])]
         if not batch:
@@ -252,7 +256,7 @@ def _memory_of(
             continue
         timeout = max(10.0, min(60 + 20 * arguments.call_limit, deadline - time.monotonic()))
         try:
-            grown = measure.memory(line.name, [{"task": task} for _, task in batch], timeout=timeout)
+            grown = measure.memory(line.name, [task for _, task in batch], timeout=timeout)
         except Exception as error:
             if len(batch) == 1:
                 reason = RETRY if time.monotonic() > deadline else measure.brief(error)
@@ -260,7 +264,8 @@ def _memory_of(
             continue
         for (row, _), growth in zip(batch, grown, strict=True):
             results.put("memory", {**row, "growth_bytes": growth}, CELL)
-        print(f"memory: {line.name} {dtype} {'forward+backward' if backward else 'forward'}", flush=True)
+    if cases:
+        print(f"memory: {line.name}: {len(cases)} in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _batches(cases: list[Any]) -> list[list[Any]]:
@@ -302,7 +307,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if arguments.smoke:
-        arguments.lengths, arguments.seconds, arguments.repeats, arguments.minutes = [512, 1024, 2048], 0.05, 3, 4.0
+        arguments.lengths, arguments.seconds, arguments.repeats, arguments.minutes = [512, 2048], 0.05, 3, 10.0
         arguments.parts = [part for part in arguments.parts if part != "claims"]
     arguments.lengths.sort()
     return arguments
