@@ -69,6 +69,7 @@ class Claims:
     kind: "exact" is softmax attention over every pair that the masks allow; "pattern" over those that `pattern` allows
         too; "approximate" is anything else, held to `definition` where there is one, and its error reported.
     pattern: the pairs of a sparse method, as a rule: `allowed(q, k, n)` of positions, True = attend.
+    causal_pattern: the rule under `is_causal=True`, where another one is used there; the causal mask is added to it.
     definition: the function's own plain definition: takes a `Request`, returns (B, H, Nq, Dv).
     causal: how `is_causal=True` aligns where Nq != Nk: "bottom-right" (the last query sees every key) or "top-left";
         None: there is no causal form.
@@ -93,6 +94,7 @@ class Claims:
 
     kind: Literal["exact", "pattern", "approximate"] = "exact"
     pattern: Rule | None = None
+    causal_pattern: Rule | None = None
     definition: Callable[[Request], Tensor] | None = None
     causal: Literal["bottom-right", "top-left"] | None = "bottom-right"
     bidirectional: bool = True
@@ -142,6 +144,10 @@ class Claims:
     def defined(self) -> bool:
         """Whether there is something to agree with."""
         return self.kind != "approximate" or self.definition is not None
+
+    def pattern_of(self, is_causal: bool) -> Rule | None:
+        """The rule of a call."""
+        return self.causal_pattern if is_causal and self.causal_pattern is not None else self.pattern
 
     @classmethod
     def names(cls) -> list[str]:

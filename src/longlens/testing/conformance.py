@@ -134,7 +134,7 @@ def _run(check: Check, subject: Subject) -> Result:
         for finding in check.run(subject):
             findings.append(finding)
     except Exception as error:  # a stranger's function may raise anything: that is a failure, told as such
-        return Result(check.name, "fail", tuple(findings), f"raised {_first_line(error)}")
+        return Result(check.name, "fail", tuple(findings), f"raised {_told(error)}")
     finally:
         torch.random.set_rng_state(state)
     return Result(check.name, _verdict(findings), tuple(findings))
@@ -160,7 +160,7 @@ def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result
                 warm_up={"length": 128},
             )
         except LonglensError as error:
-            return Result(name, "fail", tuple(findings), f"raised {_first_line(error)}")
+            return Result(name, "fail", tuple(findings), f"raised {_told(error)}")
         findings.append(memory_finding(mode, lengths, growth))
     return Result(name, _verdict(findings), tuple(findings))
 
@@ -176,10 +176,10 @@ def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> Fi
     return Finding(f"N={lengths[0]} to {lengths[1]}, {case}", ratio <= LINEAR, f"at most {LINEAR} times", told)
 
 
-def _first_line(error: Exception) -> str:
-    """The telling line: the last of ours, which end with the cause, and the first of anyone else's."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    told = lines[-1 if isinstance(error, LonglensError) else 0] if lines else ""
+def _told(error: Exception) -> str:
+    """Class and message in one line, cut where it runs on."""
+    told = " ".join(str(error).split())
+    told = told if len(told) <= 160 else told[:157] + "..."
     return f"{type(error).__name__}: {told}".removesuffix(": ")
 
 

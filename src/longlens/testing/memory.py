@@ -113,19 +113,26 @@ def peak_growths(
 
 def import_function(target: str) -> Callable[..., Any]:
     """The function that "module:function" names; `InputError` where there is none."""
+    found = import_object(target)
+    if not callable(found):
+        raise InputError(f"'{target}' is a {type(found).__name__}, not a function")
+    return found
+
+
+def import_object(target: str) -> Any:
+    """What "module:name" names; `InputError` where there is no such module or name."""
     module, name = _split(target)
     try:
         found: Any = import_module(module)
     except ModuleNotFoundError as error:
+        # a module that it imports itself is another matter
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise InputError(f"no module '{module}' (in '{target}'): expected one on the import path") from None
     for part in name.split("."):
         if not hasattr(found, part):
-            raise InputError(f"module '{module}' has no '{name}'; expected MODULE:FUNCTION to name a function in it")
+            raise InputError(f"module '{module}' has no '{name}'; expected MODULE:NAME of something in it")
         found = getattr(found, part)
-    if not callable(found):
-        raise InputError(f"'{target}' is a {type(found).__name__}, not a function")
     return found
 
 

@@ -11,6 +11,7 @@ from longlens.ops.attention import attention, resolve_method
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 from longlens.ops.registry import BY_NAME, Entry
+from longlens.ops.sparse.pattern import Pattern
 from longlens.testing.claims import Claims, Request
 from longlens.testing.conformance import MEMORY_LENGTHS, run_conformance
 from longlens.testing.report import Report
@@ -32,6 +33,7 @@ def claims_of(method: Method | str) -> Claims:
     return Claims(
         kind="exact" if exact else "pattern" if pattern is not None else "approximate",
         pattern=pattern,
+        causal_pattern=method.causal_form() if isinstance(method, Pattern) else None,
         definition=None if exact else definition_of(method),
         causal="bottom-right" if entry.causal else None,
         key_mask="key_mask",

@@ -1,0 +1,99 @@
+"""`longlens conformance`: run an attention function through the conformance suite."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from longlens.testing import Claims, Report
+
+
+@click.command()
+@click.argument("function", metavar="[MODULE:FUNCTION]", required=False)
+@click.option("--method", help="One of longlens' own methods instead, such as window:256.")
+@click.option("--claims", metavar="MODULE:NAME", help="A longlens.testing.Claims object that says what FUNCTION does.")
+@click.option(
+    "--claim", "single", metavar="NAME=VALUE", multiple=True, help="One claim, such as key_mask=mask; repeat."
+)
+@click.option("--check", "checks", metavar="NAME", multiple=True, help="Run this check alone; repeat.")
+@click.option("--json", "target", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there too.")
+def conformance(
+    function: str | None,
+    method: str | None,
+    claims: str | None,
+    single: tuple[str, ...],
+    checks: tuple[str, ...],
+    target: Path | None,
+) -> None:
+    """Run an attention function through the conformance suite.
+
+    MODULE:FUNCTION takes (query, key, value) of shape (B, H, N, D) and, as far as its claims say, the keywords of
+    torch.nn.functional.scaled_dot_product_attention. A module in the current folder is found.
+
+    Prints a table. Exits with 1 where something that is claimed fails, with 2 where it cannot be run.
+
+    \b
+    longlens conformance torch.nn.functional:scaled_dot_product_attention --claim causal=top-left
+    longlens conformance --method window:256
+    """
+    if (function is None) == (method is None):
+        raise click.UsageError("expected MODULE:FUNCTION or --method METHOD, one of the two")
+    if method is not None and (claims or single):
+        raise click.UsageError("--claims and --claim go with MODULE:FUNCTION; a method's claims are in the registry")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    report = _run(function, method, claims, single, checks)
+    click.echo(report.table())
+    if target is not None:
+        target.write_text(report.to_json() + "\n")
+    if not report.ok:
+        sys.exit(1)
+
+
+def _run(
+    function: str | None, method: str | None, claims: str | None, single: tuple[str, ...], checks: tuple[str, ...]
+) -> Report:
+    from longlens.errors import InputError
+    from longlens.testing import run_conformance, run_method
+    from longlens.testing.memory import import_function
+
+    try:
+        if method is not None:
+            return run_method(method, checks=checks or None)
+        assert function is not None
+        return run_conformance(
+            import_function(function),
+            claims=_claims(claims, single),
+            target=function,
+            checks=checks or None,
+            name=function,
+        )
+    except InputError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _claims(path: str | None, single: tuple[str, ...]) -> Claims:
+    from dataclasses import replace
+
+    from longlens.errors import InputError
+    from longlens.testing import Claims
+    from longlens.testing.memory import import_object
+
+    base = Claims() if path is None else import_object(path)
+    if not isinstance(base, Claims):
+        raise InputError(f"expected --claims {path} to name a longlens.testing.Claims, got a {type(base).__name__}")
+    given: dict[str, Any] = {}
+    for item in single:
+        name, equals, raw = item.partition("=")
+        if not equals or name not in Claims.names():
+            raise InputError(f"expected --claim NAME=VALUE with a name among {', '.join(Claims.names())}, got '{item}'")
+        try:
+            given[name] = ast.literal_eval(raw)
+        except (ValueError, SyntaxError):
+            given[name] = raw
+    return replace(base, **given)

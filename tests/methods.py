@@ -1,0 +1,48 @@
+"""The one list of methods, with parameters small enough for the tests' lengths. A new method is added here."""
+
+from __future__ import annotations
+
+from longlens import (
+    LSH,
+    BigBird,
+    BlockSparse,
+    CosFormer,
+    Dilated,
+    Exact,
+    Fixed,
+    Global,
+    Linear,
+    Longformer,
+    Performer,
+    Random,
+    Strided,
+    Taylor,
+    Window,
+)
+from longlens.ops.method import Method
+
+# a band of blocks with the first block in common, over 1,024 tokens
+LAYOUT = tuple(tuple(sorted({0, max(0, row - 1), row, min(63, row + 1)})) for row in range(64))
+
+METHODS: tuple[Method, ...] = (
+    Exact(),
+    Exact("blockwise"),
+    Window(16),
+    Window(16, 0),
+    Dilated(8, 3),
+    Global((0, 5)),
+    Random(2, 16, seed=1),
+    Strided(8),
+    Fixed(8, 2),
+    BlockSparse(LAYOUT, 16),
+    LSH(2, 8),
+    Longformer(16, (0,)),
+    BigBird(8, 1),
+    Window(16) | Global((0,)),
+    Window(4) | Dilated(4, 5),
+    Linear(),
+    Performer(64),
+    Performer(64, kernel="relu"),
+    CosFormer(1024),
+    Taylor(),
+)
