@@ -12,12 +12,13 @@ import gc
 import json
 import os
 import platform
+import queue
 import re
 import resource
-import selectors
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROWS = 64
+GRACE = 60.0  # seconds beyond the deadline for a call that is under way
 GATE_LENGTH = 512  # or the shortest that a contender takes
 # relative error on GATE_LENGTH tokens above which nothing of a contender is reported: it computes something else
 GATE = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -364,6 +366,7 @@ def work(request: dict[str, Any]) -> None:
     if "gate" in request:
         _gate(request["contenders"])
         return
+    end = time.monotonic() + request["left_s"] if "left_s" in request else float("inf")
     task = Task(**request["task"])
     clock = _clock(task)
     definition = Definition(task)
@@ -372,6 +375,9 @@ def work(request: dict[str, Any]) -> None:
     wanted: dict[str, int] = {}
     firsts: dict[str, float] = {}
     for name in request["contenders"]:
+        if time.monotonic() > end:
+            _say(at="late", name=name)
+            continue
         _say(at="build", name=name)
         try:
             call = prepare(name, asdict(task))
@@ -397,7 +403,7 @@ def work(request: dict[str, Any]) -> None:
     for turn in range(request["most"]):
         # every second round backwards, so that nobody always follows the same neighbour
         for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
-            if len(times[name]) >= wanted[name]:
+            if len(times[name]) >= wanted[name] or (times[name] and time.monotonic() > end):
                 continue
             _say(at="time", name=name)
             started = clock()
@@ -433,11 +439,12 @@ class Worker:
         while left:
             at: dict[str, Any] = {"name": None, "at": "start"}
             why = ""
-            for event in self._events({**request, "contenders": left}):
+            more = {} if self.deadline is None else {"left_s": self.deadline - time.monotonic()}
+            for event in self._events({**request, "contenders": list(left), **more}):
                 if event["at"] == "ended":
                     why = event["why"]
                     break
-                if event["at"] in ("done", "failed"):
+                if event["at"] in ("done", "failed", "late"):
                     left.remove(event["name"])
                     yield event
                 elif event["at"] == "mean":
@@ -463,18 +470,27 @@ class Worker:
         assert worker.stdout is not None
         worker.stdin.write(json.dumps(request))
         worker.stdin.close()
-        watch = selectors.DefaultSelector()
-        watch.register(worker.stdout, selectors.EVENT_READ)
+        lines: queue.Queue[str] = queue.Queue()
+        stdout = worker.stdout
+
+        def read() -> None:
+            for line in stdout:
+                lines.put(line)
+            lines.put("")
+
+        threading.Thread(target=read, daemon=True).start()
         try:
             while True:
                 left = self.patience
                 if self.deadline is not None:
-                    left = min(left, self.deadline - time.monotonic())
-                if left <= 0 or not watch.select(left):
+                    # the worker minds the deadline itself; this is for a call that outlasts it
+                    left = min(left, self.deadline + GRACE - time.monotonic())
+                try:
+                    line = lines.get(timeout=max(0.0, left))
+                except queue.Empty:
                     late = self.deadline is not None and time.monotonic() >= self.deadline
                     yield {"at": "ended", "why": "late" if late else f"stopped after {self.patience:.0f} s of silence"}
                     return
-                line = worker.stdout.readline()
                 if not line:
                     status = worker.wait()
                     yield {"at": "ended", "why": "worker finished" if status == 0 else f"worker ended with {status}"}
@@ -485,8 +501,6 @@ class Worker:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
-            watch.close()
-            worker.stdout.close()
 
 
 def spread(times: Sequence[float]) -> dict[str, float]:

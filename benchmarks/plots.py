@@ -76,6 +76,7 @@ def draw(data: dict[str, Any], theme: str, dtypes: list[str]) -> Any:
                 xscale="log", yscale="log", xlabel="length N, tokens", ylabel=label, title=f"{dtype}, forward: {table}"
             )
             axis.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
+            axis.set_xlim(lengths[0] / 1.25, lengths[-1] * 1.25)
             axis.minorticks_off()
             axis.grid(visible=True, color="#dddddd", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)

@@ -74,15 +74,20 @@ def grid(data: dict[str, Any], theme: str, which: str, dtype: str, table_name: s
     head = [dtype] + [f"{n:,}" + (f" (H={heads[n]})" if table_name == "time" else "") for n in lengths]
     body, missing = [], []
     for line in lines:
-        found = [cells.get((line.name, length), {}) for length in lengths]
-        if any(value in row for row in found):
-            body.append([_name(line), *(show(row[value]) if value in row else "-" for row in found)])
-        else:
-            reason = next((row["not_run"] for row in found if "not_run" in row), "")
-            if reason:
-                missing.append(f"- {line.name}: {reason}")
+        found = {length: cells.get((line.name, length), {}) for length in lengths}
+        if any(value in row for row in found.values()):
+            body.append([_name(line), *(show(row[value]) if value in row else "-" for row in found.values())])
+        reasons: dict[str, list[int]] = {}
+        for length, row in found.items():
+            if "not_run" in row:
+                reasons.setdefault(row["not_run"], []).append(length)
+        for reason, at in reasons.items():
+            where = "" if len(at) == len(lengths) else " at " + ", ".join(f"{n:,}" for n in at)
+            missing.append(f"- {line.name}{where}: {reason}")
     text = table(head, body) if body else ""
-    return text + ("\nNot measured:\n\n" + "\n".join(missing) + "\n" if missing else "")
+    if missing:
+        text += "\n<details><summary>Not measured</summary>\n\n" + "\n".join(missing) + "\n\n</details>\n"
+    return text
 
 
 def _name(line: Contender) -> str:
