@@ -43,8 +43,6 @@ class Features(ABC):
     """A feature map phi, with everything it needs bound to one dtype, device and batch."""
 
     dtype: torch.dtype
-    exponential: bool = False
-    """True where phi can underflow as a whole, so that a vanishing normaliser calls for float64."""
 
     @abstractmethod
     def query(self, block: Tensor, start: int) -> Sums:
@@ -63,28 +61,39 @@ class Features(ABC):
 
 
 Build = Callable[[Inputs, torch.dtype], Features]
+Make = Callable[[Inputs, torch.dtype, int], Iterator[Sums]]
 
 
-def feature_attention(inputs: Inputs, build: Build, width: int) -> Tensor:
+def feature_attention(inputs: Inputs, build: Build, width: int, underflows: bool = True) -> Tensor:
     """Attention by the `width` features that `build` makes, (B, H, Nq, Dv) in the inputs' dtype; no key gives 0."""
-    lost: list[Tensor] = []
-    output = _attend(inputs, build, width, compute_dtype(inputs), lost)
-    if lost and bool(torch.stack(lost).any()):
-        return _attend(inputs, build, width, torch.float64, [])
-    return output
+
+    def make(part: Inputs, dtype: torch.dtype, rows: int) -> Iterator[Sums]:
+        features = build(part, dtype)
+        return causal_sums(part, features, width) if part.causal else full_sums(part, features, rows)
+
+    return attend_sums(inputs, make, width, underflows)
 
 
-def _attend(inputs: Inputs, build: Build, width: int, dtype: torch.dtype, lost: list[Tensor]) -> Tensor:
+def attend_sums(inputs: Inputs, make: Make, width: int, underflows: bool = True) -> Tensor:
+    """What `make(part, dtype, rows)` yields, in order of queries, normalised: (B, H, Nq, Dv) in the inputs' dtype.
+
+    `underflows` says that a normaliser of 0 is no true 0 where a row sees a key: everything is then computed again in
+    float64.
+    """
     batch, heads, rows = _plan(inputs, width)
 
-    def run(part: Inputs, into: Tensor | None) -> Tensor:
-        features = build(part, dtype)
-        sums = causal_sums(part, features, width) if inputs.causal else full_sums(part, features, rows)
-        if features.exponential and dtype != torch.float64:
-            sums = _watch(sums, part, lost)
-        return join((normalise(block).to(part.query.dtype) for block, _ in sums), 3, into)
+    def attend(dtype: torch.dtype, lost: list[Tensor]) -> Tensor:
+        def run(part: Inputs, into: Tensor | None) -> Tensor:
+            sums = _watch(make(part, dtype, rows), part, lost)
+            return join((normalise(block).to(part.query.dtype) for block, _ in sums), 3, into)
 
-    return by_pieces(inputs, batch, heads, run)
+        return by_pieces(inputs, batch, heads, run)
+
+    lost: list[Tensor] = []
+    output = attend(compute_dtype(inputs), lost)
+    if underflows and inputs.query.dtype != torch.float64 and bool(torch.stack(lost).any()):
+        return attend(torch.float64, [])
+    return output
 
 
 def _plan(inputs: Inputs, width: int) -> tuple[int, int, int]:
@@ -143,7 +152,7 @@ def full_sums(inputs: Inputs, features: Features, rows: int) -> Iterator[Sums]:
     masks = [None] * inputs.keys if mask is None else mask.split(tall, 3)
     start = 0
     for k, v, keep in zip(key.split(tall, 3), value.split(tall, 3), masks, strict=False):
-        state = _merge(state, recompute(_fold, features, k, v, keep, start))
+        state = merge_states(state, recompute(_fold, features, k, v, keep, start))
         start += k.shape[3]
     yield from _read_all(features, state, query, rows, 0)
 
@@ -171,7 +180,7 @@ def causal_sums(inputs: Inputs, features: Features, width: int) -> Iterator[Sums
             yield sums, log
         else:
             more = recompute(_fold, features, k, v, keep, k_start)
-        state = _merge(state, more)
+        state = merge_states(state, more)
         q_start, k_start = q_start + q.shape[3], k_start + k.shape[3]
     if late.shape[3]:
         yield from _read_all(features, state, late, length, q_start)
@@ -233,6 +242,17 @@ def _step(
     return sums, log_sums, *_contribution(phi_k, log_k, v, keep)
 
 
+def merge_states(state: State, more: Sequence[Tensor | None]) -> State:
+    """The state with a contribution added, relative to the larger of the two logarithms."""
+    (total, most), (part, peak) = state, more
+    if total is None or part is None:
+        return part, peak
+    if most is None or peak is None:
+        return total + part, None
+    top = torch.maximum(most, peak)
+    return total * (most - top).exp() + part * (peak - top).exp(), top
+
+
 def _lanes(block: Tensor) -> Tensor:
     """(B, Hkv, G, m, F) as (L, G m, F)."""
     return block.flatten(2, 3).flatten(0, 1)
@@ -261,14 +281,3 @@ def _contribution(phi: Tensor, log: Tensor | None, value: Tensor, keep: Tensor |
     log = _silence(log, keep)
     peak = log.detach().amax(3, keepdim=True).clamp_min(NO_KEY)
     return _lanes(phi).mT @ _augment(value, (log - peak).exp()), peak.view(-1, 1, 1)
-
-
-def _merge(state: State, more: Sequence[Tensor | None]) -> State:
-    """The state with a contribution added, relative to the larger of the two logarithms."""
-    (total, most), (part, peak) = state, more
-    if total is None or part is None:
-        return part, peak
-    if most is None or peak is None:
-        return total + part, None
-    top = torch.maximum(most, peak)
-    return total * (most - top).exp() + part * (peak - top).exp(), top

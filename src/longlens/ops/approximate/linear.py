@@ -59,7 +59,6 @@ def _ratio(inputs: Inputs) -> float:
 class _Elu(Features):
     ratio: float
     dtype: torch.dtype
-    exponential: bool = True
 
     def query(self, block: Tensor, start: int) -> Sums:
         return phi(block if self.ratio == 1.0 else block * self.ratio), None

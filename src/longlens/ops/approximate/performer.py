@@ -27,8 +27,8 @@ class Performer(Method):
         exp(scale q . k) = E_w[ phi_w(q) phi_w(k) ],    phi_w(x) = exp(w . x' - |x'|^2 / 2),    x' = sqrt(scale) x
 
     over w ~ N(0, I), estimated by `features` rows w that are orthogonal in blocks of D. Choromanski et al. 2021,
-    arXiv:2009.14794, lemma 1 (positive features), section 2.4 (orthogonal rows), algorithm 1. `kernel="relu"` is its generalized attention, phi_w(x) = relu(w . x') + 1e-3:
-    another attention, not an estimate of softmax.
+    arXiv:2009.14794, lemma 1 (positive features), section 2.4 (orthogonal rows), algorithm 1. `kernel="relu"` is its
+    generalized attention, phi_w(x) = relu(w . x') + 1e-3: another attention, not an estimate of softmax.
 
     Time O(N F (D + Dv)), state F x (Dv + 1) to a head; causal in chunks. The paper's m is `features`, its d^(-1/4) is
     sqrt(scale); a negative scale gives its sign to the queries. Stabilisers cancel exactly; no epsilon is added to the
@@ -65,15 +65,17 @@ class Performer(Method):
 
     def reference(self, inputs: Inputs) -> Tensor:
         """The estimated kernel as an N x N matrix, without stabilisers."""
+        return reference_attention(self.kernel_matrix(inputs), inputs)
+
+    def kernel_matrix(self, inputs: Inputs) -> Tensor:
+        """phi(q_i) . phi(k_j) for all pairs, (B, H, Nq, Nk); divided by `features` it estimates the kernel."""
         query, key = inputs.query, repeat_heads(inputs.key, inputs)
         q, k = self._projections(inputs, query.dtype)
         if self.kernel == "relu":
-            weights = ((query @ q).relu() + RELU_FLOOR) @ ((key @ k).relu() + RELU_FLOOR).mT
-        else:
-            half = abs(inputs.scale) / 2
-            phi_q = torch.exp(query @ q - half * query.square().sum(-1, keepdim=True))
-            weights = phi_q @ torch.exp(key @ k - half * key.square().sum(-1, keepdim=True)).mT
-        return reference_attention(weights, inputs)
+            return ((query @ q).relu() + RELU_FLOOR) @ ((key @ k).relu() + RELU_FLOOR).mT
+        half = abs(inputs.scale) / 2
+        phi_q = torch.exp(query @ q - half * query.square().sum(-1, keepdim=True))
+        return phi_q @ torch.exp(key @ k - half * key.square().sum(-1, keepdim=True)).mT
 
     def peak_elements(self, inputs: Inputs) -> int:
         """Predicted scratch of a forward pass."""
@@ -101,7 +103,6 @@ class _Favor(Features):
     half: float
     dtype: torch.dtype
     scaled: bool = False
-    exponential: bool = True
 
     def query(self, block: Tensor, start: int) -> Sums:
         phi, peak = _exponentials(block @ self.to_query)
