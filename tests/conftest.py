@@ -1,4 +1,4 @@
-"""Settings for every test: a seed of its own, few threads, and uninitialised memory that shows itself."""
+"""Settings for every test: a seed of its own, one thread, and uninitialised memory that shows itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 
 def pytest_configure() -> None:
-    # small tensors: more threads only wait for each other
-    torch.set_num_threads(2)
+    # tensors here are small: threads spend their time waiting for each other
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
