@@ -18,7 +18,7 @@ from methods import METHODS
 
 CHECKS = [name for name in check_names() if name not in MEMORY_CHECKS]
 
-every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method)[:40])
 
 
 def test_every_registered_method_is_in_the_list() -> None:

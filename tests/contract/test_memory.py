@@ -14,7 +14,7 @@ LINEAR_METHODS = [method for method in METHODS if claims_of(method).memory == "N
 
 @pytest.mark.memory
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("method", LINEAR_METHODS, ids=str)
+@pytest.mark.parametrize("method", LINEAR_METHODS, ids=lambda method: str(method)[:40])
 def test_growth_is_linear(method: Method, backward: bool) -> None:
     modes = [False] if claims_of(method).causal is None or method.name == "exact" else [False, True]
     cases = [

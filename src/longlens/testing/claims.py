@@ -79,6 +79,7 @@ class Claims:
     key_mask_shape: "BN" is (B, Nk), "B11N" is (B, 1, 1, Nk).
     padding_invariant: sides on which padding, masked by the key mask, leaves the other rows as they were.
     attn_mask: a bool `attn_mask` is taken, True = attend.
+    masks_with_causal: key masks and `attn_mask` go together with `is_causal=True`.
     packing: the keyword of the sequences' boundaries, or None.
     scale: `scale=` is taken.
     grouped: key/value heads may divide the query heads.
@@ -103,6 +104,7 @@ class Claims:
     key_mask_shape: Literal["BN", "B11N"] = "BN"
     padding_invariant: tuple[str, ...] = ("left", "right")
     attn_mask: bool = False
+    masks_with_causal: bool = True
     packing: str | None = None
     scale: bool = True
     grouped: bool = False

@@ -150,9 +150,14 @@ def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result
     keywords = dict(claims.keywords)
     findings: list[Finding] = []
     for mode, causal in subject.modes():
-        case = {"function": subject.target, "causal": causal, "backward": backward, "keywords": keywords}
-        if claims.causal is None:
-            case.pop("causal")
+        case = {
+            "function": subject.target,
+            "heads": 2,
+            "width": 32,
+            "causal": None if claims.causal is None else causal,
+            "backward": backward,
+            "keywords": keywords,
+        }
         try:
             growth = peak_growths(
                 f"{attention_call.__module__}:{attention_call.__name__}",

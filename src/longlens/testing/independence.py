@@ -18,7 +18,7 @@ from longlens.testing.subject import Subject, gradients, relative_error
 def padding(subject: Subject, side: str) -> Iterator[Finding]:
     """Rows padded on `side` and masked give what they give unpadded; the padding holds large garbage."""
     lengths, full = (64, 47), 80
-    for mode, causal in subject.modes():
+    for mode, causal in subject.modes(masked=True):
         request = subject.draw(len(lengths), length=full, is_causal=causal)
         keep = torch.zeros(len(lengths), full, dtype=torch.bool)
         real = [slice(0, length) if side == "right" else slice(full - length, full) for length in lengths]
@@ -98,24 +98,22 @@ def packing(subject: Subject) -> Iterator[Finding]:
 def tensor_mask(subject: Subject) -> Iterator[Finding]:
     """A bool tensor, True = attend, of full size and broadcast."""
     generator = torch.Generator().manual_seed(11)
-    for mode, causal in subject.modes():
+    for mode, causal in subject.modes(masked=True):
         for shape in ((2, 1, 64, 64), (1, 4, 64, 64), (64, 64)):
             mask = torch.rand(shape, generator=generator) < 0.5
             request = replace(subject.draw(is_causal=causal), attn_mask=mask | torch.eye(64, dtype=torch.bool))
-            if causal and not _takes_both(subject, request):
-                continue
             yield subject.judge(f"mask {shape}, {mode}", request)
 
 
 def fully_masked(subject: Subject) -> Iterator[Finding]:
     """A row with nothing to attend to: output 0, log-sum-exp -inf, gradient 0, and nothing else disturbed."""
-    for mode, causal in subject.modes():
+    for mode, causal in subject.modes(masked=True):
         request = subject.draw(is_causal=causal)
         if subject.claims.key_mask is not None:
             keep = torch.ones(2, 64, dtype=torch.bool)
             keep[1] = False
             yield from _zeros(subject, f"key mask, {mode}", replace(request, key_mask=keep))
-        if subject.claims.attn_mask and not causal:
+        if subject.claims.attn_mask:
             mask = torch.ones(2, 1, 64, 64, dtype=torch.bool)
             mask[1] = False
             yield from _zeros(subject, f"attn_mask, {mode}", replace(request, attn_mask=mask))
@@ -129,7 +127,7 @@ def masked_nan(subject: Subject) -> Iterator[Finding]:
     for poison in (torch.nan, torch.inf):
         for mode, causal in subject.modes():
             request = subject.draw(is_causal=causal)
-            if subject.claims.key_mask is not None:
+            if subject.claims.key_mask is not None and (not causal or subject.claims.masks_with_causal):
                 keep = torch.ones(2, 64, dtype=torch.bool)
                 keep[:, 50:] = False
                 masked = replace(request, key_mask=keep)
@@ -179,15 +177,6 @@ def determinism(subject: Subject) -> Iterator[Finding]:
 
 def _alone(subject: Subject, request: Request) -> tuple[Tensor]:
     return (subject(request),)
-
-
-def _takes_both(subject: Subject, request: Request) -> bool:
-    """Whether a mask and is_causal go together: torch's own function refuses the pair."""
-    try:
-        subject(request)
-    except (RuntimeError, ValueError, NotImplementedError):
-        return False
-    return True
 
 
 def _zeros(subject: Subject, case: str, request: Request) -> Iterator[Finding]:

@@ -105,8 +105,8 @@ def peak_growths(
         check=False,
     )
     if child.returncode:
-        said = child.stderr.strip().splitlines()[-12:]
-        raise LonglensError(f"measuring {target} failed with exit status {child.returncode}:\n" + "\n".join(said))
+        said = child.stderr.strip().splitlines()[-12:] or [f"exit status {child.returncode}"]
+        raise LonglensError(f"measuring {target} failed: {said[-1]}\n" + "\n".join(said))
     answer: list[int] = json.loads(child.stdout.splitlines()[-1])
     return answer
 
@@ -152,7 +152,7 @@ def attention_call(
     value_width: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
-    causal: bool = False,
+    causal: bool | None = False,
     backward: bool = False,
     padding: int = 0,
     key_mask: str = "key_mask",
@@ -160,7 +160,7 @@ def attention_call(
 ) -> Callable[[], object]:
     """A `target` for `peak_growth`: one call of an attention function on normal inputs (1, heads, length, width).
 
-    `backward` adds the gradient with respect to query, key and value; `padding` > 0 masks so many keys at the end
+    `causal` is handed on as `is_causal` unless None; `backward` adds the gradient with respect to query, key and value; `padding` > 0 masks so many keys at the end
     through the keyword `key_mask`; `keywords` are handed on.
     """
     import torch
@@ -174,13 +174,15 @@ def attention_call(
 
     tensors = draw(width), draw(width), draw(value_width or width)
     given: dict[str, Any] = dict(keywords or {})
+    if causal is not None:
+        given["is_causal"] = causal
     if padding:
         given[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
     weight = torch.ones(1, heads, length, value_width or width, dtype=kind, device=device) if backward else None
 
     def call() -> object:
         with torch.set_grad_enabled(backward):
-            out = attend(*tensors, is_causal=causal, **given)
+            out = attend(*tensors, **given)
             return torch.autograd.grad(out, tensors, weight) if backward else out
 
     return call

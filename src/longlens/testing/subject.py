@@ -136,11 +136,11 @@ class Subject:
         """How far two ways to the same result may lie apart: rounding, not mathematics."""
         return 1000 * torch.finfo(self.claims.sharpest).eps
 
-    def modes(self) -> Iterator[tuple[str, bool]]:
-        """The values of `is_causal` that are claimed, with their names."""
+    def modes(self, masked: bool = False) -> Iterator[tuple[str, bool]]:
+        """The values of `is_causal` that are claimed, with their names; `masked`: that go with other masks."""
         if self.claims.bidirectional:
             yield "bidirectional", False
-        if self.claims.causal is not None:
+        if self.claims.causal is not None and (self.claims.masks_with_causal or not masked):
             yield "causal", True
 
     def draw(
