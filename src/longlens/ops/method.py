@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ast
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from longlens.errors import MethodError
@@ -58,16 +58,14 @@ class Method(ABC):
         return 0
 
     def __str__(self) -> str:
-        parts = []
-        positional = True
-        for field in fields(self):  # type: ignore[arg-type]
+        parts: list[str] = []
+        for place, field in enumerate(fields(self)):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if field.default is not MISSING and value == field.default:
-                positional = False
+            # the first parameter is what tells one from another, so it is said even where it is the default
+            if value == field.default and (place > 0 or isinstance(value, str)):
                 continue
-            text = repr(value).replace(" ", "") if not isinstance(value, str) else value
-            parts.append(text if positional else f"{field.name}={text}")
-            positional = False
+            text = value if isinstance(value, str) else repr(value).replace(" ", "")
+            parts.append(text if place == len(parts) == 0 else f"{field.name}={text}")
         return f"{self.name}:{','.join(parts)}" if parts else self.name
 
 
