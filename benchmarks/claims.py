@@ -134,7 +134,8 @@ def speed_approximate() -> Iterator[tuple[str, Callable[[], Row]]]:
         "Linear": ("longlens linear", "performer-pytorch, elu + 1"),
         "Nystrom": ("longlens nystrom:64", "nystrom-attention"),
         "Nystrom, transformers": ("longlens nystrom:64", "HF Nystromformer"),
-        "Linformer": ("longlens linformer:256", "linformer"),
+        "Linformer, learned": ("longlens linformer:256, learned", "linformer"),
+        "Linformer, pooled": ("longlens linformer:256", "linformer"),
     }
     for what, (ours, peer) in pairs.items():
         yield what, lambda ours=ours, peer=peer: _speed(Task(8192, 8), ours, peer, 1.5, most=15)

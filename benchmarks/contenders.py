@@ -134,13 +134,21 @@ def ours(method: str, theme: str, label: str = "", pairs: str = "all", exact: bo
     return Contender(name, theme, build, pairs, exact, **more)
 
 
+def projections(task: Task) -> tuple[Tensor, Tensor]:
+    """Linformer's projections of keys and values over the length, (RANK, N) each, as random as before training."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = (torch.rand(2, RANK, task.length, generator=generator) * 2 - 1) * RANK**-0.5
+    return drawn.to(task.device, getattr(torch, task.dtype)).unbind(0)
+
+
 def projected(task: Task) -> Call:
-    """Linformer with learned projections over the length, as the paper and the `linformer` package have it."""
-    from longlens.ops.approximate.linformer import LearnedLinformer
+    """Linformer with learned projections, as the paper and the `linformer` package have it; they get no gradient."""
+    from longlens.ops.approximate.linformer import Linformer
+    from longlens.ops.attention import attention
 
     q, k, v = leaves(task, *task.draw())
-    method = LearnedLinformer(task.length, RANK).to(q.device, q.dtype)
-    return Call(lambda: method(q, k, v), (q, k, v))
+    method = Linformer(RANK, *projections(task))
+    return Call(lambda: attention(q, k, v, method=method), (q, k, v))
 
 
 # ---- PyTorch
@@ -253,9 +261,11 @@ def linformer(task: Task) -> Call:
     from linformer import LinformerSelfAttention
 
     q, k, v = leaves(task, *(flat(tensor) for tensor in task.draw()))
-    torch.manual_seed(0)
     module = LinformerSelfAttention(task.heads, task.length, k=RANK, heads=task.heads, dim_head=task.width)
     module = module.to(q.device, q.dtype)
+    module.requires_grad_(requires_grad=False)
+    for parameter, given in zip((module.proj_k, module.proj_v), projections(task), strict=True):
+        parameter.copy_(given.T)
     module.to_q, module.to_k, module.to_v, module.to_out = Given(q), Given(k), Given(v), nn.Identity()
     hidden = q.detach().new_zeros(1, task.length, task.heads)
     return Call(lambda: module(hidden), (q, k, v), partial(unflat, task.heads), lambda g: unflat(task.heads, g[0]))
@@ -384,7 +394,9 @@ CONTENDERS: tuple[Contender, ...] = (
     ours("cosformer", "approximate", exact=False),
     ours("taylor", "approximate", exact=False),
     ours("nystrom:64", "approximate", exact=False),
-    ours("linformer:256", "approximate", exact=False),
+    ours("linformer:256", "approximate", exact=False, note="mean pooling: it has nothing to learn"),
+    Contender("longlens linformer:256, learned", "approximate", projected, exact=False,
+              note="random projections, the same as those of the linformer package"),
     ours("scatterbrain", "approximate", exact=False),
     _peer("performer-pytorch", "approximate", performer_pytorch, exact=False, note="FastAttention, 256 features"),
     _peer("performer-pytorch, ReLU", "approximate", performer_pytorch, kernel="relu", exact=False,
