@@ -28,7 +28,10 @@ def compute_dtype(inputs: Inputs) -> torch.dtype:
 
 
 def recompute(function: Callable[..., Any], *args: object) -> Any:
-    """`function(*args)`; under autograd its intermediates are dropped and computed again in the backward pass."""
+    """`function(*args)`; under autograd its intermediates are dropped and computed again in the backward pass.
+
+    `function` must not change in place what autograd has saved: inside a checkpoint autograd does not notice.
+    """
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
         return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
     return function(*args)

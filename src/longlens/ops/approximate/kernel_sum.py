@@ -196,7 +196,7 @@ def _read_all(features: Features, state: State, query: Tensor, rows: int, start:
 
 def _read(features: Features, state: Tensor, q: Tensor, start: int) -> Sums:
     phi, log = features.query(q.to(features.dtype), start)
-    return _like(_lanes(phi) @ state, q), log
+    return like(lanes(phi) @ state, q), log
 
 
 def _fold(features: Features, k: Tensor, v: Tensor, keep: Tensor | None, start: int) -> Sums:
@@ -219,25 +219,25 @@ def _step(
     """One causal chunk: its sums and their logarithm, then what its keys add to the state."""
     q, k, v = (t.to(features.dtype) for t in (q, k, v))
     (phi_q, log_q), (phi_k, log_k) = features.query(q, q_start), features.key(k, k_start)
-    rows, group = _lanes(phi_q), (q.shape[2], q.shape[3])
-    weights = features.pairs(_lanes(q), _lanes(k), rows, _lanes(phi_k)).unflatten(1, group)
+    rows, group = lanes(phi_q), (q.shape[2], q.shape[3])
+    weights = features.pairs(lanes(q), lanes(k), rows, lanes(phi_k)).unflatten(1, group)
     at = torch.arange(q.shape[3], device=q.device).unsqueeze(1) + (q_start + offset)
     later = torch.arange(k_start, k_start + k.shape[3], device=q.device) > at
     before = None if state is None else rows @ state
     best = None
     if log_k is None:
         weights = weights.masked_fill(later, 0.0)
-        values = _augment(v, None if keep is None else keep.to(v.dtype))
+        values = augment(v, None if keep is None else keep.to(v.dtype))
     else:
-        log = _lanes(_silence(log_k, keep)).mT.masked_fill(later, -torch.inf)
+        log = lanes(_silence(log_k, keep)).mT.masked_fill(later, -torch.inf)
         best = log.detach().amax(-1, keepdim=True).clamp_min(NO_KEY)
         best = best if most is None else torch.maximum(best, most)
         weights = weights * (log - best).exp().unsqueeze(1)
-        values = _augment(v, None)
+        values = augment(v, None)
         if before is not None and most is not None:
             before = (before.unflatten(1, group) * (most - best).exp().unsqueeze(1)).flatten(1, 2)
     sums = weights.flatten(1, 2) @ values
-    sums = _like(sums if before is None else sums + before, q)
+    sums = like(sums if before is None else sums + before, q)
     log_sums = None if log_q is None or best is None else log_q + best.view(*q.shape[:2], 1, -1, 1)
     return sums, log_sums, *_contribution(phi_k, log_k, v, keep)
 
@@ -253,12 +253,12 @@ def merge_states(state: State, more: Sequence[Tensor | None]) -> State:
     return total * (most - top).exp() + part * (peak - top).exp(), top
 
 
-def _lanes(block: Tensor) -> Tensor:
+def lanes(block: Tensor) -> Tensor:
     """(B, Hkv, G, m, F) as (L, G m, F)."""
     return block.flatten(2, 3).flatten(0, 1)
 
 
-def _like(rows: Tensor, block: Tensor) -> Tensor:
+def like(rows: Tensor, block: Tensor) -> Tensor:
     """(L, G m, F) with the leading axes of `block`, (B, Hkv, G, m, F)."""
     return rows.view(*block.shape[:4], rows.shape[-1])
 
@@ -267,17 +267,17 @@ def _silence(log: Tensor, keep: Tensor | None) -> Tensor:
     return log if keep is None else log.masked_fill(~keep, -torch.inf)
 
 
-def _augment(value: Tensor, weight: Tensor | None) -> Tensor:
+def augment(value: Tensor, weight: Tensor | None) -> Tensor:
     """[v_j, 1], times a weight to each key: (L, n, Dv + 1)."""
     if weight is None:
-        return _lanes(torch.cat([value, value.new_ones(()).expand(*value.shape[:4], 1)], -1))
-    return _lanes(torch.cat([value * weight, weight.expand(*value.shape[:4], 1)], -1))
+        return lanes(torch.cat([value, value.new_ones(()).expand(*value.shape[:4], 1)], -1))
+    return lanes(torch.cat([value * weight, weight.expand(*value.shape[:4], 1)], -1))
 
 
 def _contribution(phi: Tensor, log: Tensor | None, value: Tensor, keep: Tensor | None) -> Sums:
     """What a block of keys adds to the state, relative to e^peak: (L, F, Dv + 1), and peak (L, 1, 1)."""
     if log is None:
-        return _lanes(phi).mT @ _augment(value, None if keep is None else keep.to(value.dtype)), None
+        return lanes(phi).mT @ augment(value, None if keep is None else keep.to(value.dtype)), None
     log = _silence(log, keep)
     peak = log.detach().amax(3, keepdim=True).clamp_min(NO_KEY)
-    return _lanes(phi).mT @ _augment(value, (log - peak).exp()), peak.view(-1, 1, 1)
+    return lanes(phi).mT @ augment(value, (log - peak).exp()), peak.view(-1, 1, 1)

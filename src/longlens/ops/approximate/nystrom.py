@@ -23,7 +23,7 @@ class Nystrom(Method):
 
     with Q~, K~ the means of `landmarks` consecutive segments of queries and of keys, and A^+ the pseudo-inverse by
     `iterations` steps Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 from Z = A^T / (|A|_1 |A|_inf). Xiong et al.
-    2021, arXiv:2102.03902, equations 11 to 15. The paper's m is `landmarks`; its depthwise convolution is left to models.
+    2021, arXiv:2102.03902, equations 11 to 15; its m is `landmarks`, its depthwise convolution is left to models.
 
     Time O(N m (D + Dv) + m^3), memory O(N (D + Dv) + m^2). Bidirectional only. With at most `landmarks` queries or keys
     (kept ones) it is exact softmax attention. Weights may be negative.

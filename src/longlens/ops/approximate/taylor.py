@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from longlens.ops.approximate.blocks import reference_attention, repeat_heads
-from longlens.ops.approximate.kernel_sum import Features, Sums, feature_attention, scratch_elements
+from longlens.ops.approximate.blocks import grouped, recompute, reference_attention, repeat_heads
+from longlens.ops.approximate.kernel_sum import (
+    Features,
+    Sums,
+    attend_sums,
+    augment,
+    feature_attention,
+    lanes,
+    like,
+    scratch_elements,
+)
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import Attended, Method
 
@@ -39,6 +49,8 @@ class Taylor(Method):
     def attend(self, inputs: Inputs) -> Attended:
         """Output (B, H, Nq, Dv); bidirectional or causal."""
         width = feature_count(inputs.query.shape[3])
+        if not inputs.causal and inputs.keys <= width // 2:
+            return Attended(attend_sums(inputs, _pair_sums, inputs.keys), None)
         return Attended(feature_attention(inputs, lambda part, dtype: _Products(part.scale, dtype), width), None)
 
     def reference(self, inputs: Inputs) -> Tensor:
@@ -48,7 +60,10 @@ class Taylor(Method):
 
     def peak_elements(self, inputs: Inputs) -> int:
         """Predicted scratch of a forward pass."""
-        return scratch_elements(inputs, feature_count(inputs.query.shape[3]))
+        width = feature_count(inputs.query.shape[3])
+        if not inputs.causal and inputs.keys <= width // 2:
+            return scratch_elements(inputs, inputs.keys)
+        return scratch_elements(inputs, width)
 
 
 def feature_count(width: int) -> int:
@@ -82,4 +97,21 @@ class _Products(Features):
         return products(block, 1.0, 1.0), None
 
     def pairs(self, query: Tensor, key: Tensor, phi_q: Tensor, phi_k: Tensor) -> Tensor:
-        return ((query @ key.mT * self.scale + 1).square() + 1) / 2
+        return kernel(query @ key.mT * self.scale)
+
+
+def kernel(scores: Tensor) -> Tensor:
+    """1 + s + s^2 / 2."""
+    return ((scores + 1).square() + 1) / 2
+
+
+def _pair_sums(inputs: Inputs, dtype: torch.dtype, rows: int) -> Iterator[Sums]:
+    """Sums over few keys from the pairs themselves, `rows` queries at a time."""
+    query, key, value, mask = grouped(inputs)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        values = augment(v.to(dtype), None if mask is None else mask.to(dtype))
+        return like(kernel((lanes(q).to(dtype) * inputs.scale) @ lanes(k).to(dtype).mT) @ values, q)
+
+    for q in query.split(rows, 3):
+        yield recompute(attend, q, key, value), None
