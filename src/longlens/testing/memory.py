@@ -160,8 +160,8 @@ def attention_call(
 ) -> Callable[[], object]:
     """A `target` for `peak_growth`: one call of an attention function on normal inputs (1, heads, length, width).
 
-    `causal` is handed on as `is_causal` unless None; `backward` adds the gradient with respect to query, key and value; `padding` > 0 masks so many keys at the end
-    through the keyword `key_mask`; `keywords` are handed on.
+    `causal` is handed on as `is_causal` unless None; `backward` adds the gradient with respect to query, key and
+    value; `padding` > 0 masks so many keys at the end through the keyword `key_mask`; `keywords` are handed on.
     """
     import torch
 
