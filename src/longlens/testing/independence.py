@@ -113,6 +113,11 @@ def fully_masked(subject: Subject) -> Iterator[Finding]:
             keep = torch.ones(2, 64, dtype=torch.bool)
             keep[1] = False
             yield from _zeros(subject, f"key mask, {mode}", replace(request, key_mask=keep))
+            nothing = replace(request, key_mask=torch.zeros_like(keep))
+            yield _is_zero(f"every key masked, {mode}, output", subject(nothing))
+            if subject.claims.gradients:
+                flows = torch.cat([gradient.flatten() for gradient in gradients(subject, nothing)])
+                yield _is_zero(f"every key masked, {mode}, gradient", flows)
         if subject.claims.attn_mask:
             mask = torch.ones(2, 1, 64, 64, dtype=torch.bool)
             mask[1] = False
