@@ -1,0 +1,127 @@
+"""Peak memory growth of every method from 8,192 to 65,536 tokens, forward and backward: is linear linear?
+
+    python benchmarks/memory_growth.py                 every method in tests/methods.py and the usual sizes of some
+    python benchmarks/memory_growth.py window:256      some
+
+B=1, H=2, D=32, float32. Each method runs in fresh processes, one forward and one backward; the growth over the inputs is
+the median of the runs. Results go to benchmarks/results/memory_growth_<device>_<date>.json after every method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+
+from longlens.errors import LonglensError
+from longlens.testing import claims_of, peak_growths
+from longlens.testing.memory import LINEAR, MIB
+
+HERE = Path(__file__).resolve().parent
+LENGTHS = (8192, 16384, 32768, 65536)
+USUAL = ("window:256", "longformer:256", "bigbird", "performer:256", "nystrom", "linformer", "scatterbrain")
+
+
+def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -> dict[str, object]:
+    """One line of the results."""
+    cases = [
+        {
+            "function": "longlens:attention",
+            "length": length,
+            "heads": 2,
+            "width": 32,
+            "device": device,
+            "causal": causal,
+            "backward": backward,
+            "keywords": {"method": method},
+        }
+        for length in LENGTHS
+    ]
+    started = time.perf_counter()
+    row: dict[str, object] = {"method": method, "causal": causal, "backward": backward}
+    try:
+        growth = peak_growths(
+            "longlens.testing.memory:attention_call",
+            cases,
+            device=device,
+            warm_up={"length": 128},
+            runs=runs,
+            timeout=1800,
+        )
+    except LonglensError as error:
+        return row | {"not_run": str(error).splitlines()[0]}
+    ratios = [round(later / max(1, earlier), 3) for earlier, later in pairwise(growth)]
+    return row | {
+        "mib": [round(each / MIB, 2) for each in growth],
+        "ratios": ratios,
+        "linear": max(ratios) <= LINEAR,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def listed() -> list[str]:
+    """The tests' methods, and the usual sizes of some."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from methods import METHODS
+
+    # a layout has a length of its own
+    return list(dict.fromkeys([*(str(method) for method in METHODS if method.name != "blocksparse"), *USUAL]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", help="string forms; all where none is given")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--runs", type=int, default=1, help="measured runs of each; the median counts")
+    given = parser.parse_args()
+    target = HERE / "results" / f"memory_growth_{given.device}_{date.today()}.json"
+    record: dict[str, object] = {
+        "machine": {
+            "cpu": next(
+                (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+            ),
+            "cores": len(os.sched_getaffinity(0)),
+            "system": platform.platform(),
+            "device": _device(given.device),
+        },
+        "versions": {name: version(name) for name in ("torch", "longlens")} | {"python": platform.python_version()},
+        "date": str(date.today()),
+        "task": {"batch": 1, "heads": 2, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
+    }
+    rows: list[dict[str, object]] = []
+    for method in given.methods or listed():
+        # exact and global are quadratic in time: one mode tells their memory
+        slow = method.split(":")[0] == "exact"
+        modes = [False] if slow or claims_of(method).causal is None else [False, True]
+        for causal in modes:
+            for backward in (False, True):
+                row = measure(method, causal, backward, given.device, given.runs)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                target.parent.mkdir(exist_ok=True)
+                target.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+    if any(not row.get("linear") for row in rows):
+        sys.exit(1)
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _device(device: str) -> str:
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+if __name__ == "__main__":
+    main()
