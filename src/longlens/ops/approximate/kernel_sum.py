@@ -77,23 +77,27 @@ def feature_attention(inputs: Inputs, build: Build, width: int, underflows: bool
 def attend_sums(inputs: Inputs, make: Make, width: int, underflows: bool = True) -> Tensor:
     """What `make(part, dtype, rows)` yields, in order of queries, normalised: (B, H, Nq, Dv) in the inputs' dtype.
 
-    `underflows` says that a normaliser of 0 is no true 0 where a row sees a key: everything is then computed again in
-    float64.
+    `underflows` says that a normaliser near 0 is no true 0 where a row sees a key: such rows are taken in float64.
     """
     batch, heads, rows = _plan(inputs, width)
 
-    def attend(dtype: torch.dtype, lost: list[Tensor]) -> Tensor:
-        def run(part: Inputs, into: Tensor | None) -> Tensor:
+    def run(part: Inputs, into: Tensor | None) -> Tensor:
+        def blocks(dtype: torch.dtype, lost: list[Tensor]) -> Iterator[Tensor]:
             sums = _watch(make(part, dtype, rows), part, lost)
-            return join((normalise(block).to(part.query.dtype) for block, _ in sums), 3, into)
+            return (normalise(block).to(part.query.dtype) for block, _ in sums)
 
-        return by_pieces(inputs, batch, heads, run)
+        lost: list[Tensor] = []
+        output = join(blocks(compute_dtype(part), lost), 3, into)
+        if not underflows or part.query.dtype == torch.float64:
+            return output
+        low = torch.cat(lost, 3)
+        if not bool(low.any()):
+            return output
+        again = join(blocks(torch.float64, []), 3, None)
+        output = torch.where(low.unsqueeze(-1), again, output)
+        return output if into is None else into.copy_(output)
 
-    lost: list[Tensor] = []
-    output = attend(compute_dtype(inputs), lost)
-    if underflows and inputs.query.dtype != torch.float64 and bool(torch.stack(lost).any()):
-        return attend(torch.float64, [])
-    return output
+    return by_pieces(inputs, batch, heads, run)
 
 
 def _plan(inputs: Inputs, width: int) -> tuple[int, int, int]:
@@ -123,7 +127,7 @@ def scratch_elements(inputs: Inputs, width: int) -> int:
 
 
 def _watch(sums: Iterator[Sums], inputs: Inputs, lost: list[Tensor]) -> Iterator[Sums]:
-    """Pass sums on, noting in `lost` whether a row that sees a key has lost its normaliser to underflow."""
+    """Pass sums on, noting in `lost` the rows that see a key and have lost their normaliser to underflow."""
     mask, start = inputs.key_mask, inputs.offset
     for block, log in sums:
         low = block.detach()[..., -1] < UNDERFLOW
@@ -134,7 +138,7 @@ def _watch(sums: Iterator[Sums], inputs: Inputs, lost: list[Tensor]) -> Iterator
             start += block.shape[3]
         if mask is not None:
             low = low & mask.any(1)[:, None, None, None]
-        lost.append(low.any())
+        lost.append(low)
         yield block, log
 
 
@@ -169,7 +173,8 @@ def causal_sums(inputs: Inputs, features: Features, width: int) -> Iterator[Sums
     early, *chunks, late = query.split([edges[0], *sizes, inputs.queries - edges[-1]], 3)
     if early.shape[3]:
         # zeros that are still part of the graph
-        zeros = early.new_zeros((*early.shape[:4], value.shape[4] + 1), dtype=features.dtype) + early[..., :0].sum()
+        nothing = early[..., :0].sum() + key[..., :0].sum() + value[..., :0].sum()
+        zeros = early.new_zeros((*early.shape[:4], value.shape[4] + 1), dtype=features.dtype) + nothing
         yield zeros, zeros[..., -1:] + NO_KEY
     state: State = (None, None)
     q_start, k_start = edges[0], 0

@@ -29,7 +29,8 @@ class Performer(Method):
 
     over w ~ N(0, I), estimated by `features` rows w that are orthogonal in blocks of D. Choromanski et al. 2021,
     arXiv:2009.14794, lemma 1 (positive features), section 2.4 (orthogonal rows), algorithm 1. `kernel="relu"` is its
-    generalized attention, phi_w(x) = relu(w . x') + 2^-10: another attention, not an estimate of softmax.
+    generalized attention, phi_w(x) = relu(w . x') + 2^-10: another attention, not an estimate of softmax, and
+    one on which the size of the scale acts only through that floor, since relu(c x) = c relu(x).
 
     Time O(N F (D + Dv)), state F x (Dv + 1) to a head; causal in chunks. The paper's m is `features`, its d^(-1/4) is
     sqrt(scale); a negative scale gives its sign to the queries. Stabilisers cancel exactly; no epsilon is added to the

@@ -120,7 +120,8 @@ def window_sums(inputs: Inputs, dtype: torch.dtype, window: int, chunk: int) -> 
     keys, values = key.split(chunk, 3), value.split(chunk, 3)
     start = inputs.offset
 
-    def attend(start: int, low: int, q: Tensor, *near: Tensor) -> tuple[Tensor, Tensor]:
+    # the numbers are arguments: a block that is recomputed must not see those of a later one
+    def attend(start: int, low: int, count: int, q: Tensor, *near: Tensor) -> tuple[Tensor, Tensor]:
         # keys, values and masks of the chunks around, one after the other
         third = [torch.cat(near[i : i + count], 3) for i in range(0, len(near), count)]
         k, v, keep = (third[0].to(dtype), third[1].to(dtype), third[2] if len(third) > 2 else None)
@@ -137,7 +138,8 @@ def window_sums(inputs: Inputs, dtype: torch.dtype, window: int, chunk: int) -> 
         low, high = max(0, number - reach), max(0, number + 1 + (0 if inputs.causal else reach))
         count = len(keys[low:high])
         if count:
-            yield recompute(attend, start, low * chunk, q, *keys[low:high], *values[low:high], *masks[low:high])
+            near = (*keys[low:high], *values[low:high], *masks[low:high])
+            yield recompute(attend, start, low * chunk, count, q, *near)
         else:
             zeros = q.new_zeros((*q.shape[:4], value.shape[4] + 1), dtype=dtype) + q[..., :0].sum()
             yield zeros, zeros[..., -1:] + NO_KEY
