@@ -98,6 +98,15 @@ def test_no_key_gives_zeros_and_no_gradient(method: Method, causal: bool) -> Non
 
 
 @modes
+def test_no_key_at_all_is_still_differentiable(method: Method, causal: bool) -> None:
+    inputs = make(causal=causal, key_mask=torch.zeros(2, 130, dtype=torch.bool), grad=True)
+    output = method.attend(inputs).output
+    assert not output.any()
+    for grad in torch.autograd.grad(output.sum(), [inputs.query, inputs.key, inputs.value]):
+        assert not grad.any()
+
+
+@modes
 def test_scratch_is_predicted(method: Method, causal: bool) -> None:
     small, large = (method.peak_elements(make(n, batch=1, causal=causal)) for n in (2**12, 2**13))
     assert 0 < small <= large <= 2.1 * small

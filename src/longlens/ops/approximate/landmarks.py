@@ -31,8 +31,9 @@ def attend_pooled(inputs: Inputs, few: Few, width: int) -> Tensor:
         if mask is not None:
             kept = mask.flatten().nonzero().squeeze(1)
             if kept.numel() == 0:
-                zeros = query.new_zeros((*query.shape[:4], value.shape[4])) + query[..., :0].sum()
-                return join([zeros], 3, into)
+                # zeros that are still part of the graph
+                nothing = query[..., :0].sum() + key[..., :0].sum() + value[..., :0].sum()
+                return join([query.new_zeros((*query.shape[:4], value.shape[4])) + nothing], 3, into)
             key, value = key.index_select(3, kept), value.index_select(3, kept)
             paired = query.index_select(3, kept) if part.queries == part.keys else query
         found = few(query, paired, key, value)
