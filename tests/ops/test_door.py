@@ -52,7 +52,12 @@ WRONG = [
     ((Q, K, K), {"key_mask": torch.ones(2, 6, dtype=torch.bool)}, MaskError, r"\(B, Nk\) = \(2, 5\)"),
     ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "batch size 1"),
     ((Q[:1], K[:1], K[:1]), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "as many queries"),
-    ((Q[:1], Q[:1], Q[:1]), {"cu_seqlens": torch.tensor([0, 4, 2, 6], dtype=torch.int32)}, MaskError, "rise from 0 to N"),
+    (
+        (Q[:1], Q[:1], Q[:1]),
+        {"cu_seqlens": torch.tensor([0, 4, 2, 6], dtype=torch.int32)},
+        MaskError,
+        "rise from 0 to N",
+    ),
     ((Q[:1], Q[:1], Q[:1]), {"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)}, MaskError, "N = 6"),
     ((Q[:1], Q[:1], Q[:1]), {"cu_seqlens": torch.tensor([0.0, 6.0])}, MaskError, "int32"),
     ((Q, K, K), {"method": "windw"}, MethodError, "did you mean 'window'"),
@@ -134,7 +139,9 @@ def test_autocast_is_honoured_as_torch_honours_it():
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("text", ["exact", "window:256", "window:256,right=0", "performer:256", "longformer:128,global_tokens=(0,3)"])
+@pytest.mark.parametrize(
+    "text", ["exact", "window:256", "window:256,right=0", "performer:256", "longformer:128,global_tokens=(0,3)"]
+)
 def test_string_forms_print_back(text):
     assert str(parse_method(text)) == text
 

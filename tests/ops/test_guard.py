@@ -7,7 +7,17 @@ import torch
 
 import longlens as ll
 
-METHODS = ["exact", "exact:blockwise", "window:8", "strided:6", "bigbird:8,1", "longformer:8", "lsh:2,8", "linear", "performer:32"]
+METHODS = [
+    "exact",
+    "exact:blockwise",
+    "window:8",
+    "strided:6",
+    "bigbird:8,1",
+    "longformer:8",
+    "lsh:2,8",
+    "linear",
+    "performer:32",
+]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -121,7 +121,9 @@ def computed_pairs(pattern, length: int) -> int:
     inputs = check_inputs(*(torch.empty(1, 1, length, 1),) * 3, None, 0.0, False, None, None, None, None, False)
     shape = sparse_shape(inputs)
     return sum(
-        size(tile.rows) * size(piece.keys) for tile in strata_tiles(pattern.strata(), inputs, shape) for piece in tile.pieces
+        size(tile.rows) * size(piece.keys)
+        for tile in strata_tiles(pattern.strata(), inputs, shape)
+        for piece in tile.pieces
     )
 
 

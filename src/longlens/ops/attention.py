@@ -13,23 +13,24 @@ from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Attended, Method
 from longlens.ops.registry import parse_method
+from longlens.shapes import CuSeqlens, Key, KeyMask, LogSumExp, Output, Query, Value
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    query: Query,
+    key: Key,
+    value: Value,
     attn_mask: Rule | Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     *,
     method: Method | str = "exact",
-    key_mask: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
+    key_mask: KeyMask | None = None,
+    cu_seqlens: CuSeqlens | None = None,
     bias: Bias | Tensor | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Output | tuple[Output, LogSumExp]:
     """Attention in memory linear in the length, by any of three families behind one call.
 
         softmax(scale query key^T + bias, over the allowed keys) value

@@ -42,17 +42,18 @@ class Explanation:
     request: str
 
     def __str__(self) -> str:
-        lines = [
-            f"request   {self.request}",
-            f"method    {self.method}",
-            f"path      {self.path}",
-            f"memory    order {self.memory}, about {format_bytes(self.peak_bytes)} beyond the inputs",
-            f"time      order {self.time}",
-        ]
+        lines = [f"request   {self.request}", f"method    {self.method}", f"path      {self.path}"]
+        if self.path != "refused":
+            lines += [
+                f"memory    order {self.memory}, about {format_bytes(self.peak_bytes)} beyond the inputs",
+                f"time      order {self.time}",
+            ]
         lines += [f"not       {path}: {'; '.join(reasons)}" for path, reasons in self.why_not.items()]
-        unable = {name: reasons for name, reasons in self.other_methods.items() if reasons}
-        lines.append(f"could     {', '.join(name for name in self.other_methods if name not in unable)}")
-        lines += [f"could not {name}: {'; '.join(reasons)}" for name, reasons in unable.items()]
+        by_reason: dict[str, list[str]] = {}
+        for name, reasons in self.other_methods.items():
+            by_reason.setdefault("; ".join(reasons), []).append(name)
+        lines.append(f"could     {', '.join(by_reason.pop('', ['none']))}")
+        lines += [f"could not {', '.join(names)}: {reasons}" for reasons, names in by_reason.items()]
         return "\n".join(lines)
 
 
@@ -134,9 +135,13 @@ def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
             if method.path != "auto"
             else f"{path} comes first for {inputs.query.dtype} on {inputs.device_type}"
         )
-        idle = {"math": "quadratic memory: runs only when named"}
+        idle = {
+            "math": "quadratic memory: runs only when named",
+            "sdpa": f"slower for {inputs.query.dtype} on {inputs.device_type}: runs only when named",
+            "flex": f"compiles first, on {inputs.device_type} for the forward pass alone: runs only when named",
+        }
         return path, {
-            other: against or [why if other in order else idle.get(other, "runs here only when named")]
+            other: against or [why if other in order else idle[other]]
             for other, against in reasons.items()
             if other != path
         }

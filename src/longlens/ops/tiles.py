@@ -22,6 +22,10 @@ Index: TypeAlias = slice | Tensor
 Interval: TypeAlias = tuple[int, int]
 
 
+# pairs in masks kept for the tiles to come
+SHARED_PAIRS = 2**18
+
+
 class Edge(NamedTuple):
     """Columns [start, stop) of a piece, and which of their pairs may attend: `keep`, broadcastable to (B, H, rows,
     columns)."""
@@ -149,7 +153,8 @@ class Keeper:
         assert isinstance(keys, slice)
         shape = (keys.start - rows.start, size(rows), size(keys), rows.step or 1, keys.step or 1)
         if shape not in self._shared:
-            if len(self._shared) > 64:
+            # tiles far apart in a long row share nothing, and their masks must not pile up
+            if sum(mask.numel() for mask in self._shared.values()) > SHARED_PAIRS:
                 self._shared.clear()
             self._shared[shape] = self._evaluate(rows, keys)
         return self._shared[shape]

@@ -39,7 +39,8 @@ class Walk:
     """What the engine computes: the inputs' settings, the tiles, and the most scores to hold at a time.
 
     `tiles` is called once in each pass and must give the same tiles each time. `bias_grad`: the bias is learned.
-    `head_start`, where given, computes some rows by a faster route (forward without log-sum-exp only): it fills
+    `head_start`, where given, computes some rows of the output by a faster route, where no log-sum-exp is wanted
+    (the backward pass of such rows wants none either): it fills
     `output` (BH, Nq, Dv) and returns the rows done.
     """
 
