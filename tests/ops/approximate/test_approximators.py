@@ -73,6 +73,14 @@ def test_performer_converges_for_small_norms(causal: bool) -> None:
     assert errors[3] < 0.03
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_projection_is_independent_of_inputs_drawn_with_its_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    inputs = square(1024, 0.5)
+    found = error(Performer(4096, seed).attend(inputs).output, softmax(inputs))
+    assert found < 1.5 * error(Performer(4096, seed + 1).attend(inputs).output, softmax(inputs))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("size", [10.0, 100.0])
 def test_performer_of_large_inputs_stays_what_it_is_in_float64(causal: bool, size: float) -> None:

@@ -87,7 +87,8 @@ class Performer(Method):
 @lru_cache(maxsize=64)
 def orthogonal_features(features: int, width: int, seed: int) -> Tensor:
     """(features, width) float64 on the CPU: rows orthogonal in blocks of `width`, with the lengths of Gaussian rows."""
-    generator = torch.Generator().manual_seed(seed)
+    # not the bare seed: inputs drawn under torch.manual_seed(seed) would be the very rows of the projection
+    generator = torch.Generator().manual_seed((seed + 1) * 0x9E3779B97F4A7C15 % 2**63)
     blocks = []
     for _ in range(-(-features // width)):
         gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
