@@ -3,8 +3,8 @@
     python benchmarks/memory_growth.py                 every method in tests/methods.py and the usual sizes of some
     python benchmarks/memory_growth.py window:256      some
 
-B=1, H=2, D=32, float32. Each method runs in fresh processes, one forward and one backward; the growth over the inputs is
-the median of the runs. Results go to benchmarks/results/memory_growth_<device>_<date>.json after every method.
+B=1, H=2, D=32, float32. Each method runs in fresh processes, one forward and one backward; the growth over the inputs
+is the median of the runs. Results go to benchmarks/results/memory_growth_<device>_<date>.json after every method.
 """
 
 from __future__ import annotations

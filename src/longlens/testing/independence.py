@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -16,19 +16,23 @@ from longlens.testing.subject import Subject, gradients, relative_error
 
 
 def padding(subject: Subject, side: str) -> Iterator[Finding]:
-    """Rows padded on `side` and masked give what they give unpadded; the padding holds large garbage."""
+    """Rows padded on `side` and masked give what they give unpadded, whatever lies in the padding.
+
+    Both kinds of padding are needed: keys of ordinary size stay in a normaliser that forgets the mask, and there large
+    ones may vanish, while a maximum over all keys is moved by large ones alone.
+    """
     lengths, full = (64, 47), 80
-    for mode, causal in subject.modes(masked=True):
+    keep = torch.zeros(len(lengths), full, dtype=torch.bool)
+    real = [slice(0, length) if side == "right" else slice(full - length, full) for length in lengths]
+    for row, rows in enumerate(real):
+        keep[row, rows] = True
+    for (mode, causal), (size, factor) in product(subject.modes(masked=True), (("ordinary", 1.0), ("large", 30.0))):
         request = subject.draw(len(lengths), length=full, is_causal=causal)
-        keep = torch.zeros(len(lengths), full, dtype=torch.bool)
-        real = [slice(0, length) if side == "right" else slice(full - length, full) for length in lengths]
-        for row, rows in enumerate(real):
-            keep[row, rows] = True
-        tensors = [torch.where(keep[:, None, :, None], tensor, 30 * tensor) for tensor in request.tensors]
+        tensors = [torch.where(keep[:, None, :, None], tensor, factor * tensor) for tensor in request.tensors]
         request = replace(request.on(*tensors), key_mask=keep)
         found = subject(request)
         for row, rows in enumerate(real):
-            case = f"{full - lengths[row]} of {full}, {mode}"
+            case = f"{full - lengths[row]} {size} of {full}, {mode}"
             if side in subject.claims.padding_invariant:
                 alone = subject(request.cut(slice(row, row + 1), rows))
                 yield subject.same(f"{case}, against unpadded", found[row : row + 1, :, rows], alone)
