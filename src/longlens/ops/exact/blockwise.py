@@ -31,21 +31,21 @@ from torch import Tensor
 from longlens.errors import UnsupportedError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import Attended
-from longlens.ops.tiles import Index, Piece, Tile, positions, size
+from longlens.ops.tiles import Index, Interval, Piece, Tile, positions, size
 
 
 @dataclass(frozen=True)
 class Walk:
     """What the engine computes: the inputs' settings, the tiles, and the most scores to hold at a time.
 
-    `tiles` is called once in each pass and must give the same tiles each time. `bias_grad`: the bias is learned.
-    `head_start`, where given, computes some rows of the output by a faster route, where no log-sum-exp is wanted
-    (the backward pass of such rows wants none either): it fills
-    `output` (BH, Nq, Dv) and returns the rows done.
+    `tiles` is called once in each pass, with a range of rows that need none, and must give the same tiles each time.
+    `bias_grad`: the bias is learned. `head_start`, where given, computes some rows of the output by a faster route, where
+    no log-sum-exp is wanted (the backward pass of such rows wants none either): it fills `output` (BH, Nq, Dv) and
+    returns the range of rows done.
     """
 
     inputs: Inputs
-    tiles: Callable[[], Iterator[Tile]]
+    tiles: Callable[[Interval], Iterator[Tile]]
     scores: int
     bias_grad: bool = False
     head_start: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int]] | None = None
@@ -111,9 +111,9 @@ def _forward(
     done = (0, 0)
     if walk.head_start is not None and not inputs.need_lse and not inputs.dropout:
         done = walk.head_start(q, k, v, result.output)
-    for number, tile in enumerate(walk.tiles()):
-        if isinstance(tile.rows, slice) and done[0] <= tile.rows.start and tile.rows.stop <= done[1]:
-            continue
+    for number, tile in enumerate(walk.tiles(done)):
+        if not tile.pieces and tile.once:
+            result.write(tile.rows, slice(None), result.output.new_zeros(()))
         plain = _is_plain(tile, inputs)
         for heads in _head_groups(walk, tile, k.shape[0]):
             kernel = _TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
@@ -157,7 +157,7 @@ def _backward(
         flat_lse = lse.flatten(0, 1)
         delta = torch.linalg.vecdot(d_out.to(wide), o.to(wide))
         delta = delta if d_lse is None else delta - d_lse.flatten(0, 1)
-    for number, tile in enumerate(walk.tiles()):
+    for number, tile in enumerate(walk.tiles((0, 0))):
         plain = _is_plain(tile, inputs)
         for heads in _head_groups(walk, tile, k.shape[0]):
             kernel = _TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
@@ -318,9 +318,11 @@ class _Result:
     """Output and log-sum-exp under construction; merges parts of a row in float32 (float64 for float64)."""
 
     def __init__(self, q: Tensor, width: int) -> None:
-        self.output = torch.zeros(*q.shape[:2], width, dtype=q.dtype, device=q.device)
+        # every row stands in a tile, so every row is written
+        self.output = torch.empty(*q.shape[:2], width, dtype=q.dtype, device=q.device)
         self.lse: Tensor | None = None
         self._sum = self.output
+        self._merging = False
 
     def need_lse(self) -> None:
         if self.lse is None:
@@ -336,8 +338,10 @@ class _Result:
         """Combine with what these rows hold: weights e^(lse - lse') of both (Milakov & Gimelshein 2018, equation 4)."""
         self.need_lse()
         assert self.lse is not None
-        if self._sum.dtype != out.dtype:
-            self._sum = self._sum.to(out.dtype)
+        if not self._merging:
+            # a walk either merges or writes: nothing is lost
+            self._merging = True
+            self._sum = torch.zeros_like(self.output, dtype=out.dtype)
         before = _take(self.lse, heads, rows)
         after = torch.logaddexp(before, lse)
         ground = after.masked_fill(after == -torch.inf, 0.0)

@@ -21,7 +21,7 @@ from longlens.ops.sparse.window import Window
 # queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
 ROWS = 32
 # blocks to a call
-RUN = 32
+RUN = 64
 
 HeadStart = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]
 

@@ -17,7 +17,7 @@ from longlens.ops.masks import Rule
 from longlens.ops.method import Attended, Method, check_count
 from longlens.ops.reference import softmax_attention
 from longlens.ops.sparse.pattern import Pattern, strata_tiles
-from longlens.ops.tiles import Edge, Piece, Tile, TileShape, sparse_shape, tile_elements
+from longlens.ops.tiles import Edge, Interval, Piece, Tile, TileShape, sparse_shape, tile_elements
 
 # under a causal mask the number of buckets must not tell the length
 CAUSAL_BUCKETS = 64
@@ -154,7 +154,7 @@ def attend_hashed(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Atten
     shape = sparse_shape(inputs)
     strata = tuple(stratum for member in members for stratum in member.strata())
 
-    def tiles() -> Iterator[Tile]:
+    def tiles(_: Interval) -> Iterator[Tile]:
         for tile in strata_tiles(strata, inputs, shape) if strata else ():
             yield tile._replace(once=False)
         for number in range(len(rounds)):

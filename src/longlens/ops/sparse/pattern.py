@@ -237,23 +237,28 @@ def attend_strata(strata: Sequence[Intervals | Lane], inputs: Inputs) -> Attende
     from longlens.ops.sparse.banded import head_start
 
     shape = sparse_shape(inputs)
+    start = head_start(strata, inputs)
     return attend_tiles(
-        Walk(inputs, lambda: strata_tiles(strata, inputs, shape), shape.scores, head_start=head_start(strata, inputs))
+        Walk(inputs, lambda done: strata_tiles(strata, inputs, shape, done), shape.scores, head_start=start)
     )
 
 
-def strata_tiles(strata: Sequence[Intervals | Lane], inputs: Inputs, shape: TileShape) -> Iterator[Tile]:
-    """The tiles of a union of strata."""
+def strata_tiles(
+    strata: Sequence[Intervals | Lane], inputs: Inputs, shape: TileShape, done: Interval = (0, 0)
+) -> Iterator[Tile]:
+    """The tiles of a union of strata; none for interval strata within the rows `done`."""
     near = [stratum for stratum in strata if isinstance(stratum, Intervals)]
     lanes = [stratum for stratum in strata if isinstance(stratum, Lane)]
     once = len(lanes) + bool(near) <= 1
     if near:
-        yield from _interval_tiles(near, inputs, shape, once)
+        yield from _interval_tiles(near, inputs, shape, once, done)
     for place, lane in enumerate(lanes):
         yield from _lane_tiles(lane, (*near, *lanes[:place]), inputs, shape, once)
 
 
-def _interval_tiles(strata: list[Intervals], inputs: Inputs, shape: TileShape, once: bool) -> Iterator[Tile]:
+def _interval_tiles(
+    strata: list[Intervals], inputs: Inputs, shape: TileShape, once: bool, done: Interval
+) -> Iterator[Tile]:
     n, device, offset = inputs.keys, inputs.key.device, inputs.offset
     mask = inputs.mask_rule()
     masks = () if mask is None else (mask,)
@@ -262,6 +267,8 @@ def _interval_tiles(strata: list[Intervals], inputs: Inputs, shape: TileShape, o
     full = {position - offset for stratum in strata for position in stratum.everywhere(n)}
     full = {row for row in full if 0 <= row < inputs.queries}
     for start, stop in _row_blocks(strata, inputs, shape):
+        if done[0] <= start and stop <= done[1]:
+            continue
         rows: slice | Tensor = slice(start, stop)
         if full and not full.isdisjoint(range(start, stop)):
             left = [row for row in range(start, stop) if row not in full]
