@@ -281,6 +281,10 @@ def augment(value: Tensor, weight: Tensor | None) -> Tensor:
 
 def _contribution(phi: Tensor, log: Tensor | None, value: Tensor, keep: Tensor | None) -> Sums:
     """What a block of keys adds to the state, relative to e^peak: (L, F, Dv + 1), and peak (L, 1, 1)."""
+    if log is None and keep is None:
+        # the normaliser by itself: a product as wide as the values is faster than one with a column more
+        rows = lanes(phi)
+        return torch.cat([rows.mT @ lanes(value), rows.sum(1).unsqueeze(2)], -1), None
     if log is None:
         return lanes(phi).mT @ augment(value, None if keep is None else keep.to(value.dtype)), None
     log = _silence(log, keep)

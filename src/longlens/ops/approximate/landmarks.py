@@ -66,7 +66,8 @@ def attend_of_few(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Te
         k, v = k.squeeze(2).to(dtype), v.squeeze(2).to(dtype)
         scores = rows @ k.mT
         peak = scores.detach().amax(-1, keepdim=True)
-        return scores.sub_(peak).exp_() @ torch.cat([v, torch.ones_like(v[..., :1])], -1), peak
+        weights = scores.sub_(peak).exp_()
+        return torch.cat([weights @ v, weights.sum(-1, keepdim=True)], -1), peak
 
     state: State = (None, None)
     block = block_rows(key, rows.shape[2])

@@ -48,7 +48,9 @@ class Linear(Method):
 
 def phi(x: Tensor) -> Tensor:
     """elu(x) + 1, written so that it keeps its relative precision where x is far below 0."""
-    return x.clamp(max=0).exp() + x.relu()
+    low = x.clamp(max=0).exp()
+    # autograd keeps the exponential
+    return low + x.relu() if low.requires_grad else low.add_(x.relu())
 
 
 def _ratio(inputs: Inputs) -> float:
