@@ -3,7 +3,7 @@
     python benchmarks/memory_growth.py                 every method in tests/methods.py and the usual sizes of some
     python benchmarks/memory_growth.py window:256      some
 
-B=1, H=2, D=32, float32. Each method runs in fresh processes, one forward and one backward; the growth over the inputs
+B=1, H=1, D=32, float32. Each method runs in fresh processes, one forward and one backward; the growth over the inputs
 is the median of the runs. Results go to benchmarks/results/memory_growth_<device>_<date>.json after every method.
 """
 
@@ -20,12 +20,14 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
+from longlens import BlockSparse, CosFormer
 from longlens.errors import LonglensError
 from longlens.testing import claims_of, peak_growths
 from longlens.testing.memory import LINEAR, MIB
 
 HERE = Path(__file__).resolve().parent
 LENGTHS = (8192, 16384, 32768, 65536)
+HEADS = 1
 USUAL = ("window:256", "longformer:256", "bigbird", "performer:256", "nystrom", "linformer", "scatterbrain")
 
 
@@ -35,7 +37,7 @@ def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -
         {
             "function": "longlens:attention",
             "length": length,
-            "heads": 2,
+            "heads": HEADS,
             "width": 32,
             "device": device,
             "causal": causal,
@@ -69,10 +71,11 @@ def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -
 def listed() -> list[str]:
     """The tests' methods, and the usual sizes of some."""
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from methods import METHODS
+    from methods import METHODS, band
 
-    # a layout has a length of its own
-    return list(dict.fromkeys([*(str(method) for method in METHODS if method.name != "blocksparse"), *USUAL]))
+    # parameters that must reach over the length
+    long = {"blocksparse": BlockSparse(band(512), 128), "cosformer": CosFormer(65536)}
+    return list(dict.fromkeys([*(str(long.get(method.name, method)) for method in METHODS), *USUAL]))
 
 
 def main() -> None:
@@ -93,11 +96,11 @@ def main() -> None:
         },
         "versions": {name: version(name) for name in ("torch", "longlens")} | {"python": platform.python_version()},
         "date": str(date.today()),
-        "task": {"batch": 1, "heads": 2, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
+        "task": {"batch": 1, "heads": HEADS, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
     }
     rows: list[dict[str, object]] = []
     for method in given.methods or listed():
-        # exact and global are quadratic in time: one mode tells their memory
+        # quadratic in time: one mode
         slow = method.split(":")[0] == "exact"
         modes = [False] if slow or claims_of(method).causal is None else [False, True]
         for causal in modes:
