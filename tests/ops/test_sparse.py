@@ -187,3 +187,13 @@ def test_hashing_finds_near_keys():
     found = ll.attention(query * 50, key, torch.eye(2048)[None, None], method=ll.LSH(4, 32)).squeeze()
     assert (found.argmax(1) == torch.arange(2048)).float().mean() > 0.95
     assert (found > 0).float().mean() < 0.2
+
+
+@every_pattern
+def test_a_batch_row_without_keys_is_zero(pattern):
+    """Beside a row with keys, with and without log-sum-exp, gradients included (`check` compares them)."""
+    query, key, value = make(2, 4, 2, 40, 40, 8)
+    mask = torch.ones(2, 40, dtype=torch.bool)
+    mask[1] = False
+    output = check(pattern, query, key, value, key_mask=mask)
+    assert not output[1].any()

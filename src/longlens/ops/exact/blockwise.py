@@ -39,9 +39,9 @@ class Walk:
     """What the engine computes: the inputs' settings, the tiles, and the most scores to hold at a time.
 
     `tiles` is called once in each pass, with a range of rows that need none, and must give the same tiles each time.
-    `bias_grad`: the bias is learned. `head_start`, where given, computes some rows of the output by a faster route, where
-    no log-sum-exp is wanted (the backward pass of such rows wants none either): it fills `output` (BH, Nq, Dv) and
-    returns the range of rows done.
+    `bias_grad`: the bias is learned. `head_start`, where given, computes some rows of the output by a faster route,
+    where no log-sum-exp is wanted (the backward pass of such rows wants none either): it fills `output` (BH, Nq, Dv)
+    and returns the range of rows done.
     """
 
     inputs: Inputs

@@ -250,6 +250,9 @@ def strata_tiles(
     near = [stratum for stratum in strata if isinstance(stratum, Intervals)]
     lanes = [stratum for stratum in strata if isinstance(stratum, Lane)]
     once = len(lanes) + bool(near) <= 1
+    if not strata:
+        # a batch row without keys: every query still gets its zeros
+        yield Tile(slice(0, inputs.queries), (), once)
     if near:
         yield from _interval_tiles(near, inputs, shape, once, done)
     for place, lane in enumerate(lanes):
