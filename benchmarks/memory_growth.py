@@ -3,8 +3,9 @@
     python benchmarks/memory_growth.py                 every method in tests/methods.py and the usual sizes of some
     python benchmarks/memory_growth.py window:256      some
 
-B=1, H=1, D=32, float32. Each method runs in fresh processes, one forward and one backward; the growth over the inputs
-is the median of the runs. Results go to benchmarks/results/memory_growth_<device>_<date>.json after every method.
+B=1, H=4 (1 where time is quadratic), D=32, float32. Each method runs in fresh processes, one forward and one
+backward; the growth over the inputs is the median of the runs. Results go to
+benchmarks/results/memory_growth_<device>_<date>.json after every method.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ from longlens.testing.memory import LINEAR, MIB
 
 HERE = Path(__file__).resolve().parent
 LENGTHS = (8192, 16384, 32768, 65536)
-HEADS = 1
 USUAL = ("window:256", "longformer:256", "bigbird", "performer:256", "nystrom", "linformer", "scatterbrain")
+# one head where time is quadratic; otherwise enough for the growth to stand far above a page or two of noise
+QUADRATIC = ("exact", "strided", "fixed")
+
+
+def heads_of(method: str) -> int:
+    """Heads to measure a method with."""
+    return 1 if method.split(":")[0] in QUADRATIC else 4
 
 
 def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -> dict[str, object]:
@@ -37,7 +44,7 @@ def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -
         {
             "function": "longlens:attention",
             "length": length,
-            "heads": HEADS,
+            "heads": heads_of(method),
             "width": 32,
             "device": device,
             "causal": causal,
@@ -47,7 +54,7 @@ def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -
         for length in LENGTHS
     ]
     started = time.perf_counter()
-    row: dict[str, object] = {"method": method, "causal": causal, "backward": backward}
+    row: dict[str, object] = {"method": method, "heads": heads_of(method), "causal": causal, "backward": backward}
     try:
         growth = peak_growths(
             "longlens.testing.memory:attention_call",
@@ -96,7 +103,7 @@ def main() -> None:
         },
         "versions": {name: version(name) for name in ("torch", "longlens")} | {"python": platform.python_version()},
         "date": str(date.today()),
-        "task": {"batch": 1, "heads": HEADS, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
+        "task": {"batch": 1, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
     }
     rows: list[dict[str, object]] = []
     for method in given.methods or listed():
