@@ -19,7 +19,8 @@ CPU_BLOCK, GPU_BLOCK = 2**19, 2**24
 
 def block_elements(device: torch.device) -> int:
     """Elements that a block of scratch should have."""
-    return CPU_BLOCK if device.type == "cpu" else GPU_BLOCK
+    # "meta" is what explain() predicts the memory of, by default on a CPU
+    return CPU_BLOCK if device.type in ("cpu", "meta") else GPU_BLOCK
 
 
 def compute_dtype(inputs: Inputs) -> torch.dtype:

@@ -102,7 +102,7 @@ def attend_sums(inputs: Inputs, make: Make, width: int, underflows: bool = True)
 
 def _plan(inputs: Inputs, width: int) -> tuple[int, int, int]:
     """Batch rows and key heads to work on together, and queries of a block."""
-    room = block_elements(inputs.query.device) // (max(width, inputs.value.shape[3] + 1) * inputs.groups)
+    room = block_elements(torch.device(inputs.device_type)) // (max(width, inputs.value.shape[3] + 1) * inputs.groups)
     lanes = max(1, room // (chunk_length(width) if inputs.causal else 128))
     heads = min(inputs.key.shape[1], lanes)
     batch = min(inputs.query.shape[0], max(1, lanes // heads))
