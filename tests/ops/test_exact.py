@@ -241,3 +241,14 @@ def test_cuda(dtype, arguments):
     ours, want = (out[0] if isinstance(out, tuple) else out for out in (ours, want))
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
     torch.testing.assert_close(ours.double().cpu(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_a_floating_mask_of_minus_infinity_masks(return_lse):
+    query, key, value = make(1, 2, 2, 64, 64, 8)
+    mask = torch.zeros(64, 64, dtype=torch.float64)
+    mask[3] = -torch.inf
+    output = longlens.attention(query, key, value, mask, return_lse=return_lse)
+    output = output[0] if return_lse else output
+    torch.testing.assert_close(output, torch.nn.functional.scaled_dot_product_attention(query, key, value, mask))
+    assert not output[:, :, 3].any()

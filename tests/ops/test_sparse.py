@@ -197,3 +197,32 @@ def test_a_batch_row_without_keys_is_zero(pattern):
     mask[1] = False
     output = check(pattern, query, key, value, key_mask=mask)
     assert not output[1].any()
+
+
+@pytest.mark.parametrize(("pattern", "length"), [(ll.Window(2100), 4400), (ll.Window(4095, 0), 4300)], ids=str)
+def test_gradients_of_windows_wider_than_a_piece(pattern, length):
+    """The fast forward route keeps no log-sum-exp, which the backward pass of rows in several pieces needs."""
+    tensors = [torch.randn(1, 1, length, 4, requires_grad=True) for _ in range(3)]
+    causal = pattern.right == 0
+    ours = torch.autograd.grad(ll.attention(*tensors, method=pattern, is_causal=causal).square().sum(), tensors)
+    want = torch.autograd.grad(
+        ll.attention(*tensors, pattern, is_causal=causal, method="exact:blockwise").square().sum(), tensors
+    )
+    for got, expected in zip(ours, want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_any_strides():
+    query, key, value = (torch.randn(1, 2, 16, 500).transpose(2, 3) for _ in range(3))
+    want = ll.attention(query.contiguous(), key.contiguous(), value.contiguous(), method="window:16")
+    torch.testing.assert_close(ll.attention(query, key, value, method="window:16"), want)
+
+
+def test_queries_before_every_key():
+    check(ll.Dilated(1, 1000), *make(1, 2, 1, 20, 10, 4))
+
+
+def test_a_union_refuses_what_a_member_refuses():
+    query, key, value = make(1, 1, 1, 64, 64, 4)
+    with pytest.raises(UnsupportedError, match="reach 16 of 64"):
+        ll.attention(query, key, value, method=ll.BlockSparse(((0,), (1,)), 8) | ll.Window(2))

@@ -159,8 +159,8 @@ def check_inputs(
     return_lse: bool,
 ) -> Inputs:
     """Check everything the door takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
-    _check_tensors(query, key, value)
     query, key, value = _autocast(query, key, value)
+    _check_tensors(query, key, value)
     if not 0.0 <= dropout_p < 1.0:
         raise InputError(f"expected dropout_p in [0, 1), got {dropout_p}")
     if scale is not None and not math.isfinite(scale):
@@ -215,11 +215,16 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast, cast as scaled_dot_product_attention does."""
-    kind = query.device.type
+    kind = query.device.type if isinstance(query, Tensor) else "meta"
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return query, key, value
     dtype = torch.get_autocast_dtype(kind)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+    def cast(tensor: Tensor) -> Tensor:
+        narrow = isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if narrow else tensor
+
+    return cast(query), cast(key), cast(value)
 
 
 def _check_mask(

@@ -218,8 +218,9 @@ class _TileKernel:
     def softmax(self, piece: Piece) -> Tensor:
         """Weights over a piece that holds every key of its rows; 0 for a row with none."""
         scores = self.scores(piece)
+        # a bias of -inf masks too
+        dead = self._dead(piece) if self.inputs.bias is None else scores.amax(-1, keepdim=True) == -torch.inf
         weights = torch.softmax(scores, -1, out=scores)
-        dead = self._dead(piece)
         return weights if dead is None else weights.masked_fill_(dead, 0.0)
 
     def online(self, pieces: Sequence[Piece], v: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,8 +303,10 @@ class _TileKernel:
             tensor = tensor.unsqueeze(0)
         if tensor.shape[:2] == (1, 1):
             return tensor[0]
-        batch, heads = self.inputs.query.shape[:2]
-        return tensor.expand(batch, heads, *tensor.shape[2:]).flatten(0, 1)[self.heads]
+        # index rather than expand: only this group's heads are copied
+        lanes = torch.arange(self.heads.start, self.heads.stop, device=tensor.device)
+        row, head = lanes // self.inputs.heads, lanes % self.inputs.heads
+        return tensor[row if tensor.shape[0] > 1 else row * 0, head if tensor.shape[1] > 1 else head * 0]
 
     def _dead(self, piece: Piece) -> Tensor | None:
         """(heads|1, rows, 1) bool: rows with nothing to attend to; None where there are none."""

@@ -89,11 +89,9 @@ def path_order(inputs: Inputs) -> tuple[str, ...]:
 
     On a CPU in bfloat16 our tiles are faster than the fused kernel once a row of scores is long enough to fill the
     matrix unit; in float32 the fused kernel is faster wherever it is linear. On CUDA the fused kernels come first,
-    then FlexAttention for what they cannot do in linear memory, then the tiles.
+    then the tiles.
     """
-    if inputs.device_type == "cuda":
-        return ("sdpa", "flex", "blockwise")
-    if inputs.query.dtype == torch.bfloat16 and inputs.queries >= 256:
+    if inputs.device_type == "cpu" and inputs.query.dtype == torch.bfloat16 and inputs.queries >= 256:
         return ("blockwise",)
     return ("sdpa", "blockwise")
 

@@ -1,7 +1,8 @@
 """Compiled FlexAttention (Dong et al. 2024, arXiv:2412.05496): mask rules and log-sum-exp on CUDA in fused kernels.
 
 The rules are handed over as a `mask_mod`, with a block mask built by the compiler so that no N x N mask is made.
-On a CPU it serves the forward pass only and is chosen only by name.
+It is chosen only by name: compiled code is made again for each shape, and past the compiler's limit FlexAttention runs
+uncompiled, in N x N memory. On a CPU it serves the forward pass only.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 from longlens.ops.inputs import Inputs
-from longlens.ops.masks import AllOf, Causal, Predicate, Prefix, Rule
+from longlens.ops.masks import AllOf, Causal, Prefix, Rule
 from longlens.ops.method import Attended
 
 # rules that are plain arithmetic on positions, which the compiler can trace
-TRACEABLE = (Causal, Prefix, Predicate)
+TRACEABLE = (Causal, Prefix)
 
 
 def refusals(inputs: Inputs) -> list[str]:

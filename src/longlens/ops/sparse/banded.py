@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
 from longlens.ops.sparse.window import Window
+from longlens.ops.tiles import sparse_shape
 
 # queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
 ROWS = 32
@@ -44,10 +45,16 @@ def head_start(strata: Sequence[Rule], inputs: Inputs) -> HeadStart | None:
     assert isinstance(window, Window)
     left, right = window.reach
     right = 0 if inputs.causal else right
+    # the backward pass rebuilds a row without its log-sum-exp only where all its keys fit one piece
+    shape = sparse_shape(inputs)
+    if inputs.needs_grad and shape.rows + sum(window.reach) > shape.keys:
+        return None
 
     def run(q: Tensor, k: Tensor, v: Tensor, output: Tensor) -> tuple[int, int]:
         """Fill the rows whose whole window lies inside the keys; returns their range."""
         offset, groups = inputs.offset, inputs.groups
+        # the fused kernel reads rows of adjacent numbers
+        q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
         # rows in whole blocks with all their keys inside 0..Nk, starting where the tiles' blocks start
         start = -(-max(0, left - offset) // 64) * 64
         stop = min(inputs.queries, inputs.keys - right - offset)

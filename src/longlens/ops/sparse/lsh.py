@@ -101,6 +101,10 @@ class HashedUnion(Method):
             for (_, part), *members in zip(*parts, strict=True)
         ]
 
+    def refusals(self, inputs: Inputs) -> list[str]:
+        """Whatever a member refuses."""
+        return [reason for member in self.members for reason in member.refusals(inputs)]
+
     def attend(self, inputs: Inputs) -> Attended:
         """Exact softmax over the pairs of any member."""
         return attend_hashed(self.hashed, self.members, inputs)

@@ -314,7 +314,7 @@ def _lane_tiles(lane: Lane, earlier: tuple[Rule, ...], inputs: Inputs, shape: Ti
     rules = () if mask is None else (mask,)
     bounded = lane.left < FAR or lane.right < FAR
     keeper = Keeper(inputs, (lane, *rules) if bounded else rules, earlier)
-    for residue in range(min(step, max(n, inputs.queries))):
+    for residue in sorted({(row + offset) % step for row in range(min(step, inputs.queries))}):
         first = (residue - offset) % step
         count = len(range(first, inputs.queries, step))
         # in units of the lane: row r stands at `base + r`, key c at c

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from longlens.errors import MethodError
+from longlens.ops.inputs import Inputs
 from longlens.ops.method import Method
 from longlens.ops.sparse.lsh import LSH, HashedUnion
 from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
@@ -27,6 +28,10 @@ class Union(Pattern):
     def causal_form(self) -> Pattern:
         """The members' causal forms."""
         return Union(tuple(member.causal_form() for member in self.members))
+
+    def refusals(self, inputs: Inputs) -> list[str]:
+        """Whatever a member refuses."""
+        return [reason for member in self.members for reason in member.refusals(inputs)]
 
     def __str__(self) -> str:
         return "|".join(map(str, self.members))
