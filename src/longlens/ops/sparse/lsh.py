@@ -199,7 +199,7 @@ def _expanded(inputs: Inputs) -> Inputs:
 
 def _hash_rounds(lsh: LSH, inputs: Inputs) -> list[_Round]:
     kept = inputs.keys if inputs.key_mask is None else int(inputs.key_mask.sum())
-    buckets = lsh.buckets or (CAUSAL_BUCKETS if inputs.causal else max(2, 2 * round(kept / lsh.bucket / 2)))
+    buckets = lsh.buckets or (CAUSAL_BUCKETS if inputs.causal else _bucket_count(kept / lsh.bucket))
     device, n = inputs.key.device, inputs.keys
     q_place = torch.arange(inputs.queries, device=device) + inputs.offset
     k_place = torch.arange(n, device=device)
@@ -214,6 +214,14 @@ def _hash_rounds(lsh: LSH, inputs: Inputs) -> list[_Round]:
         q_rank = torch.searchsorted(sorted_keys, q_bucket * (n + 1) + q_place.clamp(0, n))
         rounds.append(_Round(q_bucket, k_bucket, q_rank, k_rank))
     return rounds
+
+
+def _bucket_count(wanted: float) -> int:
+    """An even number near `wanted`; above 64 a product of two even numbers, so that hashing stays cheap."""
+    if wanted <= 64:
+        return max(2, 2 * round(wanted / 2))
+    small = 2 * round(wanted**0.5 / 2)
+    return small * 2 * round(wanted / small / 2)
 
 
 def _hash(x: Tensor, buckets: int, seed: int, number: int) -> Tensor:
