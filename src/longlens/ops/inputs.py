@@ -80,20 +80,6 @@ class Inputs:
             return None
         return rules[0] if len(rules) == 1 else AllOf(tuple(rules))
 
-    def slice_keys(self, start: int, stop: int) -> Inputs:
-        """The same queries over keys start..stop only; positions are counted from key `start` on.
-
-        Only for calls without rules and biases bound to tensors of the whole length (packing and trimming resolve
-        those).
-        """
-        return replace(
-            self,
-            key=self.key[:, :, start:stop],
-            value=self.value[:, :, start:stop],
-            offset=self.offset - start,
-            key_mask=None if self.key_mask is None else self.key_mask[:, start:stop],
-        )
-
     def row(self, index: int) -> Inputs:
         """Batch row `index` as inputs of batch size 1."""
         one = slice(index, index + 1)
