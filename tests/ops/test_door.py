@@ -149,3 +149,40 @@ def test_string_forms_print_back(text):
 def test_string_forms_read_names_and_places():
     assert parse_method("window:left=3,right=0") == parse_method("window:3,0") == ll.Window(3, 0)
     assert parse_method("window:64|global:(0,)") == ll.Window(64) | ll.Global((0,))
+
+
+def test_tensors_on_another_device_are_named():
+    tensors = [torch.randn(1, 2, 8, 4) for _ in range(3)]
+    elsewhere = {
+        "key_mask": torch.ones(1, 8, dtype=torch.bool, device="meta"),
+        "attn_mask": torch.ones(8, 8, dtype=torch.bool, device="meta"),
+        "bias": torch.ones(8, 8, device="meta"),
+    }
+    for name, tensor in elsewhere.items():
+        with pytest.raises(InputError, match=f"{name} on the query's device cpu, got meta"):
+            ll.attention(*tensors, **{name: tensor})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_log_sum_exp_of_no_keys_has_the_dtype_of_any_other(dtype):
+    query, some, none = (torch.randn(1, 2, count, 4, dtype=dtype) for count in (3, 5, 0))
+    dtypes = {ll.attention(query, keys, keys, return_lse=True)[1].dtype for keys in (some, none)}
+    assert len(dtypes) == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_many_parts_take_one_gradient_of_full_size_each_not_many(packed):
+    query, key, value = (torch.randn((1, 2, 64, 4) if packed else (8, 2, 8, 4), requires_grad=True) for _ in range(3))
+    if packed:
+        bounds = torch.arange(0, 65, 8, dtype=torch.int32)
+        output = ll.attention(query, key, value, cu_seqlens=bounds, method="window:4")
+    else:
+        keep = torch.rand(8, 8) < 0.9
+        output = ll.attention(query, key, value, key_mask=keep, method="strided:4")
+    seen, names = [output.grad_fn], set()
+    while seen:
+        node = seen.pop()
+        names.add(node.name())
+        seen += [after for after, _ in node.next_functions if after is not None]
+    # a slice's gradient is as large as what it was cut from
+    assert not [name for name in names if name.startswith("Slice")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from compare import check, check_lse, make
@@ -10,6 +12,7 @@ import longlens
 from longlens.errors import MethodError, UnsupportedError
 from longlens.ops import tiles
 from longlens.ops.exact import exact as exact_module
+from longlens.ops.exact.blockwise import _dropout_seed
 
 PATHS = ["auto", "blockwise", "math"]
 
@@ -252,3 +255,24 @@ def test_a_floating_mask_of_minus_infinity_masks(return_lse):
     output = output[0] if return_lse else output
     torch.testing.assert_close(output, torch.nn.functional.scaled_dot_product_attention(query, key, value, mask))
     assert not output[:, :, 3].any()
+
+
+@pytest.mark.parametrize("method", ["exact:blockwise", "window:8", "longformer:8", "lsh:2,8"])
+def test_nothing_but_what_autograd_saves_holds_the_inputs(method):
+    """Checkpointing and offloading free what they are given; what a closure holds they cannot."""
+    leaves = [torch.randn(1, 2, 96, 8, requires_grad=True) for _ in range(3)]
+    tensors = [leaf * 1 for leaf in leaves]
+    alive = [weakref.ref(tensor.untyped_storage()) for tensor in tensors]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy):
+        output = longlens.attention(*tensors, method=method, is_causal=True)
+    del tensors
+    assert [storage() for storage in alive] == [None] * 3
+    output.sum().backward()
+    assert all(leaf.grad is not None for leaf in leaves)
+
+
+def test_tiles_draw_dropout_masks_of_their_own():
+    one = slice(0, 1)
+    seeds = {_dropout_seed(5, number, one) % 2**32 for number in (0, 1, 65_536, 2**20)}
+    seeds |= {_dropout_seed(5, 0, slice(1, 2)) % 2**32, _dropout_seed(6, 0, one) % 2**32}
+    assert len(seeds) == 6

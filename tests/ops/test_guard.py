@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import longlens as ll
+from longlens.ops import guard
 
 METHODS = [
     "exact",
@@ -66,3 +67,13 @@ def test_gradients_stay_finite():
     assert key.grad.isfinite().all()
     assert value.grad.isfinite().all()
     assert not value.grad[:, :, 7].any()
+
+
+def test_many_bad_keys_are_asked_about_in_parts(monkeypatch):
+    query, key, value = (torch.randn(1, 2, 40, 8) for _ in range(3))
+    key[:, :, 3:30] = torch.nan
+    whole = ll.attention(query, key, value, method="window:2")
+    monkeypatch.setattr(guard, "PAIRS", 7)
+    torch.testing.assert_close(ll.attention(query, key, value, method="window:2"), whole, equal_nan=True)
+    assert whole[:, :, 33:].isfinite().all()
+    assert whole[:, :, 1:32].isnan().all()

@@ -7,7 +7,7 @@ import torch
 from compare import check, make
 
 import longlens as ll
-from longlens.errors import MethodError, UnsupportedError
+from longlens.errors import MaskError, MethodError, UnsupportedError
 from longlens.ops.inputs import check_inputs
 from longlens.ops.registry import parse_method
 from longlens.ops.sparse.pattern import strata_tiles
@@ -166,6 +166,12 @@ def test_a_short_layout_is_refused():
     query, key, value = make(1, 1, 1, 100, 100, 4)
     with pytest.raises(UnsupportedError, match="reach 32 of 100"):
         ll.attention(query, key, value, method=ll.BlockSparse(((0,), (1,)), block=16))
+
+
+def test_a_short_layout_is_refused_as_a_mask_too():
+    tensors = [torch.randn(1, 1, 64, 4) for _ in range(3)]
+    with pytest.raises(MaskError, match="a layout that reaches every query, got 2 blocks of 16 for a query at"):
+        ll.attention(*tensors, attn_mask=ll.BlockSparse(((0,), (1,)), 16))
 
 
 def test_a_bool_layout():

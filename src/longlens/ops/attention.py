@@ -49,7 +49,8 @@ def attention(
         key_mask: (B, Nk) bool, True = keep: padding in linear memory.
         cu_seqlens: (S + 1,) int32 boundaries of S sequences packed along N, with B = 1; none attends to another.
         bias: a rule (`longlens.Alibi(heads)`, `longlens.RelativePosition(table)`) or a tensor; both get gradients.
-        return_lse: also return the log-sum-exp of the scores, (B, H, Nq) float32, natural logarithm.
+        return_lse: also return the log-sum-exp of the scores, (B, H, Nq), natural logarithm; float32, or float64 for
+            float64 inputs.
 
     Returns:
         (B, H, Nq, Dv) in the inputs' dtype; with `return_lse`, a pair of it and the log-sum-exp. A query with nothing
@@ -104,5 +105,6 @@ def _nothing(inputs: Inputs) -> Attended:
     zero = inputs.query[:0].sum() + inputs.key[:0].sum() + inputs.value[:0].sum()
     lse = None
     if inputs.need_lse:
-        lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=torch.float32, device=inputs.query.device)
+        wide = torch.promote_types(inputs.query.dtype, torch.float32)
+        lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=wide, device=inputs.query.device)
     return Attended(inputs.query.new_zeros(shape) + zero, lse)

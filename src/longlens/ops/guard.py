@@ -15,7 +15,8 @@ from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Attended, Method
 
-ROWS = 1024
+# queries, and keys, asked about at a time
+PAIRS = 512
 
 
 def attend_guarded(method: Method, inputs: Inputs) -> Attended:
@@ -49,16 +50,17 @@ def _silence(inputs: Inputs, keep: Tensor) -> Inputs:
 def _touched(inputs: Inputs, bad: Tensor, pattern: Rule | None) -> Tensor:
     """(B, H, Nq) bool: queries that may attend to a key marked in `bad` (B, Hkv, Nk)."""
     columns = bad.any(0).any(0).nonzero().squeeze(1)
-    flags = bad[:, :, columns].repeat_interleave(inputs.groups, 1).unsqueeze(2)
-    if inputs.key_mask is not None:
-        flags = flags & inputs.key_mask[:, None, None, columns]
-    touched = []
-    for start in range(0, inputs.queries, ROWS):
-        stop = min(start + ROWS, inputs.queries)
-        q = torch.arange(start, stop, device=columns.device).unsqueeze(1) + inputs.offset
-        reach = flags.expand(-1, -1, stop - start, -1)
-        for rule in (inputs.mask_rule(), pattern):
-            if rule is not None:
-                reach = reach & rule.allowed(q, columns.unsqueeze(0), inputs.keys)
-        touched.append(reach.any(-1))
-    return torch.cat(touched, 2)
+    rules = [rule for rule in (inputs.mask_rule(), pattern) if rule is not None]
+    touched = torch.zeros(inputs.query.shape[:3], dtype=torch.bool, device=bad.device)
+    for some in columns.split(PAIRS):
+        flags = bad[:, :, some].repeat_interleave(inputs.groups, 1).unsqueeze(2)
+        if inputs.key_mask is not None:
+            flags = flags & inputs.key_mask[:, None, None, some]
+        for start in range(0, inputs.queries, PAIRS):
+            stop = min(start + PAIRS, inputs.queries)
+            q = torch.arange(start, stop, device=some.device).unsqueeze(1) + inputs.offset
+            reach = flags.expand(-1, -1, stop - start, -1)
+            for rule in rules:
+                reach = reach & rule.allowed(q, some.unsqueeze(0), inputs.keys)
+            touched[:, :, start:stop] |= reach.any(-1)
+    return touched

@@ -80,31 +80,42 @@ class Inputs:
             return None
         return rules[0] if len(rules) == 1 else AllOf(tuple(rules))
 
-    def row(self, index: int) -> Inputs:
-        """Batch row `index` as inputs of batch size 1."""
-        one = slice(index, index + 1)
-        return replace(
-            self,
-            query=self.query[one],
-            key=self.key[one],
-            value=self.value[one],
-            key_mask=None if self.key_mask is None else self.key_mask[one],
-            rule=None if self.rule is None else self.rule.row(index),
-            bias=None if self.bias is None else self.bias.row(index),
-        )
+    def shapes(self) -> Inputs:
+        """The same inputs without their numbers: query, key and value keep shape, dtype and device, and no memory."""
+        bare = (t.new_empty(()).expand(t.shape) for t in (self.query.detach(), self.key.detach(), self.value.detach()))
+        query, key, value = bare
+        return replace(self, query=query, key=key, value=value, assumed_grad=self.needs_grad)
+
+    def rows(self) -> Iterator[Inputs]:
+        """Each batch row as inputs of batch size 1."""
+        # split once: a slice for each row would cost a full-size gradient for each
+        parts = zip(self.query.split(1), self.key.split(1), self.value.split(1), strict=True)
+        for index, (query, key, value) in enumerate(parts):
+            yield replace(
+                self,
+                query=query,
+                key=key,
+                value=value,
+                key_mask=None if self.key_mask is None else self.key_mask[index : index + 1],
+                rule=None if self.rule is None else self.rule.row(index),
+                bias=None if self.bias is None else self.bias.row(index),
+            )
 
     def sequences(self) -> Iterator[Inputs]:
         """Each packed sequence as inputs of its own; positions start at 0 in each."""
         assert self.cu_seqlens is not None
-        for start, stop in pairwise(self.cu_seqlens):
-            span = slice(start, stop)
+        spans = list(pairwise(self.cu_seqlens))
+        lengths = [stop - start for start, stop in spans]
+        # split once, as in `rows`
+        parts = (tensor.split(lengths, 2) for tensor in (self.query, self.key, self.value))
+        for (start, stop), query, key, value in zip(spans, *parts, strict=True):
             yield replace(
                 self,
-                query=self.query[:, :, span],
-                key=self.key[:, :, span],
-                value=self.value[:, :, span],
+                query=query,
+                key=key,
+                value=value,
                 offset=0,
-                key_mask=None if self.key_mask is None else self.key_mask[:, span],
+                key_mask=None if self.key_mask is None else self.key_mask[:, start:stop],
                 rule=None if self.rule is None else self.rule.segment(start, stop),
                 bias=None if self.bias is None else self.bias.segment(start, stop),
                 cu_seqlens=None,
@@ -228,6 +239,7 @@ def _check_mask(
                 f"expected attn_mask of dtype bool with True = attend, got {attn_mask.dtype}; use mask.bool() if 1 "
                 "means attend, ~mask.bool() if 1 means ignore (as in torch.nn.MultiheadAttention)"
             )
+        _check_device("attn_mask", attn_mask, query)
         rule = TensorMask(_expandable("attn_mask", attn_mask, full))
     elif isinstance(attn_mask, Rule):
         rule = attn_mask.bind(*full[:2])
@@ -241,7 +253,17 @@ def _check_mask(
         raise MaskError(f"expected bias to be a rule (longlens.Alibi(...), ...) or a tensor, got {bias!r}")
     if bias is not None:
         bias.check(query.shape[1])
+        for parameter in bias.parameters():
+            _check_device("bias", parameter, query)
     return rule, bias
+
+
+def _check_device(name: str, tensor: Tensor, query: Tensor) -> None:
+    # explain() asks about shapes, on no device
+    if tensor.device != query.device and query.device.type != "meta":
+        raise InputError(
+            f"expected {name} on the query's device {query.device}, got {tensor.device}; move it with .to(query.device)"
+        )
 
 
 def _expandable(name: str, tensor: Tensor, full: tuple[int, int, int, int]) -> Tensor:
@@ -259,6 +281,7 @@ def _check_key_mask(key_mask: Tensor, key: Tensor) -> None:
             f"expected key_mask of dtype bool with True = keep, got {got}; use mask.bool() if 1 means keep, "
             "~mask.bool() if 1 means ignore (as in torch.nn.MultiheadAttention's key_padding_mask)"
         )
+    _check_device("key_mask", key_mask, key)
     want = (key.shape[0], key.shape[2])
     if tuple(key_mask.shape) != want:
         raise MaskError(f"expected key_mask of shape (B, Nk) = {want}, got {tuple(key_mask.shape)}")

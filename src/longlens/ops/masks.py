@@ -207,7 +207,7 @@ class TensorMask(Rule):
     def allowed(self, q: Tensor, k: Tensor, n: int) -> Tensor:
         rows = (q - (n - self.mask.shape[2])).clamp(0, self.mask.shape[2] - 1)
         columns = k.clamp(max=self.mask.shape[3] - 1)
-        return self.mask.to(k.device)[..., rows, columns]
+        return self.mask[..., rows, columns]
 
     def segment(self, start: int, stop: int) -> Rule:
         return TensorMask(_cut(_cut(self.mask, 2, start, stop), 3, start, stop))

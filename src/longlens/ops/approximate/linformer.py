@@ -99,8 +99,7 @@ class Linformer(Method):
     def reference(self, inputs: Inputs) -> Tensor:
         """The formula, row of the batch by row, with E and F as they stand."""
         rows = []
-        for b in range(inputs.query.shape[0]):
-            part = inputs.row(b)
+        for part in inputs.rows():
             keep = slice(None) if part.key_mask is None else part.key_mask[0]
             key, value = part.key[:, :, keep], part.value[:, :, keep]
             n = key.shape[2]

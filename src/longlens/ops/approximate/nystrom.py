@@ -57,8 +57,7 @@ class Nystrom(Method):
     def reference(self, inputs: Inputs) -> Tensor:
         """The formula, row of the batch by row, with its N x m matrices as they stand."""
         rows = []
-        for b in range(inputs.query.shape[0]):
-            part = inputs.row(b)
+        for part in inputs.rows():
             query, key, value = part.query, repeat_heads(part.key, part), repeat_heads(part.value, part)
             paired = query
             if part.key_mask is not None:

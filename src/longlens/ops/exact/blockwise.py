@@ -21,6 +21,8 @@ key head.
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,14 +40,15 @@ from longlens.ops.tiles import Index, Interval, Piece, Tile, positions, size
 class Walk:
     """What the engine computes: the inputs' settings, the tiles, and the most scores to hold at a time.
 
-    `tiles` is called once in each pass, with a range of rows that need none, and must give the same tiles each time.
+    `tiles` is called once in each pass, with the inputs as shapes and a range of rows that need none, and must give the
+    same tiles each time.
     `bias_grad`: the bias is learned. `head_start`, where given, computes some rows of the output by a faster route,
     where no log-sum-exp is wanted (the backward pass of such rows wants none either): it fills `output` (BH, Nq, Dv)
     and returns the range of rows done.
     """
 
     inputs: Inputs
-    tiles: Callable[[Interval], Iterator[Tile]]
+    tiles: Callable[[Inputs, Interval], Iterator[Tile]]
     scores: int
     bias_grad: bool = False
     head_start: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int]] | None = None
@@ -56,8 +59,11 @@ def attend_tiles(walk: Walk) -> Attended:
     inputs = walk.inputs
     seed = int(torch.randint(2**62, ()).item()) if inputs.dropout else 0
     biases = inputs.bias.parameters() if inputs.bias else ()
-    # the tensors travel as arguments, where autograd sees them
-    bare = replace(inputs, bias=inputs.bias.with_parameters(tuple(b.detach() for b in biases)) if inputs.bias else None)
+    # the tensors travel as arguments, where autograd sees them and checkpointing can free them
+    bare = replace(
+        inputs.shapes(),
+        bias=inputs.bias.with_parameters(tuple(b.detach() for b in biases)) if inputs.bias else None,
+    )
     learned = torch.is_grad_enabled() and any(bias.requires_grad for bias in biases)
     walk = replace(walk, inputs=bare, bias_grad=learned)
     output, lse = _TileAttention.apply(walk, seed, inputs.query, inputs.key, inputs.value, *biases)
@@ -69,7 +75,7 @@ class _TileAttention(torch.autograd.Function):
     def forward(ctx: Any, walk: Walk, seed: int, query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Any:
         needs_backward = any(ctx.needs_input_grad)
         output, lse = _forward(walk, seed, query, key, value, needs_backward)
-        ctx.walk, ctx.seed, ctx.count = walk, seed, len(biases)
+        ctx.walk, ctx.seed, ctx.count = replace(walk, head_start=None), seed, len(biases)
         if needs_backward:
             ctx.save_for_backward(query, key, value, output, lse, *biases)
         ctx.set_materialize_grads(False)
@@ -111,7 +117,7 @@ def _forward(
     done = (0, 0)
     if walk.head_start is not None and not inputs.need_lse and not inputs.dropout:
         done = walk.head_start(q, k, v, result.output)
-    for number, tile in enumerate(walk.tiles(done)):
+    for number, tile in enumerate(walk.tiles(inputs, done)):
         if not tile.pieces and tile.once:
             result.write(tile.rows, slice(None), result.output.new_zeros(()))
         plain = _is_plain(tile, inputs)
@@ -157,7 +163,7 @@ def _backward(
         flat_lse = lse.flatten(0, 1)
         delta = torch.linalg.vecdot(d_out.to(wide), o.to(wide))
         delta = delta if d_lse is None else delta - d_lse.flatten(0, 1)
-    for number, tile in enumerate(walk.tiles((0, 0))):
+    for number, tile in enumerate(walk.tiles(inputs, (0, 0))):
         plain = _is_plain(tile, inputs)
         for heads in _head_groups(walk, tile, k.shape[0]):
             kernel = _TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
@@ -367,8 +373,9 @@ def _is_plain(tile: Tile, inputs: Inputs) -> bool:
 
 
 def _dropout_seed(seed: int, number: int, heads: slice) -> int:
-    # consecutive seeds give unrelated streams in both of PyTorch's generators
-    return (seed + number * 65_536 + heads.start) % 2**63
+    # hashed, because PyTorch's CPU generator reads only the low 32 bits
+    digest = hashlib.blake2b(struct.pack("<3Q", seed, number, heads.start), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
 
 
 def _head_groups(walk: Walk, tile: Tile, kv_heads: int) -> Iterator[slice]:

@@ -49,7 +49,7 @@ class Exact(Method):
             return flex.attend(inputs)
         if path == "math":
             return attend_math(inputs)
-        return attend_tiles(Walk(inputs, lambda _: dense_tiles(inputs), dense_shape(inputs).scores))
+        return attend_tiles(Walk(inputs, lambda shapes, _: dense_tiles(shapes), dense_shape(inputs).scores))
 
     def reference(self, inputs: Inputs) -> Tensor:
         """`longlens.ops.reference.softmax_attention`."""

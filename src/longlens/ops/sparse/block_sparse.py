@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longlens.errors import MethodError
+from longlens.errors import MaskError, MethodError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import check_count
 from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
@@ -58,6 +58,11 @@ class BlockSparse(Pattern, Intervals):
 
     def allowed(self, q: Tensor, k: Tensor, n: int) -> Tensor:
         numbers, place = torch.unique(q // self.block, return_inverse=True)
+        if len(numbers) and int(numbers[-1]) >= len(self.layout):
+            raise MaskError(
+                f"blocksparse: expected a layout that reaches every query, got {len(self.layout)} blocks of "
+                f"{self.block} for a query at {int(q.max())}; give more blocks"
+            )
         blocks = -(-max(n, 1) // self.block)
         table = torch.zeros(len(numbers), blocks, dtype=torch.bool)
         for row, number in enumerate(numbers.tolist()):

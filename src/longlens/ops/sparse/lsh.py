@@ -39,7 +39,8 @@ class LSH(Method):
     Differences from the paper: queries and keys are not tied and a token may attend to itself; ranks count within the
     bucket, so that neither chunk borders nor the future decide who meets whom. `buckets` is, where None, the number
     of kept keys / `bucket`, and 64 under `is_causal`, where it must not depend on the length. Hashes are drawn from
-    `seed`, the same for every head. Grouped heads are expanded. Time N rounds bucket, memory N.
+    `seed`, the same for every head. Grouped heads are expanded. A non-finite key has no bucket: it reaches every query
+    that the masks let see it. Time N rounds bucket, memory N.
     """
 
     rounds: int = 4
@@ -61,7 +62,7 @@ class LSH(Method):
         """Each batch row by itself under a key mask, since the number of buckets follows from the kept keys."""
         if inputs.key_mask is None:
             return [(self, inputs)]
-        return [(self, inputs.row(row)) for row in range(inputs.query.shape[0])]
+        return [(self, row) for row in inputs.rows()]
 
     def attend(self, inputs: Inputs) -> Attended:
         """Exact softmax over the pairs that share a bucket."""
@@ -127,8 +128,9 @@ class HashedUnion(Method):
 
 def _by_row(pattern: Pattern, inputs: Inputs) -> list[tuple[Method, Inputs]]:
     forms = pattern.localise(inputs)
-    rows = 1 if inputs.key_mask is None else inputs.query.shape[0]
-    return forms if len(forms) == rows else [(forms[0][0], inputs.row(row)) for row in range(rows)]
+    if inputs.key_mask is None or len(forms) == len(inputs.key_mask):
+        return forms
+    return [(forms[0][0], row) for row in inputs.rows()]
 
 
 class _Round(NamedTuple):
@@ -158,11 +160,11 @@ def attend_hashed(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Atten
     shape = sparse_shape(inputs)
     strata = tuple(stratum for member in members for stratum in member.strata())
 
-    def tiles(_: Interval) -> Iterator[Tile]:
-        for tile in strata_tiles(strata, inputs, shape) if strata else ():
+    def tiles(shapes: Inputs, _: Interval) -> Iterator[Tile]:
+        for tile in strata_tiles(strata, shapes, shape) if strata else ():
             yield tile._replace(once=False)
         for number in range(len(rounds)):
-            yield from _round_tiles(lsh, rounds, number, strata, inputs, shape)
+            yield from _round_tiles(lsh, rounds, number, strata, shapes, shape)
 
     return attend_tiles(Walk(inputs, tiles, shape.scores))
 

@@ -115,11 +115,11 @@ class Pattern(Rule, Method):
         if inputs.key_mask is None or form.shift_invariant:
             return [(form, inputs)]
         rows: list[tuple[Method, Inputs]] = []
-        for row, keep in enumerate(inputs.key_mask):
+        for part, keep in zip(inputs.rows(), inputs.key_mask, strict=True):
             kept = keep.nonzero()
             first, length = (int(kept[0]), int(kept[-1] - kept[0]) + 1) if len(kept) else (0, 0)
             whole = first == 0 and length == inputs.keys
-            rows.append((form if whole else Shifted(form, first, length), inputs.row(row)))
+            rows.append((form if whole else Shifted(form, first, length), part))
         return rows
 
     def attend(self, inputs: Inputs) -> Attended:
@@ -239,7 +239,7 @@ def attend_strata(strata: Sequence[Intervals | Lane], inputs: Inputs) -> Attende
     shape = sparse_shape(inputs)
     start = head_start(strata, inputs)
     return attend_tiles(
-        Walk(inputs, lambda done: strata_tiles(strata, inputs, shape, done), shape.scores, head_start=start)
+        Walk(inputs, lambda shapes, done: strata_tiles(strata, shapes, shape, done), shape.scores, head_start=start)
     )
 
 
