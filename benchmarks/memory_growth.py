@@ -4,8 +4,9 @@
     python benchmarks/memory_growth.py window:256      some
 
 B=1, H=4 (1 where time is quadratic), D=32, float32. Each method runs in fresh processes, one forward and one
-backward; the growth over the inputs is the median of the runs. Results go to
-benchmarks/results/memory_growth_<device>_<date>.json after every method.
+backward; the growth over the inputs is the median of the runs. One run of a peak is good to some 5 %, so a row above
+the limit is measured again with five runs, whose median stands. Results go to
+benchmarks/results/memory_growth_<device>_<date>.json after every method; some methods alone replace their rows there.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ LENGTHS = (8192, 16384, 32768, 65536)
 USUAL = ("window:256", "longformer:256", "bigbird", "performer:256", "nystrom", "linformer", "scatterbrain")
 # one head where time is quadratic; otherwise enough for the growth to stand far above a page or two of noise
 QUADRATIC = ("exact", "strided", "fixed")
+# runs of a row that one run found above the limit
+AGAIN = 5
 
 
 def heads_of(method: str) -> int:
@@ -54,7 +57,9 @@ def measure(method: str, causal: bool, backward: bool, device: str, runs: int) -
         for length in LENGTHS
     ]
     started = time.perf_counter()
-    row: dict[str, object] = {"method": method, "heads": heads_of(method), "causal": causal, "backward": backward}
+    row: dict[str, object] = {
+        "method": method, "heads": heads_of(method), "causal": causal, "backward": backward, "runs": runs,
+    }  # fmt: skip
     try:
         growth = peak_growths(
             "longlens.testing.memory:attention_call",
@@ -106,6 +111,8 @@ def main() -> None:
         "task": {"batch": 1, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
     }
     rows: list[dict[str, object]] = []
+    if given.methods and target.exists():
+        rows = [row for row in json.loads(target.read_text())["rows"] if row["method"] not in given.methods]
     for method in given.methods or listed():
         # quadratic in time: one mode
         slow = method.split(":")[0] == "exact"
@@ -113,6 +120,8 @@ def main() -> None:
         for causal in modes:
             for backward in (False, True):
                 row = measure(method, causal, backward, given.device, given.runs)
+                if row.get("linear") is False and given.runs < AGAIN:
+                    row = measure(method, causal, backward, given.device, AGAIN)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
                 target.parent.mkdir(exist_ok=True)

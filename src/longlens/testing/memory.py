@@ -88,9 +88,10 @@ def peak_growths(
         "runs": runs,
         "path": folders,
     }
-    # blocks of 64 KiB and more are mapped one by one and unmapped when freed; the rest lies in one arena
+    # blocks of 16 KiB and more are mapped one by one and unmapped when freed, so that a fragmented heap does not count;
+    # the rest lies in one arena
     environment = os.environ | {
-        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_MMAP_THRESHOLD_": "16384",
         "MALLOC_TRIM_THRESHOLD_": "65536",
         "MALLOC_ARENA_MAX": "1",
         "PYTHONPATH": os.pathsep.join(folders),
