@@ -7,15 +7,19 @@ BIN := $(VENV)/bin
 # packages of the caller's environment must not leak into the tests
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help test check bench format clean
+.PHONY: help demo test check bench format clean
 .DEFAULT_GOAL := help
 
 help:
+	@echo "make demo     set up and embed real proteins with the model inside; a table, a figure, the memory it took"
 	@echo "make test     set up and run the tests"
 	@echo "make check    set up; linter, formatter, types, import rules, the code blocks of the docs"
 	@echo "make bench    set up with the peers; time, memory and error of every method side by side"
 	@echo "make format   format the code and sort imports"
 	@echo "make clean    remove .venv and caches"
+
+demo: $(VENV)/.plot
+	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -39,7 +43,7 @@ clean:
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # one stamp to an extra, written only when its installation succeeded
-$(VENV)/.test $(VENV)/.check $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt
+$(VENV)/.plot $(VENV)/.test $(VENV)/.check $(VENV)/.bench: $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "longlens needs Python 3.11 or newer, \
 	$(PYTHON) is %d.%d: say which with `make PYTHON=python3.12 ...`" % v[:2])'
 	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longlens import errors as errors
     from longlens import testing as testing
+    from longlens.io.reading import Results as Results
+    from longlens.io.reading import open_results as open_results
+    from longlens.models.pretrained import load as load
     from longlens.ops.approximate.cosformer import CosFormer as CosFormer
     from longlens.ops.approximate.linear import Linear as Linear
     from longlens.ops.approximate.linformer import Linformer as Linformer
@@ -64,6 +67,7 @@ _HOMES: dict[str, str | None] = {
     "Prefix": "longlens.ops.masks",
     "Random": "longlens.ops.sparse.random_blocks",
     "RelativePosition": "longlens.ops.biases",
+    "Results": "longlens.io.reading",
     "SameDocument": "longlens.ops.masks",
     "Scatterbrain": "longlens.ops.approximate.scatterbrain",
     "Strided": "longlens.ops.sparse.strided",
@@ -72,6 +76,8 @@ _HOMES: dict[str, str | None] = {
     "attention": "longlens.ops.attention",
     "errors": None,
     "explain": "longlens.ops.explain",
+    "load": "longlens.models.pretrained",
+    "open_results": "longlens.io.reading",
     "parse_method": "longlens.ops.registry",
     "testing": None,
 }

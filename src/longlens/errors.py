@@ -3,7 +3,9 @@
     LonglensError
     |-- InputError (ValueError)           a shape, length, value or device that does not fit
     |   |-- MaskError                     a mask, packing or bias that does not fit
-    |   `-- MethodError                   a method name or parameter that does not exist
+    |   |-- MethodError                   a method name or parameter that does not exist
+    |   |-- SequenceError                 a residue or record that cannot be read
+    |   `-- CheckpointError               weights that are not those of the model
     |-- DtypeError (TypeError)            dtypes that differ or are not served
     `-- UnsupportedError (NotImplementedError)   the method cannot do what was asked; says why, and who can
 
@@ -27,6 +29,14 @@ class MaskError(InputError):
 
 class MethodError(InputError):
     """A method name or parameter that does not exist."""
+
+
+class SequenceError(InputError):
+    """A residue or record that cannot be read."""
+
+
+class CheckpointError(InputError):
+    """Weights that are not those of the model."""
 
 
 class DtypeError(LonglensError, TypeError):

@@ -1,0 +1,72 @@
+"""`longlens train`: masked language modelling on proteins, with any method that has gradients."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("fasta", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--held-out", required=True, type=click.Path(path_type=Path), help="FASTA never trained on.")
+@click.option("--layers", default=6, show_default=True)
+@click.option("--width", default=256, show_default=True)
+@click.option("--heads", default=8, show_default=True)
+@click.option("--steps", default=2000, show_default=True)
+@click.option("--tokens", default=16_384, show_default=True, help="Tokens in a step.")
+@click.option("--crop", default=2048, show_default=True, help="Longest crop, in tokens.")
+@click.option("--joined", is_flag=True, help="Cut crops from proteins laid end to end; attend across their borders.")
+@click.option("--method", default="exact", show_default=True, help="Attention method; see `longlens methods`.")
+@click.option("--rate", default=0.02, show_default=True, help="Learning rate of the layers' matrices (Muon).")
+@click.option("--adam-rate", default=0.003, show_default=True, help="Learning rate of everything else (AdamW).")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--every", default=100, show_default=True, help="Steps between checkpoints.")
+@click.option("--minutes", default=0.0, help="Stop after this long, to be gone on with by the same command; 0 never.")
+def train(fasta: tuple[Path, ...], output: Path, held_out: Path, every: int, minutes: float, **options: object) -> None:
+    """Train an ESM-2-architecture model on FASTA files.
+
+    The folder holds checkpoint.pt, log.jsonl and, at the end, model/ in transformers' format. The same command goes on
+    where an interrupted one stopped, with the same result as if it had not been.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TextColumn, TimeRemainingColumn
+
+    from longlens.io.alphabet import ESM
+    from longlens.models.pretrained import save
+    from longlens.training.baselines import count_perplexities
+    from longlens.training.data import encode_files
+    from longlens.training.loop import Progress, TrainSettings
+    from longlens.training.loop import train as run
+
+    settings = TrainSettings(**options)  # type: ignore[arg-type]
+    proteins, held = encode_files(fasta, ESM), encode_files([held_out], ESM)
+    console = Console(file=sys.stderr)
+    baselines = count_perplexities(proteins, held, ESM)
+    console.print(
+        f"{len(proteins)} proteins, {sum(map(len, proteins))} tokens; {len(held)} held out; perplexity by counting: "
+        f"unigram {baselines['unigram']:.2f}, bigram {baselines['bigram']:.2f}"
+    )
+    begun = time.monotonic()
+    columns = [*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[said]}")]
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=settings.steps, said="")
+
+        def report(now: Progress) -> None:
+            said = f"loss {now.loss:.4f}, {now.rate:.0f} residues/s"
+            if now.held_out is not None:
+                console.print(f"step {now.step}: {said}, held-out perplexity {now.held_out:.3f}")
+            bar.update(task, completed=now.step, said=said)
+
+        model = run(
+            settings, proteins, held, output, report, every=every,
+            stop=lambda: minutes > 0 and time.monotonic() - begun > 60 * minutes,
+        )  # fmt: skip
+    save(model, output / "model")
+    click.echo(f"model in {output / 'model'}")

@@ -1,0 +1,1 @@
+"""Files and alphabets; imports no torch."""

@@ -1,0 +1,134 @@
+"""Final files from raw arrays: HDF5, Zarr, NumPy, Parquet, or one PyTorch file for each protein as fair-esm writes.
+
+The same arrays give the same bytes: no times, no names of the machine. Rows are copied a stretch at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longlens.io.results import ArraySpec
+
+FORMATS = ("h5", "zarr", "pt", "npz", "parquet")
+# bytes copied at a time
+STRETCH = 2**26
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Raw arrays, mapped, and for each protein its place: residues [starts[i], starts[i + 1])."""
+
+    specs: list[ArraySpec]
+    arrays: Mapping[str, NDArray[Any]]
+    starts: NDArray[np.int64]
+    ids: list[str]
+
+
+def write_arrays(finished: Finished, format: str, folder: Path) -> Path:
+    """Write all arrays to `folder` in a format of `FORMATS`; returns the file or folder made."""
+    target = folder / ("proteins" if format == "pt" else f"arrays.{format}")
+    {"h5": _write_h5, "zarr": _write_zarr, "npz": _write_npz, "parquet": _write_parquet, "pt": _write_pt}[format](
+        finished, target
+    )
+    return target
+
+
+def _stretches(array: NDArray[Any]) -> Iterator[slice]:
+    rows = max(1, STRETCH // max(1, array[:1].nbytes))
+    return (slice(start, min(start + rows, len(array))) for start in range(0, len(array), rows))
+
+
+def _write_h5(finished: Finished, target: Path) -> None:
+    import h5py
+
+    with h5py.File(target, "w") as file:
+        for name, array in finished.arrays.items():
+            dataset = file.create_dataset(name, array.shape, array.dtype, track_times=False)
+            for rows in _stretches(array):
+                dataset[rows] = array[rows]
+
+
+def _write_zarr(finished: Finished, target: Path) -> None:
+    import zarr
+
+    shutil.rmtree(target, ignore_errors=True)
+    root = zarr.open_group(target, mode="w")
+    for name, array in finished.arrays.items():
+        rows = max(1, min(len(array), 2**20 // max(1, array[:1].nbytes)))
+        made = root.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]))
+        step = rows * max(1, STRETCH // 2**20)
+        for start in range(0, len(array), step):
+            made[start : start + step] = array[start : start + step]
+
+
+def _write_npz(finished: Finished, target: Path) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in finished.arrays.items():
+            # the earliest time a zip can say, so that bytes do not depend on the clock
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+            with archive.open(entry, "w", force_zip64=True) as file:
+                header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_2_0(file, header)
+                for rows in _stretches(array):
+                    file.write(np.ascontiguousarray(array[rows]).tobytes())
+
+
+def _write_parquet(finished: Finished, target: Path) -> None:
+    """One row for each protein; residues' arrays as lists of one item for each residue."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    starts, writer = finished.starts, None
+    width = sum(array[:1].nbytes for array in finished.arrays.values())
+    first = 0
+    while first < len(starts) - 1:
+        last = first + 1
+        while last < len(starts) - 1 and (starts[last + 1] - starts[first]) * max(1, width) < STRETCH:
+            last += 1
+        columns: dict[str, Any] = {"id": pa.array(finished.ids[first:last], pa.string())}
+        for spec in finished.specs:
+            residues = spec.axis == "residue"
+            rows = slice(starts[first], starts[last]) if residues else slice(first, last)
+            values = np.ascontiguousarray(finished.arrays[spec.name][rows])
+            column = pa.array(values.reshape(-1))
+            if spec.row:
+                column = pa.FixedSizeListArray.from_arrays(column, int(np.prod(spec.row)))
+            if residues:
+                column = pa.LargeListArray.from_arrays(pa.array(starts[first : last + 1] - starts[first]), column)
+            columns[spec.name] = column
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(target, table.schema)
+        writer.write_table(table)
+        first = last
+    if writer is not None:
+        writer.close()
+
+
+def _write_pt(finished: Finished, target: Path) -> None:
+    """`proteins/0000001.pt`, ...: the dictionary that fair-esm's esm-extract writes, and our arrays by name."""
+    import torch
+
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    keys = {"per_tok": "representations", "mean": "mean_representations", "bos": "bos_representations"}
+    for place, label in enumerate(finished.ids):
+        held: dict[str, Any] = {"label": label}
+        for spec in finished.specs:
+            array = finished.arrays[spec.name]
+            residues = spec.axis == "residue"
+            rows = array[finished.starts[place] : finished.starts[place + 1]] if residues else array[place]
+            tensor = torch.from_numpy(np.array(rows))
+            kind, _, layer = spec.name.partition("/")
+            if layer:
+                held.setdefault(keys[kind], {})[int(layer)] = tensor
+            else:
+                held[kind] = tensor
+        torch.save(held, target / f"{place + 1:07d}.pt")

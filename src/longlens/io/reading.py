@@ -1,0 +1,84 @@
+"""Results read back: `longlens.open_results("results/")`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longlens.errors import InputError
+from longlens.io.results import MANIFEST
+
+
+class Results:
+    """What `longlens embed` wrote, as h5, zarr or npz.
+
+    results = longlens.open_results("results/")
+    results.table                               # one dictionary for each record
+    results["mean/6"]                           # (proteins, d), rows as in the table
+    results.residues("surprise", results.table[0])
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        self.table: list[dict[str, Any]] = pq.read_table(folder / "index.parquet").to_pylist()
+        self._arrays: Mapping[str, Any] = _open_arrays(folder)
+
+    def __getitem__(self, name: str) -> Any:
+        """An array by name; read by slicing it."""
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise InputError(f"expected one of {', '.join(self)}, got {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        """The arrays' names."""
+        return iter(sorted(_names(self._arrays)))
+
+    def residues(self, name: str, row: Mapping[str, Any]) -> NDArray[Any]:
+        """One protein's part of an array with one row for each residue."""
+        return np.asarray(self[name][row["start"] : row["stop"]])
+
+
+def open_results(folder: str | Path) -> Results:
+    """The results in a folder; raises `InputError` where there are none, or a job is not finished."""
+    path = Path(folder)
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise InputError(f"expected {path} to hold results of longlens embed, found no {MANIFEST}")
+    if not json.loads(manifest.read_text(encoding="utf-8"))["complete"]:
+        raise InputError(f"{path} holds a job that is not finished; run its command again to go on")
+    return Results(path)
+
+
+def _open_arrays(folder: Path) -> Mapping[str, Any]:
+    for name in ("arrays.h5", "arrays.zarr", "arrays.npz"):
+        path = folder / name
+        if path.suffix == ".h5" and path.exists():
+            import h5py
+
+            return h5py.File(path, "r")
+        if path.suffix == ".zarr" and path.exists():
+            import zarr
+
+            return zarr.open_group(path, mode="r")
+        if path.exists():
+            return np.load(path)
+    raise InputError(
+        f"expected arrays.h5, arrays.zarr or arrays.npz in {folder}; read parquet and pt with their libraries"
+    )
+
+
+def _names(group: Any, before: str = "") -> Iterator[str]:
+    for name in group:
+        part = group[name]
+        if hasattr(part, "shape"):
+            yield f"{before}{name}"
+        else:
+            yield from _names(part, f"{before}{name}/")

@@ -1,0 +1,64 @@
+"""What one packed forward pass gives for each residue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longlens.lens.surprise import Surprise, surprise
+from longlens.models.encoder import Attend, Encoded, Packed, pack
+from longlens.models.language_model import MaskedLM
+
+
+@dataclass(frozen=True)
+class Place:
+    """Residue `residue` (from 0) of sequence `sequence` in a list of sequences."""
+
+    sequence: int
+    residue: int
+
+
+def residue_rows(packed: Packed) -> Tensor:
+    """Rows of the residues among the tokens: all but the first and last of each sequence."""
+    keep = torch.ones(len(packed.tokens), dtype=torch.bool, device=packed.tokens.device)
+    bounds = packed.cu_seqlens.long()
+    keep[bounds[:-1]] = False
+    keep[bounds[1:] - 1] = False
+    return keep.nonzero().squeeze(1)
+
+
+def residue_surprise(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Surprise:
+    """Surprise at each residue, with the residue itself in sight (one pass)."""
+    parts = [
+        surprise(log_p, packed.tokens[rows[chunk]]) for chunk, log_p in model.log_probabilities(encoded.last[rows])
+    ]
+    return join_surprise(parts)
+
+
+def join_surprise(parts: Sequence[Surprise]) -> Surprise:
+    """Rows one after the other."""
+    names = ("surprise", "entropy", "excess", "rank")
+    return Surprise(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+def masked_log_probabilities(
+    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None = None
+) -> Tensor:
+    """Log-probabilities (P, V) of each place when it alone is masked: one copy of its sequence for each, packed.
+
+    `sequences` are token numbers with start and end. Memory is that of the copies' tokens: the caller bounds them.
+    """
+    copies = []
+    for place in places:
+        copy = sequences[place.sequence].copy()
+        copy[place.residue + 1] = model.alphabet.mask
+        copies.append(copy)
+    packed = pack(copies).to(model.device)
+    rows = packed.cu_seqlens[:-1].long() + torch.tensor([place.residue + 1 for place in places], device=model.device)
+    hidden = model(packed, attend=attend).last[rows]
+    return torch.cat([log_p for _, log_p in model.log_probabilities(hidden)])

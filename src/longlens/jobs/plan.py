@@ -1,0 +1,116 @@
+"""What a job will take, before it starts: batches by a token budget, peak memory, time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from longlens.errors import InputError
+from longlens.models.encoder import CHUNK, EncoderConfig
+from longlens.models.language_model import CHUNK as LOGITS_CHUNK
+from longlens.models.language_model import MaskedLM
+
+# beyond this many tokens a batch gains no speed
+MOST_TOKENS = 16_384
+# of what is free now
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What of a batch is kept until it is written: values for each residue (float32) and layers held."""
+
+    residue_values: int
+    layers: int
+
+
+def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Outputs) -> int:
+    """Peak growth of memory, in bytes, of one packed forward pass over `tokens` tokens.
+
+    Throughout: rotary angles, layers that are kept, outputs that wait to be written. Beside them the largest of
+    what attention holds (residual stream, queries, keys and values, and its output by sequence and joined), the
+    feed-forward block of a chunk, and the logits of one.
+    """
+    stream = tokens * config.width * element
+    kept = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
+    attending = (1 + 3 + 2) * stream
+    feeding = 2 * stream + min(tokens, CHUNK) * (2 * config.feed_forward + 4 * config.width) * element
+    predicting = stream + min(tokens, LOGITS_CHUNK) * 4 * (config.vocabulary + config.width) * 4
+    return kept + max(attending, feeding, predicting)
+
+
+def standard_bytes(config: EncoderConfig, tokens: int, element: int) -> int:
+    """The N x N attention weights of one layer, all heads: what eager attention holds for one sequence."""
+    return config.heads * tokens * tokens * element
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory free now on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes."""
+    # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def parse_bytes(text: str) -> int:
+    """ "16G" -> 17179869184; raises `InputError`."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    stripped = text.strip().upper().removesuffix("B").removesuffix("I")
+    factor = units.get(stripped[-1:], 1)
+    try:
+        count = float(stripped[:-1] if stripped[-1:] in units else stripped) * factor
+    except ValueError:
+        count = 0.0
+    if not 0 < count < 2**60:
+        raise InputError(f"expected an amount of memory such as 16G or 800M, got {text!r}")
+    return int(count)
+
+
+def token_budget(model: MaskedLM, limit: int, outputs: Outputs) -> int:
+    """Tokens to a batch: as many as the memory allows, up to where more gains nothing."""
+    element = model.dtype.itemsize
+    tokens = MOST_TOKENS
+    while tokens > 512 and batch_bytes(model.config, tokens, element, outputs) > limit:
+        tokens //= 2
+    return tokens
+
+
+def make_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
+    """Ranges of proteins, in order, of at most `budget` tokens (start and end counted); a longer one goes alone."""
+    start = tokens = 0
+    for place, length in enumerate(lengths):
+        if place > start and tokens + length + 2 > budget:
+            yield start, place
+            start, tokens = place, 0
+        tokens += length + 2
+    if start < len(lengths):
+        yield start, len(lengths)
+
+
+def operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
+    """Multiplications and additions of one pass over each protein: matrix products, and attention by all pairs."""
+    per_token = 2 * config.layers * (4 * config.width**2 + 2 * config.width * config.feed_forward)
+    return float(sum((n + 2) * per_token + 4 * config.layers * config.width * (n + 2) ** 2 for n in lengths))
+
+
+def measure_rate(model: MaskedLM, tokens: int = 1024) -> float:
+    """Operations per second of a short pass, the faster of two."""
+    packed = model.pack(["A" * (tokens // 4 - 2)] * 4)
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            model(packed).last.sum().item()
+        seconds.append(time.perf_counter() - begun)
+    return operations(model.config, [tokens // 4 - 2] * 4) / min(seconds[1:])

@@ -1,0 +1,1 @@
+"""What a reader wants to know of a model, in linear memory."""

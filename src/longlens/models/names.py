@@ -1,0 +1,130 @@
+"""What each kind of checkpoint calls our tensors: transformers' ESM and BERT, and fair-esm.
+
+A table says, for each tensor of `MaskedLM`, which tensors of the checkpoint make it: one, or three that are stacked
+(queries, keys, values). So reading is complete by construction: what no line names is extra.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longlens.models.encoder import EncoderConfig
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of one kind of checkpoint; `{i}` stands for the layer.
+
+    `frequencies`: rotary frequencies, any of these. `tied`: copies of other tensors that must agree, as {copy:
+    original}. `ignored`: beginnings of names that mean nothing to a masked language model.
+    """
+
+    embedding: str
+    norm: str
+    qkv: tuple[str, str, str]
+    layer: dict[str, str]
+    head: dict[str, str]
+    contact: str | None = None
+    position: str | None = None
+    token_type: str | None = None
+    frequencies: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def table(self, config: EncoderConfig) -> dict[str, tuple[str, ...]]:
+        """Our name -> the checkpoint's names, frequencies apart."""
+        table: dict[str, tuple[str, ...]] = {"encoder.embedding.weight": (self.embedding,)}
+        if self.position:
+            table["encoder.position.weight"] = (self.position,)
+        for kind in ("weight", "bias"):
+            table[f"encoder.norm.{kind}"] = (f"{self.norm}.{kind}",)
+            for i in range(config.layers):
+                table[f"encoder.layers.{i}.qkv.{kind}"] = tuple(f"{part.format(i=i)}.{kind}" for part in self.qkv)
+                for ours, theirs in self.layer.items():
+                    table[f"encoder.layers.{i}.{ours}.{kind}"] = (f"{theirs.format(i=i)}.{kind}",)
+            for ours in ("dense", "norm"):
+                table[f"head.{ours}.{kind}"] = (f"{self.head[ours]}.{kind}",)
+            if self.contact:
+                table[f"contact_head.regression.{kind}"] = (f"{self.contact}.{kind}",)
+        table["head.bias"] = (self.head["bias"],)
+        return table
+
+    def frequency_names(self, config: EncoderConfig) -> list[str]:
+        """Every place where rotary frequencies may stand."""
+        return [name.format(i=i) for name in self.frequencies for i in range(config.layers)]
+
+
+_HF_LAYER = "encoder.layer.{i}."
+
+TRANSFORMERS_ESM = Names(
+    embedding="esm.embeddings.word_embeddings.weight",
+    norm="esm.encoder.emb_layer_norm_after",
+    qkv=tuple(f"esm.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
+    layer={
+        "attention_norm": f"esm.{_HF_LAYER}attention.LayerNorm",
+        "out": f"esm.{_HF_LAYER}attention.output.dense",
+        "feed_norm": f"esm.{_HF_LAYER}LayerNorm",
+        "up": f"esm.{_HF_LAYER}intermediate.dense",
+        "down": f"esm.{_HF_LAYER}output.dense",
+    },
+    head={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
+    contact="esm.contact_head.regression",
+    # transformers 4; 5 in memory; 5 on disk, with the star as it stands (seen in 5.23)
+    frequencies=(
+        f"esm.{_HF_LAYER}attention.self.rotary_embeddings.inv_freq",
+        "esm.rotary_embeddings.inv_freq",
+        "esm.encoder.layer.*.attention.self.rotary_embeddings.inv_freq",
+    ),
+    tied=(
+        ("lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias", "lm_head.bias"),
+    ),
+    # learned positions stand in rotary checkpoints too, unused
+    ignored=("esm.embeddings.position_ids", "esm.embeddings.position_embeddings.", "esm.pooler."),
+)
+
+TRANSFORMERS_BERT = Names(
+    embedding="bert.embeddings.word_embeddings.weight",
+    norm="bert.embeddings.LayerNorm",
+    qkv=tuple(f"bert.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
+    layer={
+        "attention_norm": f"bert.{_HF_LAYER}attention.output.LayerNorm",
+        "out": f"bert.{_HF_LAYER}attention.output.dense",
+        "feed_norm": f"bert.{_HF_LAYER}output.LayerNorm",
+        "up": f"bert.{_HF_LAYER}intermediate.dense",
+        "down": f"bert.{_HF_LAYER}output.dense",
+    },
+    head={
+        "dense": "cls.predictions.transform.dense",
+        "norm": "cls.predictions.transform.LayerNorm",
+        "bias": "cls.predictions.bias",
+    },
+    position="bert.embeddings.position_embeddings.weight",
+    token_type="bert.embeddings.token_type_embeddings.weight",
+    tied=(
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
+    # next-sentence and AntiBERTy's classification heads
+    ignored=(
+        "bert.embeddings.position_ids", "bert.pooler.",
+        "cls.seq_relationship.", "cls.species.", "cls.chain.", "cls.graft.",
+    ),
+)  # fmt: skip
+
+FAIR_ESM = Names(
+    embedding="embed_tokens.weight",
+    norm="emb_layer_norm_after",
+    qkv=tuple(f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),  # type: ignore[arg-type]
+    layer={
+        "attention_norm": "layers.{i}.self_attn_layer_norm",
+        "out": "layers.{i}.self_attn.out_proj",
+        "feed_norm": "layers.{i}.final_layer_norm",
+        "up": "layers.{i}.fc1",
+        "down": "layers.{i}.fc2",
+    },
+    head={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
+    contact="contact_head.regression",
+    frequencies=("layers.{i}.self_attn.rot_emb.inv_freq",),
+    tied=(("lm_head.weight", "embed_tokens.weight"),),
+)

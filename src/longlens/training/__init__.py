@@ -1,0 +1,1 @@
+"""Masked language modelling over proteins: objective, data, loop, checkpoints."""

@@ -1,0 +1,94 @@
+"""Crops of proteins, packed into steps; the stream goes on exactly where a checkpoint left it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from longlens.errors import InputError, SequenceError
+from longlens.io.alphabet import Alphabet, clean_protein
+from longlens.io.fasta import read_fasta
+from longlens.models.encoder import Packed, pack
+
+
+def encode_files(paths: Iterable[Path], alphabet: Alphabet) -> list[NDArray[np.int16]]:
+    """The tokens of every protein in FASTA files. Raises `SequenceError` where there are none."""
+    paths = list(paths)
+    proteins = [
+        alphabet.encode(clean_protein(record.sequence, record.place).sequence).astype(np.int16)
+        for path in paths for record in read_fasta(path)
+    ]  # fmt: skip
+    if not proteins:
+        raise SequenceError(f"expected proteins in {', '.join(map(str, paths))}, found none")
+    return proteins
+
+
+class Crops:
+    """An endless, shuffled stream of crops of at most `crop` tokens, packed to about `tokens` a step.
+
+    `joined`: a crop is cut from proteins laid end to end and attends across their borders, so that every crop is
+    `crop` tokens long; otherwise each protein is a sequence of its own, cut at random where it is longer.
+    """
+
+    def __init__(
+        self, proteins: Sequence[NDArray[np.int16]], crop: int, tokens: int, seed: int, *, joined: bool = False
+    ) -> None:
+        if not 8 <= crop <= tokens:
+            raise InputError(f"expected 8 <= crop <= tokens in a step, got crop {crop} and {tokens} tokens")
+        self.proteins, self.crop, self.tokens, self.seed, self.joined = proteins, crop, tokens, seed, joined
+        self.epoch = self.place = 0
+        self._left = np.empty(0, np.int16)
+        self._order = self._shuffle()
+
+    def next_step(self) -> Packed:
+        """The next step's crops."""
+        if self.joined:
+            return pack(self._joined_crop().astype(np.int64) for _ in range(self.tokens // self.crop))
+        crops: list[NDArray[np.int64]] = []
+        room = self.tokens
+        while room > 0:
+            piece = self._cut(self._next_protein(), min(self.crop, max(room, 8)))
+            crops.append(piece.astype(np.int64))
+            room -= len(piece)
+        return pack(crops)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on from here."""
+        return {"epoch": self.epoch, "place": self.place, "left": torch.from_numpy(self._left.copy())}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.epoch, self.place, self._left = state["epoch"], state["place"], state["left"].numpy()
+        self._order = self._shuffle()
+
+    def _shuffle(self) -> NDArray[np.int64]:
+        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.proteins))
+
+    def _next_protein(self) -> NDArray[np.int16]:
+        if self.place == len(self._order):
+            self.epoch, self.place = self.epoch + 1, 0
+            self._order = self._shuffle()
+        self.place += 1
+        return self.proteins[self._order[self.place - 1]]
+
+    def _cut(self, protein: NDArray[np.int16], most: int) -> NDArray[np.int16]:
+        # start and end tokens stand only at a protein's true ends, as ESM-2 was trained
+        spare = len(protein) - most
+        if spare <= 0:
+            return protein
+        start = int(np.random.default_rng((self.seed, self.epoch, self.place)).integers(spare + 1))
+        return protein[start : start + most]
+
+    def _joined_crop(self) -> NDArray[np.int16]:
+        parts, count = [self._left], len(self._left)
+        while count < self.crop:
+            parts.append(self._next_protein())
+            count += len(parts[-1])
+        whole = np.concatenate(parts)
+        self._left = whole[self.crop :]
+        return whole[: self.crop]

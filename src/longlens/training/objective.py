@@ -1,0 +1,45 @@
+"""Masked language modelling: which tokens are hidden, and the loss of predicting them (Devlin et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longlens.io.alphabet import Alphabet
+from longlens.models.encoder import Attend, Packed
+from longlens.models.language_model import MaskedLM
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Packed tokens with some hidden, where (M,), and what stood there (M,)."""
+
+    packed: Packed
+    places: Tensor
+    truth: Tensor
+
+
+def mask_tokens(packed: Packed, alphabet: Alphabet, generator: torch.Generator, rate: float = 0.15) -> Masked:
+    """Choose residues with probability `rate`; of these 80 % become <mask>, 10 % a random residue, 10 % stay."""
+    tokens = packed.tokens
+    standard = torch.from_numpy(alphabet.standard)
+    # only the 20 residues are worth predicting
+    residue = torch.isin(tokens, standard)
+    draw = torch.rand(len(tokens), generator=generator)
+    chosen = residue & (draw < rate)
+    hidden = tokens.clone()
+    hidden[chosen & (draw < 0.8 * rate)] = alphabet.mask
+    swapped = chosen & (draw >= 0.9 * rate)
+    strangers = standard[torch.randint(len(standard), (len(tokens),), generator=generator)]
+    hidden = torch.where(swapped, strangers, hidden)
+    places = chosen.nonzero().squeeze(1)
+    return Masked(Packed(hidden, packed.cu_seqlens), places, tokens[places])
+
+
+def masked_loss(model: MaskedLM, masked: Masked, attend: Attend | None = None) -> Tensor:
+    """Sum of the negative log-likelihoods at the hidden places, in nats; logits are made for these alone."""
+    hidden = model(masked.packed, attend=attend).last[masked.places]
+    return F.cross_entropy(model.logits(hidden).float(), masked.truth, reduction="sum")

@@ -1,0 +1,315 @@
+"""Embedding: the arrays are what the model gives, in every format, and being killed changes no byte."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zarr
+from click.testing import CliRunner
+
+from esm_peer import esm, literal, protein, save
+from longlens.cli.embed import embed as command
+from longlens.errors import InputError, SequenceError
+from longlens.models.pretrained import load
+
+LENGTHS = (5, 1, 30, 64, 2, 17, 90, 3)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return save(esm(2, 32, 4), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def fasta(tmp_path):
+    path = tmp_path / "proteins.fasta"
+    path.write_text("".join(f">same/../id n={n}\n{protein(n, n)}\n" for n in LENGTHS))
+    return path
+
+
+def run(*arguments, **keywords):
+    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False,
+                              **keywords)  # fmt: skip
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def expected(model_folder):
+    """Each protein alone, by the literal implementation."""
+    from transformers import EsmForMaskedLM
+
+    theirs, ours = EsmForMaskedLM.from_pretrained(model_folder).eval(), load(model_folder)
+    for n in LENGTHS:
+        tokens = ours.pack([protein(n, n)]).tokens
+        yield tokens, *literal(theirs, tokens)
+
+
+def test_arrays_are_the_literal_ones(model_folder, fasta, tmp_path):
+    out = tmp_path / "out"
+    result = run(fasta, "-o", out, "--model", model_folder, "--include", "mean", "per_tok", "bos", "logits", "surprise",
+                 "--repr_layers", 0, 1, -1, "--toks_per_batch", 70)  # fmt: skip
+    assert result.return_value == 0
+    table = pq.read_table(out / "index.parquet").to_pylist()
+    assert [row["length"] for row in table] == list(LENGTHS)
+    assert {row["id"] for row in table} == {"same/../id"}
+    with h5py.File(out / "arrays.h5") as arrays:
+        for row, (tokens, states, logits) in zip(table, expected(model_folder), strict=True):
+            residues = slice(row["start"], row["stop"])
+            for layer in (0, 1, 2):
+                close(arrays[f"per_tok/{layer}"][residues], states[layer][1:-1])
+                close(arrays[f"mean/{layer}"][row["row"]], states[layer][1:-1].mean(0))
+                close(arrays[f"bos/{layer}"][row["row"]], states[layer][0])
+            close(arrays["logits"][residues], logits[1:-1])
+            log_p = torch.log_softmax(logits[1:-1].double(), -1)
+            truth = log_p.gather(1, tokens[1:-1, None])
+            error, entropy = -truth.squeeze(1), -(log_p.exp() * log_p).sum(1)
+            close(arrays["surprise"][residues], error)
+            close(arrays["entropy"][residues], entropy)
+            close(arrays["excess"][residues], error - entropy)
+            assert np.array_equal(arrays["rank"][residues], (log_p > truth).sum(1))
+            assert row["surprise"] == pytest.approx(float(error.mean()), abs=1e-5)
+            assert row["perplexity"] == pytest.approx(float(error.mean().exp()), rel=1e-5)
+
+
+def close(ours, theirs):
+    theirs = theirs.numpy()
+    assert np.abs(ours - theirs).max() <= 1e-5 * max(1.0, np.abs(theirs).max())
+
+
+def test_masked_surprise_hides_one_residue_at_a_time(model_folder, fasta, tmp_path):
+    from transformers import EsmForMaskedLM
+
+    run(fasta, "-o", tmp_path / "out", "--model", model_folder, "--include", "surprise", "--surprise", "masked",
+        "--tokens-per-batch", 200)  # fmt: skip
+    theirs, ours = EsmForMaskedLM.from_pretrained(model_folder).eval(), load(model_folder)
+    found = h5py.File(tmp_path / "out" / "arrays.h5")["surprise"][:]
+    wanted = []
+    for n in LENGTHS:
+        tokens = ours.pack([protein(n, n)]).tokens
+        for place in range(1, n + 1):
+            hidden = tokens.clone()
+            hidden[place] = 32
+            wanted.append(-torch.log_softmax(literal(theirs, hidden)[1][place], -1)[tokens[place]].item())
+    assert np.abs(found - np.array(wanted)).max() <= 1e-5
+    row = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()[2]
+    pseudo_perplexity = np.exp(np.mean(wanted[6:36]))
+    assert row["perplexity"] == pytest.approx(pseudo_perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize("format_", ["h5", "zarr", "npz", "parquet", "pt"])
+def test_every_format_holds_the_same_numbers_and_the_same_bytes_again(model_folder, fasta, tmp_path, format_):
+    arguments = [fasta, "--model", model_folder, "--include", "mean", "per-tok", "surprise", "--format", format_]
+    for name in ("one", "two"):
+        run(*arguments, "-o", tmp_path / name)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    run(fasta, "--model", model_folder, "--include", "mean", "per-tok", "surprise", "-o", tmp_path / "plain")
+    table = pq.read_table(tmp_path / "one" / "index.parquet").to_pylist()
+    with h5py.File(tmp_path / "plain" / "arrays.h5") as plain:
+        for row in table:
+            residues = slice(row["start"], row["stop"])
+            got = read(tmp_path / "one", format_, row)
+            np.testing.assert_array_equal(got["mean"], plain["mean/2"][row["row"]])
+            np.testing.assert_array_equal(got["per_tok"], plain["per_tok/2"][residues])
+            np.testing.assert_array_equal(got["rank"], plain["rank"][residues])
+
+
+def read(folder, format_, row):
+    number, residues = row["row"], slice(row["start"], row["stop"])
+    if format_ == "pt":
+        held = torch.load(folder / row["file"] / f"{number + 1:07d}.pt", weights_only=True)
+        assert held["label"] == row["id"]
+        return {"mean": held["mean_representations"][2], "per_tok": held["representations"][2], "rank": held["rank"]}
+    if format_ == "parquet":
+        held = pq.read_table(folder / row["file"]).slice(number, 1).to_pylist()[0]
+        return {"mean": held["mean/2"], "per_tok": np.array(held["per_tok/2"]), "rank": held["rank"]}
+    arrays = {"h5": lambda p: h5py.File(p), "npz": np.load, "zarr": lambda p: zarr.open_group(p, mode="r")}
+    held = arrays[format_](folder / row["file"])
+    return {"mean": held["mean/2"][number], "per_tok": held["per_tok/2"][residues], "rank": held["rank"][residues]}
+
+
+@pytest.mark.parametrize("surprise", ["wt", "masked"])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(model_folder, tmp_path, surprise):
+    path = tmp_path / "proteins.fasta.gz"
+    lengths = [random.Random(n).randint(1, 40) for n in range(120 if surprise == "wt" else 25)]
+    path.write_bytes(gzip.compress("".join(f">p{i}\n{protein(n, i)}\n" for i, n in enumerate(lengths)).encode()))
+    call = [sys.executable, "-m", "longlens", "embed", path, "--model", model_folder, "--include", "mean", "surprise",
+            "--surprise", surprise, "--tokens-per-batch", "60"]  # fmt: skip
+    call = [str(part) for part in call]
+    subprocess.run([*call, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
+    draw, killed = random.Random(surprise), 0
+    journal = tmp_path / "out" / ".work" / "journal.jsonl"
+    for _ in range(6):
+        job = subprocess.Popen([*call, "-o", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
+        before = len(journal.read_bytes()) if journal.is_file() else 0
+        # let some units pass, then strike at a random moment
+        while job.poll() is None and (len(journal.read_bytes()) if journal.is_file() else 0) <= before:
+            time.sleep(0.002)
+        time.sleep(draw.random() * 0.05)
+        if job.poll() is None:
+            job.send_signal(signal.SIGKILL)
+            killed += 1
+        job.wait()
+    assert killed >= 2
+    subprocess.run([*call, "-o", str(tmp_path / "out")], check=True, capture_output=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    # and once more, with nothing left to do
+    subprocess.run([*call, "-o", str(tmp_path / "out")], check=True, capture_output=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("cut", [b'{"unit": 1', b""])
+def test_a_journal_line_that_was_cut_off_does_not_count(model_folder, fasta, tmp_path, cut, monkeypatch):
+    from longlens.io.results import ResultFolder
+
+    arguments = [fasta, "-o", tmp_path / "out", "--model", model_folder, "--tokens-per-batch", 40]
+    commit, calls = ResultFolder.commit, []
+
+    def stop_after_two(self, unit):
+        commit(self, unit)
+        calls.append(unit)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ResultFolder, "commit", stop_after_two)
+    with pytest.raises(BaseException):  # noqa: B017
+        run(*arguments)
+    journal = tmp_path / "out" / ".work" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + cut)
+    monkeypatch.setattr(ResultFolder, "commit", lambda self, unit: (calls.append(unit), commit(self, unit))[1])
+    run(*arguments)
+    assert calls[2] == 2
+    run(fasta, "-o", tmp_path / "whole", "--model", model_folder, "--tokens-per-batch", 40)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_full_disk_loses_nothing(model_folder, fasta, tmp_path, monkeypatch):
+    import os
+
+    from longlens.io import flat
+
+    arguments = [fasta, "-o", tmp_path / "out", "--model", model_folder, "--tokens-per-batch", 40]
+    pwrite, left = os.pwrite, [3]
+
+    def until_full(*given):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return pwrite(*given)
+
+    monkeypatch.setattr(flat.os, "pwrite", until_full)
+    with pytest.raises(InputError, match=r"No space left on device.*the same command goes on"):
+        run(*arguments)
+    monkeypatch.setattr(flat.os, "pwrite", pwrite)
+    assert run(*arguments).return_value == 0
+    run(fasta, "-o", tmp_path / "whole", "--model", model_folder, "--tokens-per-batch", 40)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_another_job_in_the_same_folder_is_refused_with_the_difference(model_folder, fasta, tmp_path):
+    out = tmp_path / "out"
+    run(fasta, "-o", out, "--model", model_folder)
+    with pytest.raises(InputError, match=r"options\.layers: was \[-1\], is \[0\]"):
+        run(fasta, "-o", out, "--model", model_folder, "--layers", 0)
+    with pytest.raises(InputError, match=r"model\.dtype: was float32, is bfloat16"):
+        run(fasta, "-o", out, "--model", model_folder, "--dtype", "bfloat16")
+    fasta.write_text(">a\nMK\n")
+    with pytest.raises(InputError, match=r"inputs\[0\]\.sha256: was"):
+        run(fasta, "-o", out, "--model", model_folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="to be empty, new or a longlens result"):
+        run(fasta, "-o", tmp_path / "other", "--model", model_folder)
+
+
+def test_standard_input(model_folder, fasta, tmp_path):
+    for name in ("one", "two"):
+        run("-", "-o", tmp_path / name, "--model", model_folder, input=fasta.read_bytes())
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert pq.read_table(tmp_path / "one" / "index.parquet").to_pydict()["source"] == ["standard input"] * len(LENGTHS)
+
+
+HOSTILE = {
+    "empty file": (b"", SequenceError, "found none"),
+    "no header": (b"MKTAYIAK", SequenceError, "starts with '>'"),
+    "no residues": (b">a\n>b\nMK\n", SequenceError, r"record 1 \(a\): expected at least one residue"),
+    "digit": (b">a\nMK\n>b\nM2K\n", SequenceError, r"record 2 \(b\).* got '2' at position 2"),
+    "chains": (b">a\nMK:GAV\n", SequenceError, "got ':' at position 3"),
+    "CRLF and blank lines": (b"\r\n>a\r\n\r\nMK\r\nT\r\n", 1, 0),
+    "one residue": (b">a\nM\n", 1, 0),
+    "lower case": (b">a\nmkt\n", 1, 0),
+    "J and *": (b">a\nMJK*TJ*\n", 1, 3),
+    "duplicate ids": (b">a\nMK\n>a\nMK\n", 2, 0),
+    "path-like ids": (b">../../etc/passwd\nMK\n>/root/x\nGA\n", 2, 0),
+    "unicode header": (">Größe 蛋白\nMK\n".encode(), 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_input(model_folder, tmp_path, name):
+    data, outcome, detail = HOSTILE[name]
+    path = tmp_path / "in.fasta"
+    path.write_bytes(data)
+    before = set(tmp_path.rglob("*"))
+    arguments = [path, "-o", tmp_path / "out", "--model", model_folder, "--format", "pt"]
+    if isinstance(outcome, type):
+        with pytest.raises(outcome, match=detail):
+            run(*arguments)
+        # refused before any work: no folder was made
+        assert set(tmp_path.rglob("*")) == before
+        return
+    assert run(*arguments).return_value == 0
+    table = pq.read_table(tmp_path / "out" / "index.parquet").to_pydict()
+    assert len(table["id"]) == outcome
+    assert sum(table["substituted"]) == detail
+    assert all(
+        (tmp_path / "out") in made.parents or made == tmp_path / "out" for made in set(tmp_path.rglob("*")) - before
+    )
+
+
+def test_broken_records_and_files_are_skipped_when_asked(model_folder, tmp_path):
+    (tmp_path / "a.fasta").write_text(">a\nMK\n>b\nM2\n>c\nGAV\n")
+    whole = gzip.compress("".join(f">p{i}\n{protein(300, i)}\n" for i in range(200)).encode())
+    (tmp_path / "b.fasta.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "d").mkdir()
+    paths = [tmp_path / "a.fasta", tmp_path / "b.fasta.gz", tmp_path / "d"]
+    result = run(*paths, "-o", tmp_path / "out", "--model", model_folder, "--on-error", "skip")
+    assert result.return_value == 3
+    table = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    assert [row["id"] for row in table[:3]] == ["a", "c", "p0"]
+    problems = [row["problem"] for row in table if row["problem"]]
+    assert len(problems) == 3
+    for problem, words in zip(problems, ("got '2' at position 2", "cut off or broken", "got a directory"), strict=True):
+        assert words in problem
+
+
+def test_a_single_line_of_two_hundred_million_residues_is_refused_before_work_with_what_would_help(
+    model_folder, tmp_path
+):
+    path = tmp_path / "long.fasta"
+    with path.open("wb") as file:
+        file.write(b">long\n")
+        for _ in range(200):
+            file.write(b"MKTAYIAKQR" * 100_000)
+    with pytest.raises(InputError, match=r"\(long\), 200000000 residues: needs about .* GiB .* raise --max-memory"):
+        run(path, "-o", tmp_path / "out", "--model", model_folder, "--max-memory", "16G")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_longest_of_the_twenty_thousand(model_folder, tmp_path):
+    path = tmp_path / "long.fasta"
+    path.write_text(f">long\n{protein(8081, 0)}\n")
+    assert run(path, "-o", tmp_path / "out", "--model", model_folder, "--include", "surprise").return_value == 0
+    assert h5py.File(tmp_path / "out" / "arrays.h5")["surprise"].shape == (8081,)

@@ -1,0 +1,110 @@
+"""Variant effects equal a literal implementation on transformers."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from esm_peer import esm, literal, protein, save
+from longlens.cli.score import score as command
+from longlens.errors import SequenceError
+from longlens.jobs.score import STANDARD, Mutation, parse_mutations, score_variants
+from longlens.models.pretrained import load
+
+WILD = protein(40, 7).replace("X", "A")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    theirs = esm(2, 32, 4)
+    save(theirs, folder)
+    return theirs, load(folder), folder
+
+
+def variants():
+    single = [(Mutation(WILD[p], p, "W" if WILD[p] != "W" else "A"),) for p in (0, 13, 39)]
+    return [*single, (single[0][0], single[2][0])]
+
+
+def log_p(theirs, ours, text, masked=None):
+    tokens = ours.pack([text]).tokens
+    if masked is not None:
+        tokens[masked + 1] = 32
+    return torch.log_softmax(literal(theirs, tokens)[1].double(), -1)
+
+
+def by_definition(theirs, ours, variant, strategy):
+    number = ours.alphabet.number
+    if strategy == "pseudo-ppl":
+        text = "".join({m.position: m.mutant for m in variant}.get(i, r) for i, r in enumerate(WILD))
+        return sum(float(log_p(theirs, ours, text, i)[i + 1, number(r)]) for i, r in enumerate(text))
+    total = 0.0
+    for m in variant:
+        row = log_p(theirs, ours, WILD, m.position if strategy == "masked-marginals" else None)[m.position + 1]
+        total += float(row[number(m.mutant)] - row[number(m.wild)])
+    return total
+
+
+@pytest.mark.parametrize("strategy", ["wt-marginals", "masked-marginals", "pseudo-ppl"])
+def test_scores_are_the_literal_ones(pair, strategy):
+    theirs, ours, _ = pair
+    wanted = [by_definition(theirs, ours, variant, strategy) for variant in variants()]
+    # a small budget: the masked copies come in several packs
+    found = score_variants(ours, WILD, variants(), strategy, budget=100)
+    assert np.abs(found - np.array(wanted)).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
+
+
+def run(*arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+
+
+def test_a_csv_comes_back_with_a_column_more(pair, tmp_path):
+    theirs, ours, folder = pair
+    names = [":".join(f"{m.wild}{m.position + 10}{m.mutant}" for m in variant) for variant in variants()]
+    source = tmp_path / "variants.csv"
+    source.write_text("mutant,note\n" + "".join(f"{name},n{i}\n" for i, name in enumerate(names)))
+    run(source, "--sequence", WILD, "--model", folder, "--scoring_strategy", "wt-marginals", "--offset-idx", 10,
+        "-o", tmp_path / "out.csv")  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [row["note"] for row in rows] == ["n0", "n1", "n2", "n3"]
+    for row, variant in zip(rows, variants(), strict=True):
+        assert float(row[folder.name]) == pytest.approx(by_definition(theirs, ours, variant, "wt-marginals"), abs=2e-5)
+
+
+def test_all_substitutions(pair, tmp_path):
+    theirs, ours, folder = pair
+    result = run("--all", "--sequence", WILD, "--model", folder, "--scoring-strategy", "masked-marginals")
+    rows = list(csv.DictReader(result.output.splitlines()))
+    assert [row["wild_type"] for row in rows] == list(WILD)
+    assert all(float(row[row["wild_type"]]) == 0 for row in rows if row["wild_type"] in STANDARD)
+    row = log_p(theirs, ours, WILD, 13)[14]
+    for residue in STANDARD:
+        expected = float(row[ours.alphabet.number(residue)] - row[ours.alphabet.number(WILD[13])])
+        assert float(rows[13][residue]) == pytest.approx(expected, abs=2e-5)
+
+
+def test_several_proteins_by_a_column(pair, tmp_path):
+    _, ours, folder = pair
+    (tmp_path / "p.fasta").write_text(f">a\n{WILD}\n>b\nMKTAYI\n")
+    (tmp_path / "v.csv").write_text("protein,mutant\nb,M1A\na," + f"{WILD[0]}1Y\n")
+    run(tmp_path / "v.csv", "--fasta", tmp_path / "p.fasta", "--protein-col", "protein", "--model", folder,
+        "-o", tmp_path / "out.csv")  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert float(rows[0][folder.name]) == pytest.approx(
+        score_variants(ours, "MKTAYI", [(Mutation("M", 0, "A"),)])[0], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("K1A", "to have K at 1, found M"), ("M9A", r"a position in 1\.\.6, got 9"), ("M1", "such as A24G"),
+     ("M1A:M1G", "each position once"), ("", "such as A24G")],
+)  # fmt: skip
+def test_wrong_mutations_are_named(text, words):
+    with pytest.raises(SequenceError, match=words):
+        parse_mutations(text, "MKTAYI")
