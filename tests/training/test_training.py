@@ -52,6 +52,13 @@ def test_masking_hides_fifteen_percent_as_bert_does():
     assert torch.equal(masked.packed.tokens[others], packed.tokens[others])
 
 
+def test_measuring_masks_all_that_it_asks_about():
+    packed = pack([ESM.encode(protein(200, i)) for i in range(10)])
+    masked = mask_tokens(packed, ESM, torch.Generator().manual_seed(0), all_masked=True)
+    assert (masked.packed.tokens[masked.places] == ESM.mask).all()
+    assert int((masked.packed.tokens == ESM.mask).sum()) == len(masked.places)
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_crops_are_stretches_of_proteins_and_every_protein_comes_by(joined):
     source = proteins()

@@ -25,8 +25,18 @@ import click
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--every", default=100, show_default=True, help="Steps between checkpoints.")
+@click.option("--weights", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+              help="How model/ stores them.")  # fmt: skip
 @click.option("--minutes", default=0.0, help="Stop after this long, to be gone on with by the same command; 0 never.")
-def train(fasta: tuple[Path, ...], output: Path, held_out: Path, every: int, minutes: float, **options: object) -> None:
+def train(
+    fasta: tuple[Path, ...],
+    output: Path,
+    held_out: Path,
+    every: int,
+    weights: str,
+    minutes: float,
+    **options: object,
+) -> None:
     """Train an ESM-2-architecture model on FASTA files.
 
     The folder holds checkpoint.pt, log.jsonl and, at the end, model/ in transformers' format. The same command goes on
@@ -39,7 +49,7 @@ def train(fasta: tuple[Path, ...], output: Path, held_out: Path, every: int, min
     from rich.progress import TextColumn, TimeRemainingColumn
 
     from longlens.io.alphabet import ESM
-    from longlens.models.pretrained import save
+    from longlens.models.pretrained import DTYPES, save
     from longlens.training.baselines import count_perplexities
     from longlens.training.data import encode_files
     from longlens.training.loop import Progress, TrainSettings
@@ -68,5 +78,5 @@ def train(fasta: tuple[Path, ...], output: Path, held_out: Path, every: int, min
             settings, proteins, held, output, report, every=every,
             stop=lambda: minutes > 0 and time.monotonic() - begun > 60 * minutes,
         )  # fmt: skip
-    save(model, output / "model")
+    save(model, output / "model", DTYPES[weights])
     click.echo(f"model in {output / 'model'}")

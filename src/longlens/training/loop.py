@@ -86,7 +86,8 @@ def train(
     that it ends is gone on with by the same call.
     """
     torch.manual_seed(settings.seed)
-    model = MaskedLM(settings.config(), ESM)
+    # a contact head is fitted to structures, not trained here
+    model = MaskedLM(settings.config(), ESM, contacts=False)
     _initialise(model)
     attend = attend_with(settings.method)
     data = Crops(proteins, settings.crop, settings.tokens, settings.seed, joined=settings.joined)
@@ -149,14 +150,14 @@ def validation_steps(held_out: Sequence[NDArray[np.int16]], settings: TrainSetti
 
 
 def held_out_perplexity(model: MaskedLM, held: Sequence[Packed], attend: Attend | None = None, seed: int = 0) -> float:
-    """exp of the mean negative log-likelihood over hidden residues, which `seed` chooses; weights in float32."""
+    """exp of the mean negative log-likelihood over masked residues, 15 % of all, which `seed` chooses; in float32."""
     generator = torch.Generator().manual_seed(seed)
     total, count = 0.0, 0
     training = model.training
     model.eval()
     with torch.no_grad():
         for packed in held:
-            masked = mask_tokens(packed, model.alphabet, generator)
+            masked = mask_tokens(packed, model.alphabet, generator, all_masked=True)
             total += masked_loss(model, masked, attend).item()
             count += len(masked.truth)
     model.train(training)
@@ -190,10 +191,7 @@ def _optimizers(model: MaskedLM, settings: TrainSettings) -> list[Optimizer]:
     matrices: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        if name.startswith("contact_head."):
-            # trained on structures, not here
-            parameter.requires_grad_(False)
-        elif parameter.ndim == 2 and ".layers." in name:
+        if parameter.ndim == 2 and ".layers." in name:
             matrices.append(parameter)
         else:
             others.append(parameter)

@@ -22,8 +22,13 @@ class Masked:
     truth: Tensor
 
 
-def mask_tokens(packed: Packed, alphabet: Alphabet, generator: torch.Generator, rate: float = 0.15) -> Masked:
-    """Choose residues with probability `rate`; of these 80 % become <mask>, 10 % a random residue, 10 % stay."""
+def mask_tokens(
+    packed: Packed, alphabet: Alphabet, generator: torch.Generator, rate: float = 0.15, *, all_masked: bool = False
+) -> Masked:
+    """Choose residues with probability `rate`; of these 80 % become <mask>, 10 % a random residue, 10 % stay.
+
+    `all_masked`: all of them become <mask>, for measuring: a residue that stays in sight is easy to predict.
+    """
     tokens = packed.tokens
     standard = torch.from_numpy(alphabet.standard)
     # only the 20 residues are worth predicting
@@ -31,8 +36,8 @@ def mask_tokens(packed: Packed, alphabet: Alphabet, generator: torch.Generator, 
     draw = torch.rand(len(tokens), generator=generator)
     chosen = residue & (draw < rate)
     hidden = tokens.clone()
-    hidden[chosen & (draw < 0.8 * rate)] = alphabet.mask
-    swapped = chosen & (draw >= 0.9 * rate)
+    hidden[chosen if all_masked else chosen & (draw < 0.8 * rate)] = alphabet.mask
+    swapped = chosen & (draw >= 0.9 * rate) & (not all_masked)
     strangers = standard[torch.randint(len(standard), (len(tokens),), generator=generator)]
     hidden = torch.where(swapped, strangers, hidden)
     places = chosen.nonzero().squeeze(1)
