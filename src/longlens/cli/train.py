@@ -19,6 +19,7 @@ import click
 @click.option("--tokens", default=16_384, show_default=True, help="Tokens in a step.")
 @click.option("--crop", default=2048, show_default=True, help="Longest crop, in tokens.")
 @click.option("--joined", is_flag=True, help="Cut crops from proteins laid end to end; attend across their borders.")
+@click.option("--mask-rate", default=0.15, show_default=True, help="Share of the residues to predict.")
 @click.option("--method", default="exact", show_default=True, help="Attention method; see `longlens methods`.")
 @click.option("--rate", default=0.02, show_default=True, help="Learning rate of the layers' matrices (Muon).")
 @click.option("--adam-rate", default=0.003, show_default=True, help="Learning rate of everything else (AdamW).")

@@ -39,6 +39,7 @@ class TrainSettings:
     tokens: int = 16_384
     crop: int = 2048
     joined: bool = False
+    mask_rate: float = 0.15
     method: str = "exact"
     seed: int = 0
     rate: float = 0.02
@@ -112,7 +113,7 @@ def train(
     held = validation_steps(held_out, settings)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
-        masked = mask_tokens(data.next_step(), model.alphabet, generator)
+        masked = mask_tokens(data.next_step(), model.alphabet, generator, settings.mask_rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
             loss = masked_loss(model, masked, attend)
         (loss / max(1, len(masked.truth))).backward()
