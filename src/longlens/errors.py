@@ -6,6 +6,7 @@
     |   |-- MethodError                   a method name or parameter that does not exist
     |   |-- SequenceError                 a residue or record that cannot be read
     |   `-- CheckpointError               weights that are not those of the model
+    |-- LensError (RuntimeError)          weights rebuilt by the lens are not those that the model used
     |-- DtypeError (TypeError)            dtypes that differ or are not served
     `-- UnsupportedError (NotImplementedError)   the method cannot do what was asked; says why, and who can
 
@@ -37,6 +38,10 @@ class SequenceError(InputError):
 
 class CheckpointError(InputError):
     """Weights that are not those of the model."""
+
+
+class LensError(LonglensError, RuntimeError):
+    """The weights that the lens rebuilt are not those that the model used."""
 
 
 class DtypeError(LonglensError, TypeError):

@@ -63,7 +63,7 @@ def _refuse(letters: str, record: str) -> None:
     place, character = next(
         (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in known
     )
-    hint = "; to embed a complex, split its chains or see --chains" if character == ":" else ""
+    hint = "; split a complex into its chains, one record each" if character == ":" else ""
     raise SequenceError(
         f"{record}: expected amino acids ({STANDARD}{RARE}, J, *), got {character!r} at position {place}{hint}"
     )

@@ -183,15 +183,15 @@ class Layer(nn.Module):
     ) -> Tensor:
         """(T, d) -> (T, d). Where no gradient is wanted, works in place on `x`, a chunk of tokens at a time."""
         if torch.is_grad_enabled():
-            mixed = self._attend(self._project(x, angles), attend, number, cu_seqlens)
+            mixed = self._attend(self._project(x, angles).permute(1, 2, 0, 3), attend, number, cu_seqlens)
             x = self._add_attention(x, mixed)
             return self._add_feed_forward(x)
         heads, width = self.config.heads, self.config.head_width
-        qkv = torch.empty(3, x.shape[0], heads, width, dtype=x.dtype, device=x.device)
+        qkv = torch.empty(3, heads, x.shape[0], width, dtype=x.dtype, device=x.device)
         chunks = [slice(start, start + CHUNK) for start in range(0, x.shape[0], CHUNK)]
         for rows in chunks:
             part = None if angles is None else (angles[0][rows], angles[1][rows])
-            qkv[:, rows] = self._project(x[rows], part)
+            qkv[:, :, rows] = self._project(x[rows], part).permute(1, 2, 0, 3)
         mixed = self._attend(qkv, attend, number, cu_seqlens)
         del qkv
         for rows in chunks:
@@ -199,17 +199,19 @@ class Layer(nn.Module):
         return x
 
     def _project(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Queries, keys and values: (3, T, H, D)."""
+        """Queries, keys and values: (T, 3, H, D)."""
         normed = self.attention_norm(x) if self.config.pre_norm else x
         qkv = self.qkv(normed).view(len(x), 3, self.config.heads, self.config.head_width)
         if angles is None:
-            return qkv.transpose(0, 1)
-        both = rotate(qkv[:, :2].flatten(1, 2), angles).unflatten(1, (2, -1))
-        return torch.cat([both, qkv[:, 2:]], 1).transpose(0, 1)
+            return qkv
+        if qkv.requires_grad:
+            return torch.cat([rotate(qkv[:, :2], angles), qkv[:, 2:]], 1)
+        qkv[:, :2] = rotate(qkv[:, :2], angles)
+        return qkv
 
     def _attend(self, qkv: Tensor, attend: Attend, number: int, cu_seqlens: Tensor) -> Tensor:
-        """(3, T, H, D) -> (T, d)."""
-        query, key, value = qkv.transpose(1, 2).unsqueeze(1)
+        """(3, H, T, D) -> (T, d)."""
+        query, key, value = qkv.unsqueeze(1)
         out = attend(query, key, value, layer=number, scale=self.config.head_width**-0.5, cu_seqlens=cu_seqlens)
         return out.squeeze(0).transpose(0, 1).flatten(1)
 

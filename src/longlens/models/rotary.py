@@ -35,13 +35,15 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs (i, i + D / 2) of x (T, H, D) by `angles` (T, D / 2); computed in float32, returned in x's dtype."""
-    cos, sin = (part.unsqueeze(1) for part in angles)
-    half = x.shape[-1] // 2
-    out = torch.empty_like(x) if not x.requires_grad else None
-    a, b = x[..., :half], x[..., half:]
-    left, right = a * cos - b * sin, b * cos + a * sin
-    if out is None:
-        return torch.cat([left, right], -1).to(x.dtype)
-    out[..., :half], out[..., half:] = left, right
+    """Rotate pairs (i, i + D / 2) of x (T, ..., D) by `angles` (T, D / 2); computed in float32, returned in x's
+    dtype."""
+    wide = x.float()
+    cos, sin = (part.view(len(part), *(1,) * (x.ndim - 2), -1) for part in angles)
+    a, b = wide.chunk(2, -1)
+    if wide.requires_grad:
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    left, right = out.chunk(2, -1)
+    left.copy_((a * cos).addcmul_(b, sin, value=-1.0))
+    right.copy_((b * cos).addcmul_(a, sin))
     return out

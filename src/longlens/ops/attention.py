@@ -96,7 +96,13 @@ def _join(parts: list[Attended], axis: int) -> Attended:
     if len(parts) == 1:
         return parts[0]
     lses = [part.lse for part in parts if part.lse is not None]
-    return Attended(torch.cat([part.output for part in parts], axis), torch.cat(lses, axis) if lses else None)
+    outputs = [part.output for part in parts]
+    if axis == 2 and not any(output.requires_grad for output in outputs):
+        # token-major, as models go on with it: their next step is then a view
+        joined = torch.cat([output.transpose(1, 2) for output in outputs], 1).transpose(1, 2)
+    else:
+        joined = torch.cat(outputs, axis)
+    return Attended(joined, torch.cat(lses, axis) if lses else None)
 
 
 def _nothing(inputs: Inputs) -> Attended:

@@ -39,6 +39,8 @@ class Inputs:
     bias: Bias | None = None
     dropout: float = 0.0
     need_lse: bool = False
+    # scores become softcap tanh(s / softcap) before bias and masks
+    softcap: float | None = None
     cu_seqlens: tuple[int, ...] | None = None
     # set by explain() for inputs that are shapes only
     assumed_device: str | None = None

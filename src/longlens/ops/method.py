@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from longlens.ops.inputs import Inputs
+    from longlens.ops.tiles import Tile, TileShape
 
 
 class Attended(NamedTuple):
@@ -30,6 +32,13 @@ class Attended(NamedTuple):
 
     output: Tensor
     lse: Tensor | None
+
+
+class Tiled(NamedTuple):
+    """A method's tiles, and the inputs that they number (LSH gives every query head keys of its own)."""
+
+    inputs: Inputs
+    tiles: Iterator[Tile]
 
 
 class Method(ABC):
@@ -44,6 +53,11 @@ class Method(ABC):
     @abstractmethod
     def reference(self, inputs: Inputs) -> Tensor:
         """The same result by definition: quadratic, plain, in the inputs' dtype. Output (B, H, Nq, Dv)."""
+
+    def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled | None:
+        """The pairs that the method computes, as tiles of about `shape`, for who wants its weights; None for a method
+        that has none."""
+        return None
 
     def localise(self, inputs: Inputs) -> list[tuple[Method, Inputs]]:
         """The method and inputs to run, in batch order: more than one where each batch row needs a form of its own."""

@@ -5,7 +5,8 @@ arXiv:1805.02867, algorithm 3). For each piece of keys with scores s and running
 
     m' = max(m, max_j s_j);   l <- l e^(m - m') + sum_j e^(s_j - m');   a <- a e^(m - m') + sum_j e^(s_j - m') v_j
 
-and finally output = a / l, lse = m + log l. Where the queries' keys all lie in one piece, that is a plain softmax.
+and finally output = a / l, lse = m + log l. Where the queries' keys all lie in one piece, that is a plain softmax; and
+where scores are small, m = 0 serves as well, and one product gives a and l together (`_Unshifted`).
 
 Backward (Dao et al. 2022, arXiv:2205.14135, appendix B.2) rebuilds the weights p from the scores and the log-sum-exp:
 
@@ -34,6 +35,9 @@ from longlens.errors import UnsupportedError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import Attended
 from longlens.ops.tiles import Index, Interval, Piece, Tile, positions, size
+
+# the smallest sum of unshifted exponentials: weights lost below 1e-38 are then less than 1e-8 of it
+LEAST_TOTAL = 1e-30
 
 
 @dataclass(frozen=True)
@@ -117,16 +121,17 @@ def _forward(
     done = (0, 0)
     if walk.head_start is not None and not inputs.need_lse and not inputs.dropout:
         done = walk.head_start(q, k, v, result.output)
+    unshifted = _Unshifted(inputs, v)
     for number, tile in enumerate(walk.tiles(inputs, done)):
         if not tile.pieces and tile.once:
             result.write(tile.rows, slice(None), result.output.new_zeros(()))
         plain = _is_plain(tile, inputs)
-        for heads in _head_groups(walk, tile, k.shape[0]):
-            kernel = _TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
+        for heads in head_groups(walk, tile, k.shape[0]):
+            kernel = TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
             if plain:
-                weights = kernel.softmax(tile.pieces[0])
-                dropped = kernel.drop(weights)
-                result.write(tile.rows, kernel.heads, kernel.times(dropped, v, tile.pieces[0].keys))
+                if not unshifted.attend(kernel, tile.pieces[0], result):
+                    weights = kernel.drop(kernel.softmax(tile.pieces[0]))
+                    result.write(tile.rows, kernel.heads, kernel.times(weights, v, tile.pieces[0].keys))
                 continue
             out, lse = kernel.online(tile.pieces, v)
             if needs_backward:
@@ -165,8 +170,8 @@ def _backward(
         delta = delta if d_lse is None else delta - d_lse.flatten(0, 1)
     for number, tile in enumerate(walk.tiles(inputs, (0, 0))):
         plain = _is_plain(tile, inputs)
-        for heads in _head_groups(walk, tile, k.shape[0]):
-            kernel = _TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
+        for heads in head_groups(walk, tile, k.shape[0]):
+            kernel = TileKernel(inputs, q, k, heads, tile.rows, _dropout_seed(seed, number, heads))
             d_o = kernel.fold(_take(d_out, kernel.heads, tile.rows))
             row_terms = None
             if not plain:
@@ -190,7 +195,42 @@ def _backward(
     return (*grads, *(d.to(bias.dtype) for d, bias in zip(d_biases, biases, strict=True)))
 
 
-class _TileKernel:
+class _Unshifted:
+    """Softmax without the shift by each row's largest score, which saves two walks over the scores, wherever the result
+    shows that it was not needed.
+
+    Only for bfloat16 on a CPU, where those walks take longer than the products; its exponents are float32's.
+    """
+
+    def __init__(self, inputs: Inputs, v: Tensor) -> None:
+        fits = v.dtype == torch.bfloat16 and v.device.type == "cpu"
+        plain = not inputs.dropout and inputs.bias is None and not inputs.need_lse
+        # key heads whose scores have been small so far
+        self.heads = [fits and plain] * v.shape[0]
+        # one product gives both the weighted sum and the sum of the weights
+        self.values = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2) if any(self.heads) else v
+
+    def attend(self, kernel: TileKernel, piece: Piece, result: _Result) -> bool:
+        """Write the output over a piece that holds every key of its rows; False where the shift is needed."""
+        if not all(self.heads[kernel.kv_heads]):
+            return False
+        sums = kernel.times(kernel.scores(piece).exp_(), self.values, piece.keys)
+        total = sums[..., -1:]
+        dead = kernel.dead(piece)
+        if dead is not None:
+            total.masked_fill_(dead, 1.0)
+        # neither too large for the format, nor so small that a weight that counts was lost
+        if not (sums.sum(dtype=torch.float32).isfinite() and total.amin() > LEAST_TOTAL):
+            self.heads[kernel.kv_heads] = [False] * (kernel.kv_heads.stop - kernel.kv_heads.start)
+            return False
+        if isinstance(kernel.rows, slice):
+            torch.div(sums[..., :-1], total, out=result.output[kernel.heads, kernel.rows])
+        else:
+            result.write(kernel.rows, kernel.heads, sums[..., :-1] / total)
+        return True
+
+
+class TileKernel:
     """One tile of one group of heads. Scores are (heads, rows, keys), or (key heads, G rows, keys) when folded."""
 
     def __init__(self, inputs: Inputs, q: Tensor, k: Tensor, kv_heads: slice, rows: Index, seed: int) -> None:
@@ -215,6 +255,8 @@ class _TileKernel:
         """Scaled, biased, masked: (heads, rows, keys)."""
         keys = _take(self.k, self.kv_heads, piece.keys)
         scores = self.unfold(torch.bmm(self.q, keys.transpose(1, 2)))
+        if self.inputs.softcap is not None:
+            scores.div_(self.inputs.softcap).tanh_().mul_(self.inputs.softcap)
         if self.inputs.bias is not None:
             scores += self._spread(self.inputs.bias.tile(*self._positions(piece), self.inputs.keys).to(scores.dtype))
         for edge in piece.edges:
@@ -225,7 +267,7 @@ class _TileKernel:
         """Weights over a piece that holds every key of its rows; 0 for a row with none."""
         scores = self.scores(piece)
         # a bias of -inf masks too
-        dead = self._dead(piece) if self.inputs.bias is None else scores.amax(-1, keepdim=True) == -torch.inf
+        dead = self.dead(piece) if self.inputs.bias is None else scores.amax(-1, keepdim=True) == -torch.inf
         weights = torch.softmax(scores, -1, out=scores)
         return weights if dead is None else weights.masked_fill_(dead, 0.0)
 
@@ -314,7 +356,7 @@ class _TileKernel:
         row, head = lanes // self.inputs.heads, lanes % self.inputs.heads
         return tensor[row if tensor.shape[0] > 1 else row * 0, head if tensor.shape[1] > 1 else head * 0]
 
-    def _dead(self, piece: Piece) -> Tensor | None:
+    def dead(self, piece: Piece) -> Tensor | None:
         """(heads|1, rows, 1) bool: rows with nothing to attend to; None where there are none."""
         width = size(piece.keys)
         if not any(edge.start == 0 and edge.stop == width for edge in piece.edges):
@@ -378,8 +420,8 @@ def _dropout_seed(seed: int, number: int, heads: slice) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _head_groups(walk: Walk, tile: Tile, kv_heads: int) -> Iterator[slice]:
-    """Key heads in groups whose scores stay within the walk's bound."""
+def head_groups(walk: Walk, tile: Tile, kv_heads: int) -> Iterator[slice]:
+    """Ranges of key heads in groups whose scores stay within the walk's bound."""
     if not tile.pieces:
         return
     per_head = walk.inputs.groups * size(tile.rows) * max(size(piece.keys) for piece in tile.pieces)

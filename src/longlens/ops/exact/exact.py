@@ -12,9 +12,9 @@ from longlens.errors import MethodError, UnsupportedError
 from longlens.ops.exact import flex, sdpa
 from longlens.ops.exact.blockwise import Walk, attend_tiles
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method
+from longlens.ops.method import Attended, Method, Tiled
 from longlens.ops.reference import softmax_attention
-from longlens.ops.tiles import dense_shape, dense_tiles, tile_elements
+from longlens.ops.tiles import TileShape, dense_shape, dense_tiles, tile_elements
 
 PATHS = ("sdpa", "blockwise", "flex", "math")
 
@@ -50,6 +50,10 @@ class Exact(Method):
         if path == "math":
             return attend_math(inputs)
         return attend_tiles(Walk(inputs, lambda shapes, _: dense_tiles(shapes), dense_shape(inputs).scores))
+
+    def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled:
+        """All pairs that the masks leave."""
+        return Tiled(inputs, dense_tiles(inputs, shape))
 
     def reference(self, inputs: Inputs) -> Tensor:
         """`longlens.ops.reference.softmax_attention`."""
@@ -91,7 +95,7 @@ def path_order(inputs: Inputs) -> tuple[str, ...]:
     matrix unit; in float32 the fused kernel is faster wherever it is linear. On CUDA the fused kernels come first,
     then the tiles.
     """
-    if inputs.device_type == "cpu" and inputs.query.dtype == torch.bfloat16 and inputs.queries >= 256:
+    if inputs.device_type == "cpu" and inputs.query.dtype == torch.bfloat16 and inputs.queries >= 128:
         return ("blockwise",)
     return ("sdpa", "blockwise")
 

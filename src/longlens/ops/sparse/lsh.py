@@ -14,10 +14,10 @@ from longlens.errors import MethodError
 from longlens.ops.exact.blockwise import Walk, attend_tiles
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
-from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.method import Attended, Method, Tiled, check_count
 from longlens.ops.reference import softmax_attention
-from longlens.ops.sparse.pattern import Pattern, strata_tiles
-from longlens.ops.tiles import Edge, Interval, Piece, Tile, TileShape, sparse_shape, tile_elements
+from longlens.ops.sparse.pattern import Intervals, Lane, Pattern, strata_tiles
+from longlens.ops.tiles import Edge, Piece, Tile, TileShape, sparse_shape, tile_elements
 
 # under a causal mask the number of buckets must not tell the length
 CAUSAL_BUCKETS = 64
@@ -64,6 +64,10 @@ class LSH(Method):
             return [(self, inputs)]
         return [(self, row) for row in inputs.rows()]
 
+    def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled:
+        """The pairs that share a bucket."""
+        return hashed_tiled(self, (), inputs, shape)
+
     def attend(self, inputs: Inputs) -> Attended:
         """Exact softmax over the pairs that share a bucket."""
         return attend_hashed(self, (), inputs)
@@ -105,6 +109,10 @@ class HashedUnion(Method):
     def refusals(self, inputs: Inputs) -> list[str]:
         """Whatever a member refuses."""
         return [reason for member in self.members for reason in member.refusals(inputs)]
+
+    def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled:
+        """The pairs of any member."""
+        return hashed_tiled(self.hashed, self.members, inputs, shape)
 
     def attend(self, inputs: Inputs) -> Attended:
         """Exact softmax over the pairs of any member."""
@@ -159,14 +167,23 @@ def attend_hashed(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Atten
         rounds = _hash_rounds(lsh, inputs)
     shape = sparse_shape(inputs)
     strata = tuple(stratum for member in members for stratum in member.strata())
+    return attend_tiles(Walk(inputs, lambda shapes, _: _hashed_tiles(lsh, rounds, strata, shapes, shape), shape.scores))
 
-    def tiles(shapes: Inputs, _: Interval) -> Iterator[Tile]:
-        for tile in strata_tiles(strata, shapes, shape) if strata else ():
-            yield tile._replace(once=False)
-        for number in range(len(rounds)):
-            yield from _round_tiles(lsh, rounds, number, strata, shapes, shape)
 
-    return attend_tiles(Walk(inputs, tiles, shape.scores))
+def hashed_tiled(lsh: LSH, members: Sequence[Pattern], inputs: Inputs, shape: TileShape) -> Tiled:
+    """The pairs of `members` and of the hashes."""
+    inputs = _expanded(inputs)
+    strata = tuple(stratum for member in members for stratum in member.strata())
+    return Tiled(inputs, _hashed_tiles(lsh, _hash_rounds(lsh, inputs), strata, inputs, shape))
+
+
+def _hashed_tiles(
+    lsh: LSH, rounds: list[_Round], strata: Sequence[Intervals | Lane], inputs: Inputs, shape: TileShape
+) -> Iterator[Tile]:
+    for tile in strata_tiles(strata, inputs, shape) if strata else ():
+        yield tile._replace(once=False)
+    for number in range(len(rounds)):
+        yield from _round_tiles(lsh, rounds, number, strata, inputs, shape)
 
 
 def hashed_reference(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from longlens.ops.exact.blockwise import Walk, attend_tiles
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
-from longlens.ops.method import Attended, Method
+from longlens.ops.method import Attended, Method, Tiled
 from longlens.ops.reference import softmax_attention
 from longlens.ops.tiles import (
     Interval,
@@ -125,6 +125,10 @@ class Pattern(Rule, Method):
     def attend(self, inputs: Inputs) -> Attended:
         """Exact softmax over the pattern's pairs."""
         return attend_strata(self.strata(), inputs)
+
+    def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled:
+        """The pattern's pairs."""
+        return Tiled(inputs, strata_tiles(self.strata(), inputs, shape))
 
     def peak_elements(self, inputs: Inputs) -> int:
         """Scores of one tile, in the middle of the sequence or with global queries."""

@@ -1,0 +1,203 @@
+"""What the scan hands to collectors: one tile of the attention matrix, for some heads, with its rows' normalisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from longlens.ops.tiles import Index, positions, size
+
+# masked scores stand this far below their row's largest, so that weight x logarithm is 0 and not NaN
+FLOOR = -1e30
+# keys to a group of the two-level search for the largest
+GROUP = 32
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The whole attention matrix: B batch rows, H heads, Nq x Nk, and where results live."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def zeros(self, *shape: int) -> Tensor:
+        """(B H, ...) zeros in the statistics' dtype."""
+        return torch.zeros(self.batch * self.heads, *shape, dtype=self.dtype, device=self.device)
+
+    def by_head(self, tensor: Tensor) -> Tensor:
+        """(B H, ...) -> (B, H, ...)."""
+        return tensor.unflatten(0, (self.batch, self.heads))
+
+
+@dataclass
+class Block:
+    """Weights p = e x inverse of queries `rows` and keys `keys`, for the lanes (batch row, head) `lanes`.
+
+    `rows`, `keys` number tokens within their sequence: a range, (m,), or (lanes, m). `exponents` (lanes, rows, keys) is
+    s minus a number for each row, `e` its exponential, `inverse` and `log_total` (lanes, rows, 1) turn it into weights:
+    p = e inverse, log p = exponents - log_total. Rows may come in several blocks, each pair in one.
+    """
+
+    lanes: slice
+    rows: Index
+    keys: Index
+    exponents: Tensor
+    e: Tensor
+    inverse: Tensor
+    log_total: Tensor
+    lse: Tensor
+    # first query and key of the sequence in the whole, and position of query 0 among its keys
+    first_row: int
+    first_key: int
+    offset: int
+    # every key of these rows is here
+    whole: bool
+    # some pairs are masked
+    masked: bool
+    groups: Tensor | None = None
+    scratch: Callable[[Tensor], Tensor] = torch.empty_like
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """p (lanes, rows, keys)."""
+        return self.e * self.inverse
+
+    @cached_property
+    def allowed(self) -> Tensor | None:
+        """Bool (lanes, rows, keys): pairs that attend; None where all do."""
+        return self.exponents > FLOOR / 2 if self.masked else None
+
+    @cached_property
+    def weighted_exponents(self) -> Tensor:
+        """Sum over the keys of e times its exponent: (lanes, rows, 1)."""
+        product = torch.mul(self.e, self.exponents, out=self.scratch(self.e))
+        return product.sum(-1, keepdim=True)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Sum over the keys of e: (lanes, rows, 1)."""
+        return self.e.sum(-1, keepdim=True)
+
+    @property
+    def query_positions(self) -> Tensor:
+        """(rows,) or (lanes, rows): among the keys of the sequence."""
+        return positions(self.rows, self.offset, self.e.device)
+
+    @property
+    def key_positions(self) -> Tensor:
+        """(keys,) or (lanes, keys)."""
+        return positions(self.keys, 0, self.e.device)
+
+    def distances(self) -> Tensor:
+        """|i - j|, (rows, keys) or (lanes, rows, keys), in the statistics' dtype."""
+        return (self.query_positions.unsqueeze(-1) - self.key_positions.unsqueeze(-2)).abs().to(self.e.dtype)
+
+    def absolute_rows(self) -> Index:
+        """`rows` in the numbering of the whole."""
+        return _shift(self.rows, self.first_row)
+
+    def absolute_keys(self) -> Index:
+        """`keys` in the numbering of the whole."""
+        return _shift(self.keys, self.first_key)
+
+    def largest(self, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` largest exponents of each row, or all, and their places in the block: (lanes, rows, count).
+
+        Two levels: the largest of groups of keys first; the `count` largest lie in the `count` groups with the largest.
+        """
+        width = self.exponents.shape[-1]
+        count = min(count, width)
+        if self.groups is None or self.groups.shape[-1] <= count:
+            return torch.topk(self.exponents, count)
+        chosen = torch.topk(self.groups, count).indices
+        stride = self.groups.shape[-1]
+        places = (chosen.unsqueeze(-1) + stride * torch.arange(GROUP, device=chosen.device)).flatten(-2)
+        found = self.exponents.gather(-1, places.clamp(max=width - 1))
+        if stride * GROUP > width:
+            found = found.masked_fill_(places >= width, -torch.inf)
+        best, where = torch.topk(found, count)
+        return best, places.gather(-1, where)
+
+
+def group_largest(scores: Tensor) -> Tensor | None:
+    """(lanes, rows, groups): the largest of keys g, g + G, g + 2 G, ...; None where grouping does not pay.
+
+    Groups are strided so that the maximum is taken over whole vectors of neighbouring keys.
+    """
+    width = scores.shape[-1]
+    if width < 16 * GROUP:
+        return None
+    stride = -(-width // GROUP)
+    full = width // stride
+    found = scores[..., : full * stride].unflatten(-1, (full, stride)).amax(-2)
+    rest = width - full * stride
+    if rest:
+        found[..., :rest] = torch.maximum(found[..., :rest], scores[..., full * stride :])
+    return found
+
+
+def take(state: Tensor, lanes: slice, index: Index) -> Tensor:
+    """state[lanes, index]: (lanes, m, ...)."""
+    part = state[lanes]
+    if isinstance(index, slice):
+        return part[:, index]
+    if index.ndim == 1:
+        return part.index_select(1, index)
+    return part.gather(1, _like(index, part))
+
+
+def put(state: Tensor, lanes: slice, index: Index, values: Tensor) -> None:
+    """state[lanes, index] = values."""
+    part = state[lanes]
+    if isinstance(index, slice):
+        part[:, index] = values
+    elif index.ndim == 1:
+        part.index_copy_(1, index, values)
+    else:
+        part.scatter_(1, _like(index, part), values)
+
+
+def add(state: Tensor, lanes: slice, index: Index, values: Tensor) -> None:
+    """state[lanes, index] += values; indices may repeat."""
+    part = state[lanes]
+    if isinstance(index, slice):
+        part[:, index] += values
+    elif index.ndim == 1:
+        part.index_add_(1, index, values)
+    else:
+        part.scatter_add_(1, _like(index, part), values)
+
+
+def maximise(state: Tensor, lanes: slice, index: Index, values: Tensor) -> None:
+    """state[lanes, index] = max(itself, values); indices may repeat."""
+    part = state[lanes]
+    if isinstance(index, slice):
+        torch.maximum(part[:, index], values, out=part[:, index])
+    else:
+        part.scatter_reduce_(1, _like(index.expand(len(part), -1), part), values, "amax")
+
+
+def lanes_index(index: Index, lanes: int, device: torch.device) -> Tensor:
+    """Any index as (lanes, m)."""
+    if isinstance(index, slice):
+        index = torch.arange(index.start, index.stop, index.step or 1, device=device)
+    return index.expand(lanes, size(index))
+
+
+def _like(index: Tensor, part: Tensor) -> Tensor:
+    """(lanes, m) -> (lanes, m, ...) as `part` has more axes."""
+    return index.view(*index.shape, *(1,) * (part.ndim - 2)).expand(*index.shape, *part.shape[2:])
+
+
+def _shift(index: Index, by: int) -> Index:
+    if isinstance(index, slice):
+        return slice(index.start + by, index.stop + by, index.step)
+    return index + by

@@ -1,0 +1,225 @@
+"""Pictures of the whole matrix at a size of one's own choosing, and exact pieces of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longlens.errors import InputError
+from longlens.lens.block import Block, Extent, lanes_index
+from longlens.lens.collectors import Collector, State, Sums
+from longlens.lens.results import Histogram, PooledMap, Weights
+
+KINDS = ("mean", "sum", "max")
+
+
+@dataclass(frozen=True)
+class Pooled(Collector):
+    """The matrix in at most `size` x `size` cells of equal width: `kind` "mean" over the pairs that may attend, "sum",
+    or "max". Sums and maxima of cells compose to those of coarser cells."""
+
+    size: int = 256
+    kind: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.kind not in KINDS:
+            raise InputError(f"expected size >= 1 and kind one of {KINDS}, got {self.size} and {self.kind!r}")
+
+    @property
+    def name(self) -> str:
+        return "pooled" if self.kind == "mean" else f"pooled_{self.kind}"
+
+    def start(self, extent: Extent) -> State[PooledMap]:
+        return _Pooled(self, extent)
+
+
+class _Pooled(Sums[PooledMap]):
+    def __init__(self, collector: Pooled, extent: Extent) -> None:
+        self.collector = collector
+        self.widths = [-(-count // collector.size) for count in (extent.queries, extent.keys)]
+        cells = tuple(
+            -(-count // width) for count, width in zip((extent.queries, extent.keys), self.widths, strict=True)
+        )
+        super().__init__(extent, mass=cells, **({"count": cells} if collector.kind != "sum" else {}))
+
+    def update(self, block: Block) -> None:
+        lanes = len(block.e)
+        row_cells, key_cells = (
+            lanes_index(index, lanes, block.e.device) // width
+            for index, width in zip((block.absolute_rows(), block.absolute_keys()), self.widths, strict=True)
+        )
+        present = torch.unique(row_cells)
+        member = (row_cells.unsqueeze(1) == present.view(1, -1, 1)).to(block.e.dtype)
+        if self.collector.kind == "max":
+            for place, cell in enumerate(present.tolist()):
+                weights = block.weights * member[:, place].unsqueeze(-1)
+                self._cells("mass", block.lanes, cell).scatter_reduce_(1, key_cells, weights.amax(-2), "amax")
+        else:
+            self._add("mass", block, present, key_cells, torch.bmm(member * block.inverse.transpose(1, 2), block.e))
+        if "count" in self.sums:
+            if block.allowed is None:
+                pairs = member.sum(-1, keepdim=True).expand(-1, -1, block.e.shape[-1])
+            else:
+                pairs = torch.bmm(member, block.allowed.to(member.dtype))
+            self._add("count", block, present, key_cells, pairs)
+
+    def _cells(self, name: str, lanes: slice, row_cell: int) -> Tensor:
+        return self.sums[name][lanes, row_cell]
+
+    def _add(self, name: str, block: Block, present: Tensor, key_cells: Tensor, values: Tensor) -> None:
+        """`values` (lanes, cells of rows, keys)."""
+        for place, cell in enumerate(present.tolist()):
+            self._cells(name, block.lanes, cell).scatter_add_(1, key_cells, values[:, place])
+
+    def merge(self, other: _Pooled) -> None:  # type: ignore[override]
+        if self.collector.kind == "max":
+            self.sums["mass"] = torch.maximum(self.sums["mass"], other.sums["mass"])
+            self.sums["count"] += other.sums["count"]
+        else:
+            super().merge(other)
+
+    def result(self) -> PooledMap:
+        values = self.of("mass")
+        if self.collector.kind == "mean":
+            values = values / self.of("count")
+        elif self.collector.kind == "max":
+            values = values.masked_fill(self.of("count") == 0, torch.nan)
+        counts = (self.extent.queries, self.extent.keys)
+        edges = [
+            torch.arange(cells + 1).mul(width).clamp(max=count)
+            for cells, width, count in zip(values.shape[2:], self.widths, counts, strict=True)
+        ]
+        return PooledMap(self.collector.name, values, edges[0], edges[1], self.collector.kind)
+
+
+@dataclass(frozen=True)
+class DistanceHistogram(Collector):
+    """Mass by signed distance j - i: 0 alone, then bins that double on each side, 1, 2-3, 4-7, ... up to 2^`octaves`."""
+
+    octaves: int = 17
+
+    @property
+    def name(self) -> str:
+        return "distance_histogram"
+
+    def start(self, extent: Extent) -> State[Histogram]:
+        return _DistanceHistogram(self, extent)
+
+
+class _Binned(Sums[Histogram]):
+    """Mass and number of pairs by bin."""
+
+    collector: Collector
+    edges: Tensor
+
+    def add(self, block: Block, bins: Tensor) -> None:
+        """`bins` broadcasts to (lanes, rows, keys)."""
+        flat = bins.expand(block.e.shape).flatten(1)
+        self.sums["mass"][block.lanes].scatter_add_(1, flat, block.weights.flatten(1))
+        ones = torch.ones_like(block.e) if block.allowed is None else block.allowed.to(block.e.dtype)
+        self.sums["count"][block.lanes].scatter_add_(1, flat, ones.flatten(1))
+
+    def result(self) -> Histogram:
+        return Histogram(self.collector.name, self.edges, self.of("mass"), self.of("count"))
+
+
+class _DistanceHistogram(_Binned):
+    def __init__(self, collector: DistanceHistogram, extent: Extent) -> None:
+        powers = 2.0 ** torch.arange(collector.octaves + 1)
+        # bins hold whole distances: edges lie halfway between them
+        self.edges = torch.cat([-powers.flip(0) + 0.5, powers - 0.5])
+        bins = len(self.edges) - 1
+        super().__init__(extent, mass=(bins,), count=(bins,))
+        self.collector = collector
+
+    def update(self, block: Block) -> None:
+        signed = block.key_positions.unsqueeze(-2) - block.query_positions.unsqueeze(-1)
+        bins = torch.bucketize(signed.to(torch.float32), self.edges.to(signed.device)) - 1
+        self.add(block, bins.clamp(0, len(self.edges) - 2))
+
+
+@dataclass(frozen=True)
+class WeightHistogram(Collector):
+    """Weights by their decimal logarithm, `per_decade` bins to a power of ten from 1e-12 to 1; smaller ones in the first
+    bin. Says how sparse the attention is: `result.share_for(0.9)`."""
+
+    per_decade: int = 10
+
+    @property
+    def name(self) -> str:
+        return "weight_histogram"
+
+    def start(self, extent: Extent) -> State[Histogram]:
+        return _WeightHistogram(self, extent)
+
+
+class _WeightHistogram(_Binned):
+    def __init__(self, collector: WeightHistogram, extent: Extent) -> None:
+        self.edges = torch.linspace(-12, 0, 12 * collector.per_decade + 1)
+        bins = len(self.edges) - 1
+        super().__init__(extent, mass=(bins,), count=(bins,))
+        self.collector = collector
+
+    def update(self, block: Block) -> None:
+        steps = block.weights.log10().add_(12).mul_((len(self.edges) - 1) / 12)
+        self.add(block, steps.clamp_(0, len(self.edges) - 2).long())
+
+
+@dataclass(frozen=True)
+class Cells(Collector):
+    """The weights themselves of some queries and keys (every one where None): exact, N for each query asked for."""
+
+    queries: tuple[int, ...] | None = None
+    keys: tuple[int, ...] | None = None
+    label: str = "cells"
+
+    def __post_init__(self) -> None:
+        if self.queries is None and self.keys is None:
+            raise InputError("expected queries or keys to be named: all weights would be N x N; see Pooled")
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def start(self, extent: Extent) -> State[Weights]:
+        return _Cells(self, extent)
+
+
+class _Cells(Sums[Weights]):
+    def __init__(self, collector: Cells, extent: Extent) -> None:
+        wanted = []
+        for named, count, what in (
+            (collector.queries, extent.queries, "queries"),
+            (collector.keys, extent.keys, "keys"),
+        ):
+            if named is not None and any(not 0 <= place < count for place in named):
+                raise InputError(f"expected {what} in 0..{count - 1}, got {named}")
+            wanted.append(torch.tensor(range(count) if named is None else named, dtype=torch.int64))
+        self.queries, self.keys = wanted
+        super().__init__(extent, weights=(len(self.queries), len(self.keys)))
+        self.collector = collector
+        # where each token of the whole stands in the result, -1 where it does not
+        self.place = []
+        for index, count in ((self.queries, extent.queries), (self.keys, extent.keys)):
+            place = torch.full((count,), -1)
+            place[index] = torch.arange(len(index))
+            self.place.append(place.to(extent.device))
+
+    def update(self, block: Block) -> None:
+        lanes = len(block.e)
+        rows, keys = (
+            place[lanes_index(index, lanes, block.e.device)]
+            for place, index in zip(self.place, (block.absolute_rows(), block.absolute_keys()), strict=True)
+        )
+        if not bool((rows >= 0).any()) or not bool((keys >= 0).any()):
+            return
+        target = self.sums["weights"][block.lanes]
+        for lane in range(lanes):
+            some, others = (rows[lane] >= 0).nonzero().squeeze(1), (keys[lane] >= 0).nonzero().squeeze(1)
+            weights = block.weights[lane][some.unsqueeze(1), others]
+            target[lane].index_put_((rows[lane][some].unsqueeze(1), keys[lane][others]), weights, accumulate=True)
+
+    def result(self) -> Weights:
+        return Weights(self.collector.name, self.of("weights"), self.queries, self.keys)

@@ -1,0 +1,288 @@
+"""Statistics of rows: what each query attends to. p_ij = e^(s_ij - lse_i); every sum runs over the keys j."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from longlens.errors import InputError
+from longlens.lens.block import Block, Extent, add, lanes_index, put, take
+from longlens.lens.collectors import Collector, State, Sums, best_of
+from longlens.lens.results import RowValues, TopK
+
+
+class _RowSums(Sums[RowValues]):
+    """Sums over keys, one for each query and name; subclasses say what is added and what is made of it."""
+
+    def __init__(self, collector: Collector, extent: Extent, *names: str) -> None:
+        super().__init__(extent, **dict.fromkeys(names, (extent.queries,)))
+        self.collector = collector
+
+    def add(self, block: Block, name: str, values: Tensor) -> None:
+        """`values` (lanes, rows)."""
+        add(self.sums[name], block.lanes, block.absolute_rows(), values)
+
+    def values(self) -> Tensor:
+        """(B, H, Nq): the first sum, unless a subclass makes more of it."""
+        return self.of(next(iter(self.sums)))
+
+    def result(self) -> RowValues:
+        return RowValues(self.collector.name, self.values())
+
+
+@dataclass(frozen=True)
+class LogSumExp(Collector):
+    """lse_i = log sum_j e^(s_ij), natural logarithm; -inf for a query with nothing to attend to."""
+
+    @property
+    def name(self) -> str:
+        return "log_sum_exp"
+
+    def start(self, extent: Extent) -> State[RowValues]:
+        return _LogSumExp(self, extent)
+
+
+class _LogSumExp(State[RowValues]):
+    def __init__(self, collector: Collector, extent: Extent) -> None:
+        self.collector, self.extent = collector, extent
+        self.lse = extent.zeros(extent.queries).fill_(-torch.inf)
+
+    def update(self, block: Block) -> None:
+        put(self.lse, block.lanes, block.absolute_rows(), block.lse)
+
+    def merge(self, other: _LogSumExp) -> None:  # type: ignore[override]
+        self.lse = torch.maximum(self.lse, other.lse)
+
+    def result(self) -> RowValues:
+        return RowValues(self.collector.name, self.extent.by_head(self.lse))
+
+
+@dataclass(frozen=True)
+class Entropy(Collector):
+    """H_i = -sum_j p_ij log p_ij in nats, summed as p (log l - (s - m)): both parts are positive and nothing cancels."""
+
+    @property
+    def name(self) -> str:
+        return "entropy"
+
+    def start(self, extent: Extent) -> State[RowValues]:
+        return _Entropy(self, extent, "entropy")
+
+
+class _Entropy(_RowSums):
+    def update(self, block: Block) -> None:
+        self.add(block, "entropy", _entropy_of(block))
+
+
+def _entropy_of(block: Block) -> Tensor:
+    """(lanes, rows): the block's share of -sum p log p."""
+    spread = block.total * block.log_total - block.weighted_exponents
+    return (spread * block.inverse).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class EffectiveKeys(Collector):
+    """e^(H_i): over how many keys the attention would be spread if it were even."""
+
+    @property
+    def name(self) -> str:
+        return "effective_keys"
+
+    def start(self, extent: Extent) -> State[RowValues]:
+        return _EffectiveKeys(self, extent, "entropy")
+
+
+class _EffectiveKeys(_Entropy):
+    def values(self) -> Tensor:
+        return self.of("entropy").exp()
+
+
+@dataclass(frozen=True)
+class Distance(Collector):
+    """sum_j p_ij |i - j|, in tokens; positions are bottom-right aligned where Nq != Nk, as under a causal mask."""
+
+    @property
+    def name(self) -> str:
+        return "distance"
+
+    def start(self, extent: Extent) -> State[RowValues]:
+        return _Distance(self, extent, "first")
+
+
+class _Distance(_RowSums):
+    def update(self, block: Block) -> None:
+        self.add(block, "first", _moments(block, 1)[0])
+
+
+@dataclass(frozen=True)
+class DistanceSpread(Collector):
+    """Standard deviation of |i - j| under p_i, in tokens."""
+
+    @property
+    def name(self) -> str:
+        return "distance_spread"
+
+    def start(self, extent: Extent) -> State[RowValues]:
+        return _DistanceSpread(self, extent, "mass", "first", "second")
+
+
+class _DistanceSpread(_RowSums):
+    def __init__(self, collector: Collector, extent: Extent, *names: str) -> None:
+        super().__init__(collector, extent, *names)
+        # a difference of squares cancels, so both are summed in float64
+        self.sums = {name: tensor.double() for name, tensor in self.sums.items()}
+
+    def update(self, block: Block) -> None:
+        mass = block.e.sum(-1, dtype=torch.float64) * block.inverse.squeeze(-1)
+        for name, values in zip(("mass", "first", "second"), (mass, *_moments(block, 2)), strict=True):
+            self.add(block, name, values)
+
+    def values(self) -> Tensor:
+        # weights rounded to float32 do not quite sum to 1, which the difference would show
+        mass = self.of("mass").masked_fill(self.of("mass") == 0, 1.0)
+        first, second = self.of("first") / mass, self.of("second") / mass
+        return (second - first * first).clamp(min=0).sqrt().to(self.extent.dtype)
+
+
+def _moments(block: Block, powers: int) -> list[Tensor]:
+    """sum_j p_ij |i - j|^n for n = 1..powers: each (lanes, rows).
+
+    Left and right of the block's queries |i - j| is i's distance from the block's edge plus the edge's from j, so that
+    one narrow matrix product gives the sums for all queries at once; the square around the diagonal is done by itself.
+    """
+    rows, keys = block.rows, block.keys
+    e, inverse = block.e, block.inverse.squeeze(-1)
+    if powers == 2:
+        e, inverse = e.double(), inverse.double()
+    runs = isinstance(rows, slice) and isinstance(keys, slice) and rows.step in (None, 1) and keys.step in (None, 1)
+    if not runs:
+        d = block.distances().to(e.dtype)
+        return [(e * d**n).sum(-1).mul_(inverse) for n in range(1, powers + 1)]
+    q, k = block.query_positions, block.key_positions
+    low, high = (int((end - k[0]).clamp(0, len(k))) for end in (q[0], q[-1] + 1))
+    out = [torch.zeros_like(inverse) for _ in range(powers)]
+    for part, edge in ((slice(0, low), q[0]), (slice(high, None), q[-1])):
+        far, near = (k[part] - edge).abs().to(e.dtype), (q - edge).abs().to(e.dtype)
+        if not len(far):
+            continue
+        sums = e[..., part] @ torch.stack([far**n for n in range(powers + 1)], 1)
+        out[0] += sums[..., 1] + near * sums[..., 0]
+        if powers == 2:
+            out[1] += sums[..., 2] + 2 * near * sums[..., 1] + near * near * sums[..., 0]
+    if low < high:
+        d = (q.unsqueeze(1) - k[low:high]).abs().to(e.dtype)
+        for n in range(powers):
+            out[n] += (e[..., low:high] * d ** (n + 1)).sum(-1)
+    return [moment.mul_(inverse) for moment in out]
+
+
+@dataclass(frozen=True)
+class Mass(Collector):
+    """sum of p_ij over some keys: the first `first` of the sequence, those within `window` of the query, or, for
+    `segments` ((start, stop), ...), their union. One of the three; several collectors tell more."""
+
+    first: int | None = None
+    window: int | None = None
+    segments: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if sum(part is not None for part in (self.first, self.window, self.segments)) != 1:
+            raise InputError(f"expected one of first, window and segments, got {self}")
+
+    @property
+    def name(self) -> str:
+        if self.first is not None:
+            return f"mass_first_{self.first}"
+        if self.window is not None:
+            return f"mass_window_{self.window}"
+        return "mass_segments_" + "_".join(f"{a}_{b}" for a, b in self.segments or ())
+
+    def start(self, extent: Extent) -> State[RowValues]:
+        return _Mass(self, extent, "mass")
+
+
+class _Mass(_RowSums):
+    collector: Mass
+
+    def update(self, block: Block) -> None:
+        keys = block.key_positions
+        if self.collector.window is not None:
+            inside = block.distances() <= self.collector.window
+        elif self.collector.first is not None:
+            inside = (keys < self.collector.first).unsqueeze(-2)
+        else:
+            inside = torch.zeros_like(keys, dtype=torch.bool)
+            for a, b in self.collector.segments or ():
+                inside |= (keys >= a) & (keys < b)
+            inside = inside.unsqueeze(-2)
+        self.add(block, "mass", ((block.e * inside).sum(-1, keepdim=True) * block.inverse).squeeze(-1))
+
+
+@dataclass(frozen=True)
+class TopKeys(Collector):
+    """The `count` keys with the largest p_ij, and the weights; the order among equal weights is not defined."""
+
+    count: int = 8
+    wants_groups = True
+
+    @property
+    def name(self) -> str:
+        return "top_keys"
+
+    def start(self, extent: Extent) -> State[TopK]:
+        return _TopKeys(self.name, self.count, extent)
+
+
+@dataclass(frozen=True)
+class Largest(Collector):
+    """The largest weight of each query and its key: `TopKeys(1)` under a name of its own."""
+
+    wants_groups = True
+
+    @property
+    def name(self) -> str:
+        return "largest"
+
+    def start(self, extent: Extent) -> State[TopK]:
+        return _TopKeys(self.name, 1, extent)
+
+
+class _TopKeys(State[TopK]):
+    def __init__(self, name: str, count: int, extent: Extent) -> None:
+        if count < 1:
+            raise InputError(f"expected a count of at least 1, got {count}")
+        self.name, self.count, self.extent = name, count, extent
+        # below any weight, so that absent places lose
+        self.weight = extent.zeros(extent.queries, count).fill_(-1.0)
+        self.index = torch.full(self.weight.shape, -1, dtype=torch.int64, device=extent.device)
+
+    def update(self, block: Block) -> None:
+        found, where = block.largest(self.count)
+        keys = lanes_index(block.absolute_keys(), len(found), found.device)
+        index = keys.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where)
+        weight = found.exp().mul_(block.inverse)
+        if block.masked:
+            absent = found <= -1e29
+            weight.masked_fill_(absent, -1.0)
+            index = index.masked_fill(absent, -1)
+        rows = block.absolute_rows()
+        short = self.count - weight.shape[-1]
+        if block.whole and short > 0:
+            weight = torch.nn.functional.pad(weight, (0, short), value=-1.0)
+            index = torch.nn.functional.pad(index, (0, short), value=-1)
+        if not block.whole:
+            weight = torch.cat([take(self.weight, block.lanes, rows), weight], -1)
+            index = torch.cat([take(self.index, block.lanes, rows), index], -1)
+            weight, index = best_of(weight, index, self.count)
+        put(self.weight, block.lanes, rows, weight)
+        put(self.index, block.lanes, rows, index)
+
+    def merge(self, other: _TopKeys) -> None:  # type: ignore[override]
+        weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)
+        self.weight, self.index = best_of(weight, index, self.count)
+
+    def result(self) -> TopK:
+        weight = self.weight.clamp(min=0.0)
+        return TopK(self.name, self.extent.by_head(self.index), self.extent.by_head(weight))
