@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -188,7 +189,7 @@ def test_packed_sequences_are_scanned_apart():
     names = ("entropy", "distance", "received", "received_max", "top_keys", "mass_first_3")
     collect = [c for c in COLLECT if c.name in names]
     found = scan(query, key, collect=collect, cu_seqlens=bounds, is_causal=True)
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds.tolist()):
         alone = scan(query[:, :, start:stop], key[:, :, start:stop], collect=collect, is_causal=True)
         for name in names:
             if name == "top_keys":

@@ -96,7 +96,7 @@ class _Pooled(Sums[PooledMap]):
 
 @dataclass(frozen=True)
 class DistanceHistogram(Collector):
-    """Mass by signed distance j - i: 0 alone, then bins that double on each side, 1, 2-3, 4-7, ... up to 2^`octaves`."""
+    """Mass by signed distance j - i: 0, then bins that double on each side, 1, 2-3, 4-7, ... up to 2^`octaves`."""
 
     octaves: int = 17
 
@@ -142,8 +142,8 @@ class _DistanceHistogram(_Binned):
 
 @dataclass(frozen=True)
 class WeightHistogram(Collector):
-    """Weights by their decimal logarithm, `per_decade` bins to a power of ten from 1e-12 to 1; smaller ones in the first
-    bin. Says how sparse the attention is: `result.share_for(0.9)`."""
+    """Weights by their decimal logarithm, `per_decade` bins to a power of ten from 1e-12 to 1; smaller ones are in the
+    first bin. Says how sparse the attention is: `result.share_for(0.9)`."""
 
     per_decade: int = 10
 

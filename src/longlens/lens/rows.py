@@ -61,7 +61,7 @@ class _LogSumExp(State[RowValues]):
 
 @dataclass(frozen=True)
 class Entropy(Collector):
-    """H_i = -sum_j p_ij log p_ij in nats, summed as p (log l - (s - m)): both parts are positive and nothing cancels."""
+    """H_i = -sum_j p_ij log p_ij in nats, summed as p (log l - (s - m)): both parts are positive, nothing cancels."""
 
     @property
     def name(self) -> str:
