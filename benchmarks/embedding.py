@@ -5,7 +5,8 @@
 The same random-weight ESM-2 for all. Contenders run one after the other, each in a process of its own, on the first
 2,000 proteins and on the 100 longest, until done or until the clock stops them. Run it alone on the machine. esm-cpp
 needs an older NumPy: name a Python that has it with --esm-cpp-python. Results go to
-benchmarks/results/embedding_<date>.json, a row as soon as it is measured; a second run goes on.
+benchmarks/results/embedding_<date>.json, a row as soon as it is measured; a second run goes on. The table in
+docs/proteins.md is made from them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 import measure
 from longlens.io.alphabet import ESM
@@ -33,9 +35,12 @@ from longlens.models.pretrained import save
 
 HERE = Path(__file__).resolve().parent
 SHAPES = {"35M": (12, 480, 20), "150M": (30, 640, 20)}
+START, END = "<!-- made by benchmarks/embedding.py -->", "<!-- end -->"
+SETS = {"first": "the first 2,000 proteins", "longest": "the 100 longest"}
+OURS = "longlens, packed, bfloat16"
 # name, contender, dtype, proteins to a batch (0: by tokens), tokens to a batch, sorted
 CONTENDERS: list[tuple[str, str, str, int, int, bool]] = [
-    ("longlens, packed, bfloat16", "longlens", "bfloat16", 0, 16_384, False),
+    (OURS, "longlens", "bfloat16", 0, 16_384, False),
     ("longlens, packed, float32", "longlens", "float32", 0, 16_384, False),
     ("transformers, one by one, bfloat16", "transformers", "bfloat16", 1, 0, False),
     ("transformers, one by one, float32", "transformers", "float32", 1, 0, False),
@@ -82,6 +87,34 @@ def main() -> None:
                     data["rows"].append(row)
                     target.write_text(json.dumps(data, indent=1) + "\n")
                     print(json.dumps(row), flush=True)
+    write_page(data)
+
+
+def write_page(data: dict[str, Any]) -> None:
+    """The tables in docs/proteins.md, between their marks."""
+    page = HERE.parent / "docs" / "proteins.md"
+    before, rest = page.read_text().split(START, 1)
+    machine = data["machine"]
+    parts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}."]
+    for model, chosen in dict.fromkeys((row["model"], row["set"]) for row in data["rows"]):
+        rows = [row for row in data["rows"] if (row["model"], row["set"]) == (model, chosen)]
+        rates = [row["residues_per_second"] for row in rows if row["name"] == OURS and "residues_per_second" in row]
+        lines = [
+            f"ESM-2 {model}, {SETS[chosen]}:",
+            "",
+            "| | residues/s | longlens bfloat16 is faster by | peak MiB | share of the matrix-product rate |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for row in rows:
+            if "residues_per_second" not in row:
+                lines.append(f"| {row['name']} | {row['not_run']} | | | |")
+                continue
+            rate = row["residues_per_second"]
+            ratio = f"{rates[0] / rate:.2f}x" if rates else ""
+            share = row["gflops"] / row["product_gflops"]
+            lines.append(f"| {row['name']} | {rate:,.0f} | {ratio} | {row['peak_mib']:,.0f} | {share:.0%} |")
+        parts.append("\n".join(lines))
+    page.write_text(before + START + "\n\n" + "\n\n".join(parts) + "\n\n" + END + rest.split(END, 1)[1])
 
 
 def write_model(name: str, folder: Path) -> EncoderConfig:
@@ -89,7 +122,14 @@ def write_model(name: str, folder: Path) -> EncoderConfig:
     layers, width, heads = SHAPES[name]
     config = EncoderConfig(len(ESM), layers, width, heads, 4 * width)
     torch.manual_seed(0)
-    save(MaskedLM(config, ESM), folder)
+    model = MaskedLM(config, ESM)
+    save(model, folder)
+    # esm-cpp wants the rotary frequencies in every layer, as the oldest checkpoints have them
+    tensors = load_file(folder / "model.safetensors")
+    frequencies = tensors.pop("esm.rotary_embeddings.inv_freq")
+    name = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
+    tensors |= {name.format(layer): frequencies.clone() for layer in range(layers)}
+    save_file(tensors, folder / "esm-cpp.safetensors")
     return config
 
 

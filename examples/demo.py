@@ -25,6 +25,7 @@ SMOOTH = 50
 def main() -> None:
     """Run `longlens embed`, draw, and say what memory it took."""
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    again = (output / "manifest.json").is_file()
     proteins = HERE / "proteins.fasta.gz"
     command = ["embed", str(proteins), "-o", str(output), "--model", "tiny", "--include", "mean", "surprise"]
     print(f"$ longlens {' '.join(command)}")
@@ -35,7 +36,10 @@ def main() -> None:
     config = longlens.load("tiny").config
     needed = standard_bytes(config, row["length"] + 2, 4)
     print(f"figure       {figure}")
-    print(f"peak memory  {format_bytes(peak_memory())} for the whole process, PyTorch among it")
+    if again:
+        print(f"The results were there already; remove {output} to see them made.")
+    else:
+        print(f"peak memory  {format_bytes(peak_memory())} for the whole process, PyTorch among it")
     print(
         f"N x N path   {format_bytes(needed)} for one layer's attention of the longest protein, "
         f"{format_bytes(config.layers * needed)} to keep all {config.layers} layers"
@@ -53,7 +57,13 @@ def draw(results: longlens.Results, row: dict[str, object], path: Path) -> Path:
     axes.plot(places, surprise, ",", color="0.75", zorder=0)
     kernel = np.ones(SMOOTH) / SMOOTH
     middle = slice(SMOOTH // 2, len(places) - SMOOTH + SMOOTH // 2 + 1)
-    axes.plot(places[middle], np.convolve(surprise, kernel, "valid"), color="tab:red", lw=1, label="surprise")
+    axes.plot(
+        places[middle],
+        np.convolve(surprise, kernel, "valid"),
+        color="tab:red",
+        lw=1,
+        label="surprise, residue in sight",
+    )
     axes.plot(places[middle], np.convolve(entropy, kernel, "valid"), color="tab:blue", lw=1, label="expected (entropy)")
     axes.set(xlabel="residue", ylabel="nats", xlim=(1, len(surprise)), ylim=(0, None))
     title = f"{row['id']}  {row['description']}"

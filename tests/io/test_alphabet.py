@@ -35,7 +35,7 @@ def test_cleaning(raw, clean, substituted, gaps):
         ("MK T?A", r"got '\?' at position 4"),
         ("MKé", "got 'é' at position 3"),
         ("mkTß", "got 'ß' at position 4"),
-        ("MKT:GAV", "got ':' at position 4; to embed a complex"),
+        ("MKT:GAV", "got ':' at position 4; split a complex"),
         ("", "at least one residue, got none"),
         ("***", "at least one residue, got none"),
         ("--", "at least one residue, got none"),

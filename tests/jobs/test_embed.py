@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -221,7 +222,7 @@ def test_a_full_disk_loses_nothing(model_folder, fasta, tmp_path, monkeypatch):
 def test_another_job_in_the_same_folder_is_refused_with_the_difference(model_folder, fasta, tmp_path):
     out = tmp_path / "out"
     run(fasta, "-o", out, "--model", model_folder)
-    with pytest.raises(InputError, match=r"options\.layers: was \[-1\], is \[0\]"):
+    with pytest.raises(InputError, match=r"options\.layers: was \[2\], is \[0\]"):
         run(fasta, "-o", out, "--model", model_folder, "--layers", 0)
     with pytest.raises(InputError, match=r"model\.dtype: was float32, is bfloat16"):
         run(fasta, "-o", out, "--model", model_folder, "--dtype", "bfloat16")
@@ -232,6 +233,113 @@ def test_another_job_in_the_same_folder_is_refused_with_the_difference(model_fol
     (tmp_path / "other" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match="to be empty, new or a longlens result"):
         run(fasta, "-o", tmp_path / "other", "--model", model_folder)
+
+
+def test_the_same_job_spelt_otherwise_is_the_same_job(model_folder, fasta, tmp_path):
+    out = tmp_path / "out"
+    run(fasta, "-o", out, "--model", model_folder, "--include", "mean", "surprise", "--layers", -1)
+    made = files(out)
+    again = tmp_path / "." / model_folder
+    assert run(fasta, "-o", out, "--model", again, "--include", "surprise", "mean", "--layers", 2).return_value == 0
+    assert files(out) == made
+    with pytest.raises(InputError, match="tokens_per_batch: was absent, is 999"):
+        run(fasta, "-o", out, "--model", model_folder, "--include", "mean", "surprise", "--tokens-per-batch", 999)
+
+
+def test_two_processes_do_not_share_a_folder(model_folder, fasta, tmp_path, monkeypatch):
+    from longlens.io.results import ResultFolder
+
+    arguments = [fasta, "-o", tmp_path / "out", "--model", model_folder, "--tokens-per-batch", 40]
+    commit, seen = ResultFolder.commit, []
+
+    def and_meanwhile(self, unit):
+        commit(self, unit)
+        if not seen:
+            seen.append(subprocess.run([sys.executable, "-m", "longlens", "embed", *map(str, arguments)],
+                                       capture_output=True, text=True, check=False))  # fmt: skip
+
+    monkeypatch.setattr(ResultFolder, "commit", and_meanwhile)
+    assert run(*arguments).return_value == 0
+    assert seen[0].returncode == 2
+    assert "another process is at work in" in seen[0].stderr
+
+
+def test_a_journal_that_two_wrote_is_refused(model_folder, fasta, tmp_path):
+    from longlens.io.results import ResultFolder
+
+    with closing(ResultFolder(tmp_path / "out", {}, [], {})) as folder:
+        (folder.work / "journal.jsonl").write_text('{"unit": 0}\n{"unit": 0}\n')
+        with pytest.raises(InputError, match="expected unit 1 in line 2"):
+            folder.done()
+
+
+def test_input_that_changes_under_way_is_noticed(model_folder, fasta, tmp_path, monkeypatch):
+    from longlens.jobs import embed as job
+
+    before, read = fasta.read_text(), job.read_cleaned
+    for changed in (before.replace("\nM", "\nW", 1), before[: before.rfind(">")], ">a\nMK\n"):
+        fasta.write_text(before)
+
+        def after_the_change(*given, changed=changed, **keywords):
+            fasta.write_text(changed)
+            return read(*given, **keywords)
+
+        monkeypatch.setattr(job, "read_cleaned", after_the_change)
+        out = tmp_path / f"out{len(changed)}"
+        with pytest.raises(SequenceError, match="changed since the job began"):
+            run(fasta, "-o", out, "--model", model_folder, "--include", "mean", "surprise", "--tokens-per-batch", 40)
+
+
+def test_killed_at_the_very_first_or_last_moment(model_folder, fasta, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "manifest.json.half").write_text("{")
+    run(fasta, "-o", begun, "--model", model_folder)
+    whole = files(begun)
+    (begun / ".work").mkdir()
+    (begun / ".work" / "00.raw").write_bytes(b"x" * 100)
+    run(fasta, "-o", begun, "--model", model_folder)
+    assert files(begun) == whole
+
+
+def test_a_complete_folder_that_lost_a_file_says_so(model_folder, fasta, tmp_path):
+    run(fasta, "-o", tmp_path / "out", "--model", model_folder)
+    (tmp_path / "out" / "arrays.h5").unlink()
+    with pytest.raises(InputError, match=r"arrays\.h5 was removed or changed"):
+        run(fasta, "-o", tmp_path / "out", "--model", model_folder)
+
+
+def test_a_method_that_does_not_exist_makes_no_folder(model_folder, fasta, tmp_path):
+    with pytest.raises(InputError, match="windo"):
+        run(fasta, "-o", tmp_path / "out", "--model", model_folder, "--method", "windo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_bounds_a_budget_that_was_named(model_folder, tmp_path):
+    path = tmp_path / "many.fasta"
+    path.write_text("".join(f">p{i}\n{protein(400, i)}\n" for i in range(3000)))
+    with pytest.raises(InputError, match="lower --tokens-per-batch"):
+        run(path, "-o", tmp_path / "out", "--model", model_folder, "--tokens-per-batch", 10**7, "--include", "logits",
+            "--max-memory", "1050M")  # fmt: skip
+
+
+def test_a_working_folder_with_a_file_called_surprise(model_folder, fasta, tmp_path, monkeypatch):
+    (tmp_path / "surprise").mkdir()
+    (tmp_path / "0").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(fasta, "-o", "out", "--model", model_folder, "--include", "mean", "surprise", "--layers", 0,
+               2).return_value == 0  # fmt: skip
+
+
+def test_a_skipped_record_has_no_residues(model_folder, tmp_path):
+    from longlens.io.reading import open_results
+
+    (tmp_path / "a.fasta").write_text(">a\nMK\n>b\nM2\n")
+    run(tmp_path / "a.fasta", "-o", tmp_path / "out", "--model", model_folder, "--include", "surprise", "--on-error",
+        "skip")  # fmt: skip
+    results = open_results(tmp_path / "out")
+    with pytest.raises(InputError, match="got '2' at position 2"):
+        results.residues("surprise", results.table[1])
 
 
 def test_standard_input(model_folder, fasta, tmp_path):

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from esm_peer import esm, literal, protein, save
 from longlens.cli.score import score as command
 from longlens.errors import SequenceError
-from longlens.jobs.score import STANDARD, Mutation, parse_mutations, score_variants
+from longlens.io.alphabet import STANDARD
+from longlens.jobs.score import Mutation, parse_mutations, score_variants
 from longlens.models.pretrained import load
 
 WILD = protein(40, 7).replace("X", "A")
@@ -108,3 +109,58 @@ def test_several_proteins_by_a_column(pair, tmp_path):
 def test_wrong_mutations_are_named(text, words):
     with pytest.raises(SequenceError, match=words):
         parse_mutations(text, "MKTAYI")
+
+
+def score(*arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
+
+
+def test_what_is_wrong_with_a_table_is_found_before_any_work(pair, tmp_path, monkeypatch):
+    folder = pair[2]
+    monkeypatch.setattr("longlens.cli.score.load_model", lambda *_: pytest.fail("the model was loaded"))
+    table, fasta = tmp_path / "v.csv", tmp_path / "p.fasta"
+    fasta.write_text(f">a\n{WILD}\n>b\n{WILD}\n")
+    good = f"{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}"
+    for text, words in (
+        (f"mutant,id\n{good},a\n{good},b,extra\n", "line 3: expected 2 cells"),
+        (f"mutant,id\n{good},a\nnonsense,b\n", "line 3: expected mutations"),
+        (f"mutant,id\n{good},c\n", "line 2: expected a protein of the FASTA"),
+    ):
+        table.write_text(text)
+        with pytest.raises(SequenceError, match=words):
+            score(table, "--fasta", fasta, "--protein-col", "id", "-m", folder)
+    table.write_bytes(b"mutant\n\xff\xfe\n")
+    with pytest.raises(SequenceError, match="UTF-8"):
+        score(table, "--sequence", WILD, "-m", folder)
+    fasta.write_text(f">a\n{WILD}\n>a\n{WILD}\n")
+    table.write_text(f"mutant,id\n{good},a\n")
+    with pytest.raises(SequenceError, match="more than one 'a'"):
+        score(table, "--fasta", fasta, "--protein-col", "id", "-m", folder)
+    for output in (tmp_path, tmp_path / "no" / "x.csv"):
+        result = CliRunner().invoke(command, [str(table), "--sequence", WILD, "-o", str(output)])
+        assert result.exit_code == 2
+        assert "expected -o to name a file" in result.output
+
+
+def test_no_column_is_written_over(pair, tmp_path):
+    folder = pair[2]
+    table = tmp_path / "v.csv"
+    table.write_text(f"mutant\n{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}\n")
+    score(table, "--sequence", WILD, "-m", folder, "-o", table)
+    score(table, "--sequence", WILD, "-m", folder, "-o", table, "--scoring-strategy", "wt-marginals")
+    name = folder.name
+    assert table.read_text().splitlines()[0] == f"mutant,{name},{name}_wt-marginals"
+    with pytest.raises(SequenceError, match="already"):
+        score(table, "--sequence", WILD, "-m", folder, "-o", table, "--scoring-strategy", "wt-marginals")
+
+
+def test_a_residue_without_a_token_is_refused(pair, tmp_path):
+    table = tmp_path / "v.csv"
+    table.write_text(f"mutant\n{WILD[0]}1J\n")
+    with pytest.raises(SequenceError, match=r"line 2: expected residues that .* knows, got J"):
+        score(table, "--sequence", WILD, "-m", pair[2])
+
+
+def test_gaps_that_shift_the_numbering_are_said(pair, tmp_path):
+    result = CliRunner().invoke(command, ["--all", "--sequence", "M-KT", "-m", str(pair[2])])
+    assert "1 gaps are left out; positions count without them" in result.output

@@ -31,7 +31,7 @@ def proteins(count=30, most=150):
 
 
 def run(folder, settings=SMALL, **keywords):
-    return train(settings, proteins(), proteins(3), folder, lambda progress: None, every=3, **keywords)
+    return train(settings, proteins(), proteins(3), folder, lambda progress: None, every=3, **keywords)[0]
 
 
 def test_masking_hides_fifteen_percent_as_bert_does():

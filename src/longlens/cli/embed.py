@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from longlens.cli.options import WordsCommand, load_model, memory_limits, model_options, readable_input
+from longlens.cli.options import WordsCommand, load_model, memory_limits, method_option, model_options, readable_input
 
 if TYPE_CHECKING:
     from longlens.io.survey import Survey
@@ -63,6 +63,7 @@ SKIPPED = 3
     help="What to do with a record that cannot be read.",
 )
 @model_options
+@method_option
 def embed(
     fasta: tuple[str, ...],
     output: Path,
@@ -100,16 +101,23 @@ def embed(
         limit, budget = memory_limits(loaded, job.outputs(loaded, options), max_memory, tokens_per_batch)
         job.refuse_too_long(loaded, found, options, limit)
         identity = job.identity(loaded, found, options)
-        folder = ResultFolder(output, identity, job.array_specs(loaded, options), {"tokens_per_batch": budget})
+        # a budget that was chosen by itself is taken over from the run that began; one that was named must be the same
+        if tokens_per_batch != "auto":
+            identity["tokens_per_batch"] = budget
+        settled = {"tokens_per_batch": budget}
         with _progress(found) as report:
             try:
-                job.embed(loaded, paths, found, options, folder, report)
+                with closing(ResultFolder(output, identity, job.array_specs(loaded, options), settled)) as folder:
+                    kept = int(folder.settled["tokens_per_batch"])
+                    if not folder.complete:
+                        job.refuse_too_large(loaded, [entry.length for entry in found.entries], options, kept, limit)
+                    job.embed(loaded, paths, found, options, folder, report)
             except OSError as error:
                 raise InputError(
                     f"{output}: cannot be written ({error.strerror or error}); nothing is lost: once there is room, "
                     "the same command goes on"
                 ) from error
-    _summary(found, output)
+    _summary(found, output, masked=surprise == "masked")
     return SKIPPED if found.skipped else 0
 
 
@@ -129,7 +137,8 @@ def _progress(found: Survey) -> Iterator[Callable[[Step], None]]:
 
         def report(step: Step) -> None:
             if step.masked not in tasks:
-                tasks[step.masked] = bar.add_task("masked" if step.masked else "embed", total=total, rate="")
+                kind = "masked" if step.masked else "embed"
+                tasks[step.masked] = bar.add_task(kind, total=total, completed=step.done, rate="")
             task = bar.tasks[tasks[step.masked]]
             speed = f"{task.speed:,.0f}/s" if task.speed else ""
             bar.update(task.id, completed=step.done, rate=speed)
@@ -137,7 +146,7 @@ def _progress(found: Survey) -> Iterator[Callable[[Step], None]]:
         yield report
 
 
-def _summary(found: Survey, output: Path) -> None:
+def _summary(found: Survey, output: Path, *, masked: bool) -> None:
     """What was done, on standard output."""
     import pyarrow.parquet as pq
     from rich.console import Console
@@ -158,7 +167,9 @@ def _summary(found: Survey, output: Path) -> None:
         shown.add_row("skipped", f"{len(found.skipped):,} records: see `problem` in the table")
     values = [value for value in table.get("perplexity", []) if value is not None]
     if values:
-        shown.add_row("perplexity", f"median {sorted(values)[len(values) // 2]:.2f}")
-    files = {name for name in table["file"] if name}
-    shown.add_row("results", ", ".join(str(output / name) for name in ["index.parquet", *sorted(files)]))
+        seen = "each residue hidden in turn" if masked else "each residue in the model's sight"
+        shown.add_row("perplexity", f"median {sorted(values)[len(values) // 2]:.2f} ({seen})")
     Console(width=120).print(shown)
+    files = {name for name in table["file"] if name}
+    for name in ["index.parquet", *sorted(files)]:
+        click.echo(f"results    {output / name}")

@@ -25,7 +25,11 @@ class WordsCommand(click.Command):
     written with `_` for `-`, as esm-extract's users know them."""
 
     # option -> what may follow it
-    words: ClassVar[dict[str, str]] = {"--include": r"[a-z][a-z_-]*", "--layers": r"-?\d+", "--repr-layers": r"-?\d+"}
+    words: ClassVar[dict[str, str]] = {
+        "--include": r"mean|per[-_]tok|bos|logits|surprise",
+        "--layers": r"-?\d+",
+        "--repr-layers": r"-?\d+",
+    }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its words."""
@@ -39,7 +43,7 @@ class WordsCommand(click.Command):
                 if not pattern or equals:
                     out.append(f"{name}{equals}{value}")
                 continue
-            if pattern and re.fullmatch(pattern, arg) and not Path(arg).exists():
+            if pattern and re.fullmatch(pattern, arg):
                 out.append(f"{current}={arg.replace('_', '-') if current == '--include' else arg}")
                 given = True
                 continue
@@ -56,18 +60,20 @@ class WordsCommand(click.Command):
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --dtype, --device, --method."""
+    """--model, --dtype, --device."""
     wrap: list[Decorator] = [
         click.option("-m", "--model", default="tiny", show_default=True, help="tiny, antiberty, a folder, a file or a "
                      "name on the Hugging Face hub."),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
                      show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU."),
         click.option("--device", default="auto", show_default=True),
-        click.option("--method", default="exact", show_default=True, help="Attention; see `longlens methods`."),
     ]  # fmt: skip
     for decorator in reversed(wrap):
         function = decorator(function)
     return function
+
+
+method_option = click.option("--method", default="exact", show_default=True, help="Attention; see `longlens methods`.")
 
 
 def load_model(model: str, dtype: str, device: str) -> MaskedLM:

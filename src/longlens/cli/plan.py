@@ -21,16 +21,18 @@ def plan(
     model: str,
     dtype: str,
     device: str,
-    method: str,
 ) -> None:
-    """Say how much memory and time embedding FASTA files would take (`--include mean`), and what the N x N way would.
+    """Say how much memory and time embedding FASTA files would take, and what the N x N way would.
 
+    For `--include mean` and exact attention.
     Time is an estimate from the rate of a short pass measured now.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from longlens.errors import InputError
     from longlens.io.survey import survey
+    from longlens.jobs.embed import EmbedOptions, refuse_too_long
     from longlens.jobs.plan import Outputs, batch_bytes, make_batches, measure_rate, operations, standard_bytes
     from longlens.ops.explain import format_bytes
 
@@ -48,6 +50,11 @@ def plan(
     seconds = operations(loaded.config, lengths) / measure_rate(loaded)
     longest = max(found.entries, key=lambda entry: entry.length)
     standard = standard_bytes(loaded.config, longest.length + 2, element)
+    fits = "yes" if peak <= limit else "no: raise --max-memory, use --dtype bfloat16 or a smaller model"
+    try:
+        refuse_too_long(loaded, found, EmbedOptions(), limit)
+    except InputError as error:
+        fits = f"no: {error}"
     table = Table("", "", show_header=False, box=None, pad_edge=False)
     for name, said in (
         ("proteins", f"{len(lengths):,}, {sum(lengths):,} residues, longest {longest.length:,} ({longest.id})"),
@@ -57,7 +64,7 @@ def plan(
         ("time", f"about {_duration(seconds)} on this machine ({loaded.device.type}, {str(loaded.dtype)[6:]})"),
         ("N x N way", f"{format_bytes(standard)} for one layer's attention of the longest protein, "
                       f"{format_bytes(standard * loaded.config.layers)} for all layers"),
-        ("fits", "yes" if peak <= limit else "no: raise --max-memory, use --dtype bfloat16 or a smaller model"),
+        ("fits", fits),
     ):  # fmt: skip
         table.add_row(name, said)
     Console(width=120).print(table)

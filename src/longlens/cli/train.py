@@ -25,7 +25,7 @@ import click
 @click.option("--adam-rate", default=0.003, show_default=True, help="Learning rate of everything else (AdamW).")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--every", default=100, show_default=True, help="Steps between checkpoints.")
+@click.option("--every", default=100, type=click.IntRange(min=1), show_default=True, help="Steps between checkpoints.")
 @click.option("--weights", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="How model/ stores them.")  # fmt: skip
 @click.option("--minutes", default=0.0, help="Stop after this long, to be gone on with by the same command; 0 never.")
@@ -38,7 +38,7 @@ def train(
     minutes: float,
     **options: object,
 ) -> None:
-    """Train an ESM-2-architecture model on FASTA files.
+    """Train an ESM-2-architecture model on FASTA files, on the CPU.
 
     The folder holds checkpoint.pt, log.jsonl and, at the end, model/ in transformers' format. The same command goes on
     where an interrupted one stopped, with the same result as if it had not been.
@@ -75,9 +75,12 @@ def train(
                 console.print(f"step {now.step}: {said}, held-out perplexity {now.held_out:.3f}")
             bar.update(task, completed=now.step, said=said)
 
-        model = run(
+        model, reached = run(
             settings, proteins, held, output, report, every=every,
             stop=lambda: minutes > 0 and time.monotonic() - begun > 60 * minutes,
         )  # fmt: skip
+    if reached < settings.steps:
+        click.echo(f"stopped at step {reached:,} of {settings.steps:,}; the same command goes on")
+        return
     save(model, output / "model", DTYPES[weights])
     click.echo(f"model in {output / 'model'}")

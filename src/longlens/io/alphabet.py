@@ -46,10 +46,11 @@ def clean_protein(raw: str, record: str = "the sequence") -> Protein:
     unknown = set(sequence) - _KEPT
     substituted = gaps = 0
     if unknown:
-        sequence = sequence.rstrip("*")
-        substituted = sequence.count("J") + sequence.count("*")
         gaps = sum(map(sequence.count, GAPS))
-        sequence = sequence.translate(str.maketrans("J*", "XX", GAPS))
+        # gaps may stand after the stop
+        sequence = sequence.translate(str.maketrans("", "", GAPS)).rstrip("*")
+        substituted = sequence.count("J") + sequence.count("*")
+        sequence = sequence.translate(str.maketrans("J*", "XX"))
         for character in unknown - set("J*" + GAPS):
             if character in sequence:
                 _refuse(letters, record)

@@ -17,6 +17,7 @@ from Bio.SeqIO.FastaIO import SimpleFastaParser
 from longlens.errors import SequenceError
 
 GZIP_MAGIC = b"\x1f\x8b"
+STANDARD_INPUT = "standard input"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def read_fasta(path: Path | str) -> Iterator[Record]:
     Raises `SequenceError` for a file that cannot be read, is no FASTA, or ends inside its compression; records before
     the fault have been given by then.
     """
-    name = "standard input" if str(path) == "-" else str(path)
+    # a copy of standard input stands for it
+    name = STANDARD_INPUT if str(path) == "-" or Path(path).name == STANDARD_INPUT else str(path)
     try:
         with _open(path) as lines:
             first = _first_line(lines)

@@ -5,6 +5,7 @@ The same arrays give the same bytes: no times, no names of the machine. Rows are
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -131,4 +132,7 @@ def _write_pt(finished: Finished, target: Path) -> None:
                 held.setdefault(keys[kind], {})[int(layer)] = tensor
             else:
                 held[kind] = tensor
-        torch.save(held, target / f"{place + 1:07d}.pt")
+        # through memory: torch.save hides what the disk said when it is full
+        buffer = io.BytesIO()
+        torch.save(held, buffer)
+        (target / f"{place + 1:07d}.pt").write_bytes(buffer.getvalue())

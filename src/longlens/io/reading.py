@@ -42,7 +42,9 @@ class Results:
         return iter(sorted(_names(self._arrays)))
 
     def residues(self, name: str, row: Mapping[str, Any]) -> NDArray[Any]:
-        """One protein's part of an array with one row for each residue."""
+        """One protein's part of an array with one row for each residue. Raises `InputError` for a skipped record."""
+        if row["start"] is None:
+            raise InputError(f"expected a record that was read, got {row['id'] or row['record']}: {row['problem']}")
         return np.asarray(self[name][row["start"] : row["stop"]])
 
 

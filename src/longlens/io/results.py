@@ -7,12 +7,13 @@ At the end the raw arrays become the files of the chosen format, each moved into
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from longlens.errors import InputError
 from longlens.io.flat import FlatArray
@@ -20,6 +21,7 @@ from longlens.io.flat import FlatArray
 MANIFEST = "manifest.json"
 WORK = ".work"
 JOURNAL = "journal.jsonl"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,47 @@ class ResultFolder:
             self.settled: dict[str, Any] = before["settled"]
             self.complete: bool = before["complete"]
         else:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            # half a manifest is what a run leaves that was killed while it began
+            begun = path / f"{MANIFEST}.half"
+            if path.exists() and (not path.is_dir() or set(path.iterdir()) - {begun, path / WORK}):
                 raise InputError(f"expected {path} to be empty, new or a longlens result, found other files in it")
             self.settled, self.complete = settled, False
             path.mkdir(parents=True, exist_ok=True)
-            self._identity = identity
             write_whole(manifest, _as_json({"job": identity, "settled": settled, "complete": False}))
         self._identity = identity
         self.work = path / WORK
         self.arrays: dict[str, FlatArray] = {}
-        if not self.complete:
+        self._locked: IO[str] | None = None
+        if self.complete:
+            self._refuse_missing(before["files"])
+            # left by a run that was killed at its very end
+            shutil.rmtree(self.work, ignore_errors=True)
+        else:
             self.work.mkdir(exist_ok=True)
+            self._lock()
             self._mend_journal()
             self.arrays = {
                 spec.name: FlatArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
                 for number, spec in enumerate(specs)
             }
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends."""
+        self._locked = (self.work / LOCK).open("w")
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"another process is at work in {self.path}; wait for it, or give another folder"
+            ) from None
+
+    def _refuse_missing(self, sizes: dict[str, int]) -> None:
+        gone = [name for name, count in sizes.items() if _bytes_of(self.path / name) != count]
+        if gone:
+            raise InputError(
+                f"{self.path} is marked complete, but {', '.join(gone)} was removed or changed since; give another "
+                f"folder, or remove {self.path / MANIFEST} and what is left to make it anew"
+            )
 
     def _mend_journal(self) -> None:
         """Drop a last line that a crash cut off."""
@@ -75,7 +102,14 @@ class ResultFolder:
     def done(self) -> int:
         """Units of work that are complete, from the first on."""
         journal = self.work / JOURNAL
-        return journal.read_bytes().count(b"\n") if journal.is_file() else 0
+        lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
+        for number, line in enumerate(lines):
+            if json.loads(line) != {"unit": number}:
+                raise InputError(
+                    f"{journal}: expected unit {number} in line {number + 1}, got {line}; the folder cannot be "
+                    "gone on with: give another"
+                )
+        return len(lines)
 
     def commit(self, unit: int) -> None:
         """Count unit `unit` as done: its rows go to the disk first, then its line."""
@@ -90,13 +124,22 @@ class ResultFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self) -> None:
-        """Say that the results are complete, and remove what was needed to make them."""
+    def close(self) -> None:
+        """Let go of the folder, whether the job is done or not."""
         for array in self.arrays.values():
             array.close()
-        whole = {"job": self._identity, "settled": self.settled, "complete": True}
+        self.arrays = {}
+        if self._locked is not None:
+            self._locked.close()
+
+    def finish(self, files: list[Path]) -> None:
+        """Say that the results, `files` moved into place, are complete, and remove what was needed to make them."""
+        sync_tree(self.path)
+        sizes = {path.name: _bytes_of(path) for path in files}
+        whole = {"job": self._identity, "settled": self.settled, "complete": True, "files": sizes}
         write_whole(self.path / MANIFEST, _as_json(whole))
         self.complete = True
+        self.close()
         shutil.rmtree(self.work, ignore_errors=True)
 
 
@@ -108,6 +151,23 @@ def write_whole(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     half.replace(path)
+
+
+def sync_tree(path: Path) -> None:
+    """Have a file, or a folder and all within, on the disk before going on."""
+    for part in (path, *(path.rglob("*") if path.is_dir() else ())):
+        handle = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _bytes_of(path: Path) -> int:
+    """Bytes in a file, or in all files of a folder; -1 where there is neither."""
+    if path.is_dir():
+        return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _as_json(value: dict[str, Any]) -> bytes:

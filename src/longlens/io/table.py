@@ -17,7 +17,7 @@ from longlens.io.survey import Survey
 def write_table(
     path: Path, survey: Survey, starts: NDArray[np.int64], arrays: Mapping[str, NDArray[Any]], file: str
 ) -> None:
-    """One row for each record, in order; a skipped one has a `problem` and no `row`.
+    """One row for each record that was read, in order, then one for each skipped, with a `problem` and no `row`.
 
     `row` numbers the arrays by protein, `start` and `stop` those by residue. `surprise` is the mean over residues in
     nats, `perplexity` its exponential.

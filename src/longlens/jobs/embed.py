@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longlens.errors import InputError
+from longlens.errors import InputError, SequenceError
 from longlens.io.formats import FORMATS, Finished, write_arrays
-from longlens.io.results import ArraySpec, ResultFolder
-from longlens.io.survey import Survey, read_cleaned
+from longlens.io.results import ArraySpec, ResultFolder, sync_tree
+from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.io.table import write_table
 from longlens.jobs.passes import (
     Place,
@@ -29,6 +31,7 @@ from longlens.jobs.plan import Outputs, batch_bytes, make_batches
 from longlens.lens.surprise import Surprise, surprise
 from longlens.models.encoder import Attend, attend_with
 from longlens.models.language_model import MaskedLM
+from longlens.ops.registry import parse_method
 
 INCLUDES = ("mean", "per-tok", "bos", "logits", "surprise")
 SURPRISE = ("surprise", "entropy", "excess", "rank")
@@ -58,6 +61,8 @@ class EmbedOptions:
             odd = [value for value in given if value not in known]
             if odd or not given:
                 raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(odd) or 'none'}")
+        # a name that does not exist is refused here, before a folder is made for it
+        parse_method(self.method)
 
     def layer_numbers(self, model: MaskedLM) -> list[int]:
         """The layers as numbers 0..L; raises `InputError` for others."""
@@ -99,6 +104,17 @@ def outputs(model: MaskedLM, options: EmbedOptions) -> Outputs:
     return Outputs(values, len(options.layer_numbers(model)))
 
 
+def refuse_too_large(model: MaskedLM, lengths: Sequence[int], options: EmbedOptions, budget: int, limit: int) -> None:
+    """Raise `InputError` where a batch of `budget` tokens would take more than `limit` bytes."""
+    largest = max((sum(lengths[a:b]) + 2 * (b - a) for a, b in make_batches(lengths, budget)), default=0)
+    need = batch_bytes(model.config, largest, model.dtype.itemsize, outputs(model, options))
+    if need > limit:
+        raise InputError(
+            f"batches of up to {largest:,} tokens need about {need / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB are "
+            f"allowed; raise --max-memory, or lower --tokens-per-batch (now {budget:,}, kept by a folder begun with it)"
+        )
+
+
 def refuse_too_long(model: MaskedLM, survey: Survey, options: EmbedOptions, limit: int) -> None:
     """Raise `InputError` where a protein cannot fit, before any work starts; says which, and what would help."""
     most = model.config.max_length
@@ -118,11 +134,13 @@ def refuse_too_long(model: MaskedLM, survey: Survey, options: EmbedOptions, limi
 
 
 def identity(model: MaskedLM, survey: Survey, options: EmbedOptions) -> dict[str, Any]:
-    """Everything that decides the results, as plain JSON."""
+    """Everything that decides the results, as plain JSON: what is meant, not how it was spelt."""
+    chosen = asdict(options) | {"include": sorted(options.include), "layers": options.layer_numbers(model)}
     return {
         "inputs": survey.inputs,
-        "model": {"source": model.source, "sha256": _fingerprint(model), "dtype": str(model.dtype).split(".")[-1]},
-        "options": asdict(options),
+        "model": {"sha256": _fingerprint(model), "dtype": str(model.dtype).split(".")[-1]},
+        "options": chosen | {"method": str(parse_method(options.method))},
+        "versions": {name: version(name) for name in ("longlens", "torch")},
     }
 
 
@@ -155,7 +173,8 @@ def embed(
         for unit, (first, last) in enumerate(batches):
             if unit < done:
                 continue
-            texts = list(islice(sequences, first - at, last - at))
+            texts = list(islice(sequences, first - at, last - at))[-(last - first) :]
+            _refuse_changed(texts, survey.entries[first:last])
             at = last
             for name, start, rows in _batch_arrays(model, texts, first, int(starts[first]), options, attend):
                 folder.arrays[name].write(start, rows)
@@ -164,13 +183,26 @@ def embed(
     if masked:
         sequences = read_cleaned(paths, skip_errors=skip)
         with torch.inference_mode():
-            _masked_units(model, sequences, starts, stretches, len(batches), done, folder, attend, report)
+            _masked_units(
+                model, sequences, survey.entries, starts, stretches, len(batches), done, folder, attend, report
+            )
     return _finalise(survey, options, folder, starts)
+
+
+def _refuse_changed(texts: list[str], entries: Sequence[Entry]) -> None:
+    """Raise `SequenceError` unless these are the proteins that the survey saw."""
+    for text, entry in zip([*texts, *[""] * (len(entries) - len(texts))], entries, strict=True):
+        if hashlib.sha256(text.encode()).hexdigest() != entry.sha256:
+            raise SequenceError(
+                f"{entry.source}, record {entry.number} ({entry.id}): changed since the job began; give the file as it "
+                "was, or another output folder"
+            )
 
 
 def _masked_units(
     model: MaskedLM,
     sequences: Iterator[str],
+    entries: Sequence[Entry],
     starts: NDArray[np.int64],
     stretches: list[tuple[int, int]],
     before: int,
@@ -188,7 +220,8 @@ def _masked_units(
         first, last = (int(np.searchsorted(starts, place, "right")) - 1 for place in (a, b - 1))
         held = {place: tokens for place, tokens in held.items() if place >= first}
         while read <= last:
-            text = next(sequences)
+            text = next(sequences, "")
+            _refuse_changed([text], [entries[read]])
             if read >= first:
                 held[read] = model.alphabet.encode(text)
             read += 1
@@ -230,8 +263,9 @@ def _batch_arrays(
     for layer in layers:
         hidden = encoded.layers[layer]
         if "mean" in options.include:
-            means = torch.segment_reduce(hidden[rows].float(), "mean", lengths=counts, unsafe=True)
-            yield f"mean/{layer}", protein, _numpy(means)
+            # one protein at a time: a long one's running sum in float32 would lose digits
+            parts = hidden[rows].float().split(counts.tolist())
+            yield f"mean/{layer}", protein, _numpy(torch.stack([part.mean(0) for part in parts]))
         if "bos" in options.include:
             yield f"bos/{layer}", protein, _numpy(hidden[packed.cu_seqlens[:-1].long()])
         if "per-tok" in options.include:
@@ -265,11 +299,10 @@ def _finalise(survey: Survey, options: EmbedOptions, folder: ResultFolder, start
         target = folder.path / path.name
         if target.is_dir():
             # left from a run that was killed between here and the end
-            import shutil
-
             shutil.rmtree(target)
+        sync_tree(path)
         path.replace(target)
-    folder.finish()
+    folder.finish([folder.path / written.name, folder.path / "index.parquet"])
     return folder.path / "index.parquet"
 
 

@@ -16,6 +16,8 @@ from longlens.models.encoder import CHUNK, EncoderConfig
 from longlens.models.language_model import CHUNK as LOGITS_CHUNK
 from longlens.models.language_model import MaskedLM
 
+# scores of attention's tiles, and what is made of them
+TILES = 2**24
 # beyond this many tokens a batch gains no speed
 MOST_TOKENS = 16_384
 # of what is free now
@@ -42,7 +44,7 @@ def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Outpu
     attending = (1 + 3 + 2) * stream
     feeding = 2 * stream + min(tokens, CHUNK) * (2 * config.feed_forward + 4 * config.width) * element
     predicting = stream + min(tokens, LOGITS_CHUNK) * 4 * (config.vocabulary + config.width) * 4
-    return kept + max(attending, feeding, predicting)
+    return kept + TILES + max(attending, feeding, predicting)
 
 
 def standard_bytes(config: EncoderConfig, tokens: int, element: int) -> int:

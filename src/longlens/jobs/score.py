@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from longlens.errors import SequenceError
-from longlens.io.alphabet import STANDARD
 from longlens.jobs.passes import Place, masked_log_probabilities, residue_rows
 from longlens.models.encoder import Attend
 from longlens.models.language_model import MaskedLM
@@ -62,6 +61,16 @@ def parse_mutations(text: str, sequence: str, offset: int = 1) -> tuple[Mutation
     if len({mutation.position for mutation in found}) < len(found):
         raise SequenceError(f"expected each position once, got {text!r}")
     return tuple(found)
+
+
+def refuse_unknown(model: MaskedLM, mutations: Sequence[Mutation], where: str) -> None:
+    """Raise `SequenceError` where the model has no token for a residue: its score would be that of "unknown"."""
+    for mutation in mutations:
+        for residue in (mutation.wild, mutation.mutant):
+            if model.alphabet.number(residue) == model.alphabet.unknown:
+                raise SequenceError(
+                    f"{where}: expected residues that {model.source} knows, got {residue}; leave it out"
+                )
 
 
 def score_variants(
@@ -162,15 +171,3 @@ def mutate(sequence: str, variant: Sequence[Mutation]) -> str:
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-__all__ = [
-    "STANDARD",
-    "STRATEGIES",
-    "Mutation",
-    "all_substitutions",
-    "mutate",
-    "parse_mutations",
-    "position_log_probabilities",
-    "score_variants",
-]

@@ -98,7 +98,7 @@ class _ReceivedMax(_ColumnSums):
     def update(self, block: Block) -> None:
         maximise(self.sums["most"], block.lanes, block.absolute_keys(), block.weights.amax(-2))
 
-    def merge(self, other: _ReceivedMax) -> None:  # type: ignore[override]
+    def merge(self, other: _ReceivedMax) -> None:
         self.sums["most"] = torch.maximum(self.sums["most"], other.sums["most"])
 
 
@@ -168,7 +168,7 @@ class _TopQueries(State[TopK]):
         put(self.weight, block.lanes, keys, found)
         put(self.index, block.lanes, keys, index)
 
-    def merge(self, other: _TopQueries) -> None:  # type: ignore[override]
+    def merge(self, other: _TopQueries) -> None:
         weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)
         self.weight, self.index = best_of(weight, index, self.collector.count)
 

@@ -73,7 +73,7 @@ class _Pooled(Sums[PooledMap]):
         for place, cell in enumerate(present.tolist()):
             self._cells(name, block.lanes, cell).scatter_add_(1, key_cells, values[:, place])
 
-    def merge(self, other: _Pooled) -> None:  # type: ignore[override]
+    def merge(self, other: _Pooled) -> None:
         if self.collector.kind == "max":
             self.sums["mass"] = torch.maximum(self.sums["mass"], other.sums["mass"])
             self.sums["count"] += other.sums["count"]

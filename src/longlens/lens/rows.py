@@ -52,7 +52,7 @@ class _LogSumExp(State[RowValues]):
     def update(self, block: Block) -> None:
         put(self.lse, block.lanes, block.absolute_rows(), block.lse)
 
-    def merge(self, other: _LogSumExp) -> None:  # type: ignore[override]
+    def merge(self, other: _LogSumExp) -> None:
         self.lse = torch.maximum(self.lse, other.lse)
 
     def result(self) -> RowValues:
@@ -279,7 +279,7 @@ class _TopKeys(State[TopK]):
         put(self.weight, block.lanes, rows, weight)
         put(self.index, block.lanes, rows, index)
 
-    def merge(self, other: _TopKeys) -> None:  # type: ignore[override]
+    def merge(self, other: _TopKeys) -> None:
         weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)
         self.weight, self.index = best_of(weight, index, self.count)
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from longlens.errors import CheckpointError
@@ -42,10 +45,22 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
     Raises:
         CheckpointError: no such model, or weights that are not those of its architecture.
     """
-    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    chosen = choose_device(device)
     found = _read(name_or_path)
     model = _build(found)
     return model.to(device=chosen, dtype=choose_dtype(dtype, chosen)).eval().requires_grad_(False)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that a name means; raises `CheckpointError` where it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(
+            f"expected a device that is there, such as cpu or cuda, got {device!r}: {error}"
+        ) from None
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -82,7 +97,8 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
-    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    # through the ordinary way of writing files, which gives them the ordinary permissions
+    (folder / "model.safetensors").write_bytes(save_tensors(theirs, metadata={"format": "pt"}))
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,8 @@ def _read(name_or_path: str | Path) -> _Checkpoint:
         return _read_antiberty()
     if path.is_dir():
         return _read_folder(path)
+    if path.is_file() and path.suffix in (".safetensors", ".bin"):
+        raise CheckpointError(f"{path}: expected a model's folder; give {path.parent}, which holds its config.json too")
     if path.is_file():
         return _read_fair_esm(path)
     if path.suffix == ".pt" or str(name_or_path).startswith((".", "/", "~")):
@@ -117,10 +135,16 @@ def _fetch(name: str) -> Path:
         raise CheckpointError(
             f"found no file or folder {name!r}; to take it from the Hugging Face hub, pip install huggingface_hub"
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        there = HfApi().list_repo_files(name)
+    except Exception:
+        # without a network the cache may still have it
+        there = []
+    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in there) else None
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=doubled))
     except Exception as error:
         raise CheckpointError(
             f"expected a model's folder, a fair-esm file or a model of the Hugging Face hub, could not get {name!r}: "
@@ -133,11 +157,17 @@ def _read_folder(folder: Path) -> _Checkpoint:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"expected {folder} to hold config.json, found none")
-    said = json.loads(config_file.read_text(encoding="utf-8"))
+    try:
+        said = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{config_file}: expected JSON, got something else ({error}); fetch it again") from None
     kind = said.get("model_type")
     if kind not in ("esm", "bert"):
         raise CheckpointError(f"{folder}: expected model_type esm or bert, got {kind!r}")
-    config = _esm_config(said, folder) if kind == "esm" else _bert_config(said)
+    try:
+        config = _esm_config(said, folder) if kind == "esm" else _bert_config(said, folder)
+    except KeyError as error:
+        raise CheckpointError(f"{config_file}: expected it to say {error}, it does not") from None
     names = TRANSFORMERS_ESM if kind == "esm" else TRANSFORMERS_BERT
     alphabet = ESM if kind == "esm" else _bert_alphabet(folder / "vocab.txt")
     if len(alphabet) != config.vocabulary:
@@ -155,10 +185,19 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         index, single = folder / f"{stem}.index.json", folder / stem
         if index.is_file():
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return {name: tensor for shard in shards for name, tensor in read(folder / shard).items()}
+            return {name: tensor for shard in shards for name, tensor in _read_file(read, folder / shard).items()}
         if single.is_file():
-            return read(single)
+            return _read_file(read, single)
     raise CheckpointError(f"expected {folder} to hold model.safetensors or pytorch_model.bin, found neither")
+
+
+def _read_file(read: Callable[[Path], dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    try:
+        return read(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"expected {path}, which the index names, found none; fetch the folder again") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path}: cut off or not a file of weights ({error}); fetch it again") from error
 
 
 def _torch_load(path: Path) -> dict[str, Any]:
@@ -189,7 +228,15 @@ def _esm_config(said: Mapping[str, Any], folder: Path) -> EncoderConfig:
     )
 
 
-def _bert_config(said: Mapping[str, Any]) -> EncoderConfig:
+def _bert_config(said: Mapping[str, Any], folder: Path) -> EncoderConfig:
+    refused = {
+        "hidden_act": said.get("hidden_act", "gelu") != "gelu",
+        "position_embedding_type": said.get("position_embedding_type", "absolute") != "absolute",
+        "is_decoder": bool(said.get("is_decoder")),
+    }
+    for field, odd in refused.items():
+        if odd:
+            raise CheckpointError(f"{folder}: expected BERT's encoder with gelu, got {field} = {said.get(field)!r}")
     return EncoderConfig(
         vocabulary=said["vocab_size"],
         layers=said["num_hidden_layers"],
@@ -224,7 +271,7 @@ def _read_antiberty() -> _Checkpoint:
         raise CheckpointError("expected the package antiberty; pip install antiberty==0.1.3 --no-deps")
     folder = Path(spec.submodule_search_locations[0]) / "trained_models"
     weights = folder / "AntiBERTy_md_smooth"
-    config = _bert_config(json.loads((weights / "config.json").read_text(encoding="utf-8")))
+    config = _bert_config(json.loads((weights / "config.json").read_text(encoding="utf-8")), weights)
     alphabet = _bert_alphabet(folder / "vocab.txt")
     return _Checkpoint("antiberty", _read_tensors(weights), TRANSFORMERS_BERT, config, alphabet)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from longlens.errors import InputError
 from longlens.io.alphabet import ESM
+from longlens.io.results import write_whole
 from longlens.models.encoder import Attend, EncoderConfig, Packed, attend_with, pack
 from longlens.models.language_model import MaskedLM
 from longlens.training.checkpoints import read_checkpoint, write_checkpoint
@@ -48,6 +51,19 @@ class TrainSettings:
     warmup: int = 50
     decay: float = 0.4
     dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name, fits in (
+            ("steps", self.steps >= 1),
+            ("mask_rate", 0 < self.mask_rate < 1),
+            ("decay", 0 <= self.decay <= 1),
+            ("layers", self.layers >= 1),
+            # rotary positions turn pairs of numbers
+            ("width", self.heads >= 1 and self.width % (2 * self.heads) == 0),
+        ):
+            if not fits:
+                raise InputError(f"expected steps and layers of at least 1, mask_rate and decay as shares, a width of "
+                                 f"an even number for each head, got {name} = {getattr(self, name)}")  # fmt: skip
 
     def config(self) -> EncoderConfig:
         """The model's."""
@@ -80,8 +96,8 @@ def train(
     *,
     every: int = 100,
     stop: Callable[[], bool] = lambda: False,
-) -> MaskedLM:
-    """Train to the last step, from the folder's checkpoint if there is one, and return the model.
+) -> tuple[MaskedLM, int]:
+    """Train to the last step, from the folder's checkpoint if there is one; the model, and the step it has reached.
 
     Every `every` steps: held-out perplexity, a line in log.jsonl, a checkpoint. `stop` is asked after each step; a run
     that it ends is gone on with by the same call.
@@ -97,6 +113,7 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     # the number of steps may be raised later
     identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
+    identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
     state = read_checkpoint(folder, identity)
     step = 0
     if state is not None:
@@ -131,8 +148,9 @@ def train(
             checked = step % every == 0 or last
             perplexity = held_out_perplexity(model, held, attend) if checked else None
             progress = Progress(step, settings.steps, total / max(1, hidden), residues / (now - since), perplexity)
-            _write(folder, identity, step, model, optimizers, schedules, data, generator)
+            # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
+            _write(folder, identity, step, model, optimizers, schedules, data, generator)
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
@@ -140,7 +158,7 @@ def train(
         if leave:
             break
     model.source = str(folder)
-    return model.eval()
+    return model.eval(), step
 
 
 def validation_steps(held_out: Sequence[NDArray[np.int16]], settings: TrainSettings) -> list[Packed]:
@@ -163,6 +181,13 @@ def held_out_perplexity(model: MaskedLM, held: Sequence[Packed], attend: Attend 
             count += len(masked.truth)
     model.train(training)
     return math.exp(total / max(1, count))
+
+
+def _digest(proteins: Sequence[NDArray[np.int16]]) -> str:
+    digest = hashlib.sha256()
+    for protein in proteins:
+        digest.update(protein.tobytes() + b"|")
+    return digest.hexdigest()
 
 
 def _packs(crops: Sequence[NDArray[np.int64]], tokens: int) -> Iterator[Packed]:
@@ -233,5 +258,8 @@ def _write(
 
 
 def _append(folder: Path, progress: Progress) -> None:
-    with (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(progress)) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / LOG
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
+    write_whole(log, "".join(f"{line}\n" for line in [*kept, json.dumps(asdict(progress))]).encode())
