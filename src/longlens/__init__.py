@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longlens import errors as errors
+    from longlens import hf as hf
+    from longlens import lens as lens
     from longlens import testing as testing
     from longlens.io.reading import Results as Results
     from longlens.io.reading import open_results as open_results
+    from longlens.lens.scan import scan as scan
+    from longlens.lens.watch import watch as watch
     from longlens.models.pretrained import load as load
     from longlens.ops.approximate.cosformer import CosFormer as CosFormer
     from longlens.ops.approximate.linear import Linear as Linear
@@ -76,10 +80,14 @@ _HOMES: dict[str, str | None] = {
     "attention": "longlens.ops.attention",
     "errors": None,
     "explain": "longlens.ops.explain",
+    "hf": None,
+    "lens": None,
     "load": "longlens.models.pretrained",
     "open_results": "longlens.io.reading",
     "parse_method": "longlens.ops.registry",
+    "scan": "longlens.lens.scan",
     "testing": None,
+    "watch": "longlens.lens.watch",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

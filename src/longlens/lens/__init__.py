@@ -1,1 +1,25 @@
-"""What a reader wants to know of a model, in linear memory."""
+"""What a model attends to, and how surprised it is, in linear memory: collectors, the scan that feeds them, results.
+
+from longlens.lens import Entropy, Received, TopKeys
+with longlens.watch(model, collect=[Entropy(), Received(), TopKeys(8)]) as seen: ...
+"""
+
+from __future__ import annotations
+
+from longlens.lens.columns import ColumnEntropy as ColumnEntropy
+from longlens.lens.columns import Received as Received
+from longlens.lens.columns import ReceivedMax as ReceivedMax
+from longlens.lens.columns import ReceivedMean as ReceivedMean
+from longlens.lens.columns import TopQueries as TopQueries
+from longlens.lens.maps import Cells as Cells
+from longlens.lens.maps import DistanceHistogram as DistanceHistogram
+from longlens.lens.maps import Pooled as Pooled
+from longlens.lens.maps import WeightHistogram as WeightHistogram
+from longlens.lens.rows import Distance as Distance
+from longlens.lens.rows import DistanceSpread as DistanceSpread
+from longlens.lens.rows import EffectiveKeys as EffectiveKeys
+from longlens.lens.rows import Entropy as Entropy
+from longlens.lens.rows import Largest as Largest
+from longlens.lens.rows import LogSumExp as LogSumExp
+from longlens.lens.rows import Mass as Mass
+from longlens.lens.rows import TopKeys as TopKeys

@@ -1,0 +1,14 @@
+"""Guests in transformers: our attention in its models, and a look at what they attend to.
+
+    with longlens.hf.attach(model, method="exact"):
+        model(**inputs)
+
+transformers is imported when `attach` is called, and only then (extra `hf`).
+"""
+
+from __future__ import annotations
+
+from longlens.hf.attach import Attachment as Attachment
+from longlens.hf.attach import attach as attach
+
+__all__ = ["Attachment", "attach"]
