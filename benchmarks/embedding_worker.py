@@ -100,7 +100,6 @@ def esm_cpp(task: dict[str, Any]) -> Forward:
     import numpy as np
 
     model = esm_cpp.Model.load_from_safetensors(f"{task['model']}/esm-cpp.safetensors")
-    model.num_threads = task["threads"]
     if task["dtype"] == "int8":
         model.quantize_weights()
     tokenizer = esm_cpp.Tokenizer()

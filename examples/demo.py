@@ -5,6 +5,7 @@ python examples/demo.py [OUTPUT]
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -27,21 +28,31 @@ def main() -> None:
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     again = (output / "manifest.json").is_file()
     proteins = HERE / "proteins.fasta.gz"
-    command = ["embed", str(proteins), "-o", str(output), "--model", "tiny", "--include", "mean", "surprise"]
-    print(f"$ longlens {' '.join(command)}")
+    command = [
+        "embed",
+        os.path.relpath(proteins),
+        "-o",
+        str(output),
+        "--model",
+        "tiny",
+        "--include",
+        "mean",
+        "surprise",
+    ]
+    print(f"running     longlens {' '.join(command)}", flush=True)
     cli.main(command, standalone_mode=False)
     results = longlens.open_results(output)
     row = max(results.table, key=lambda row: row["length"])
     figure = draw(results, row, output / "surprise.png")
     config = longlens.load("tiny").config
     needed = standard_bytes(config, row["length"] + 2, 4)
-    print(f"figure       {figure}")
+    print(f"figure      {figure}")
     if again:
         print(f"The results were there already; remove {output} to see them made.")
     else:
-        print(f"peak memory  {format_bytes(peak_memory())} for the whole process, PyTorch among it")
+        print(f"peak memory {format_bytes(peak_memory())} for the whole process, PyTorch among it")
     print(
-        f"N x N path   {format_bytes(needed)} for one layer's attention of the longest protein, "
+        f"N x N path  {format_bytes(needed)} for one layer's attention of the longest protein, "
         f"{format_bytes(config.layers * needed)} to keep all {config.layers} layers"
     )
 

@@ -172,4 +172,4 @@ def _summary(found: Survey, output: Path, *, masked: bool) -> None:
     Console(width=120).print(shown)
     files = {name for name in table["file"] if name}
     for name in ["index.parquet", *sorted(files)]:
-        click.echo(f"results    {output / name}")
+        click.echo(f"results     {output / name}")

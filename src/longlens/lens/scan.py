@@ -30,6 +30,7 @@ from longlens.ops.registry import ENTRIES
 from longlens.ops.tiles import Piece, Tile, TileShape, size
 
 # scores held at a time, over heads: they and what is made of them stay in the second-level cache
+ROWS = 64
 SCORES = 2**19
 # rows of a sequence on which the weights are checked against the module's own output
 SAMPLES = 4
@@ -139,7 +140,7 @@ def _blocks(
     widened = replace(
         inputs, query=inputs.query.to(wide), key=inputs.key.to(wide), value=inputs.value[..., :0].to(wide)
     )
-    rows = 64 if inputs.device_type == "cpu" else 1024
+    rows = ROWS if inputs.device_type == "cpu" else 1024
     # whole rows: no tile is cut along its keys
     tiled = part.method.tiles(widened, TileShape(rows, 2**62, SCORES))
     if tiled is None:
