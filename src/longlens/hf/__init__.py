@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from longlens.hf.attach import Attachment as Attachment
 from longlens.hf.attach import attach as attach
+from longlens.hf.contacts import predict_contacts as predict_contacts
 
-__all__ = ["Attachment", "attach"]
+__all__ = ["Attachment", "attach", "predict_contacts"]

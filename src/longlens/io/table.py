@@ -22,27 +22,29 @@ def write_table(
     `row` numbers the arrays by protein, `start` and `stop` those by residue. `surprise` is the mean over residues in
     nats, `perplexity` its exponential.
     """
-    entries = survey.entries
-    columns: dict[str, list[Any]] = {
-        "source": [entry.source for entry in entries],
-        "record": [entry.number for entry in entries],
-        "id": [entry.id for entry in entries],
-        "description": [entry.description for entry in entries],
-        "length": [entry.length for entry in entries],
-        "sha256": [entry.sha256 for entry in entries],
-        "substituted": [entry.substituted for entry in entries],
-        "gaps": [entry.gaps for entry in entries],
-        "file": [file for _ in entries],
-        "row": list(range(len(entries))),
+    columns = survey_columns(survey) | {
+        "file": [file] * len(survey.entries),
+        "row": list(range(len(survey.entries))),
         "start": starts[:-1].tolist(),
         "stop": starts[1:].tolist(),
-        "problem": [None for _ in entries],
     }
     if "surprise" in arrays:
         sums = np.add.reduceat(arrays["surprise"].astype(np.float64), starts[:-1])
         means = sums / np.diff(starts)
-        columns["surprise"] = means.tolist()
-        columns["perplexity"] = np.exp(means).tolist()
+        columns |= {"surprise": means.tolist(), "perplexity": np.exp(means).tolist()}
+    write_columns(path, survey, columns)
+
+
+def survey_columns(survey: Survey) -> dict[str, list[Any]]:
+    """What the survey knows of each protein."""
+    names = ("source", "number", "id", "description", "length", "sha256", "substituted", "gaps")
+    columns = {name: [getattr(entry, name) for entry in survey.entries] for name in names}
+    return {"record" if name == "number" else name: column for name, column in columns.items()}
+
+
+def write_columns(path: Path, survey: Survey, columns: dict[str, list[Any]]) -> None:
+    """A table of the proteins' columns, with `problem`, and a row for each skipped record."""
+    columns = columns | {"problem": [None for _ in survey.entries]}
     for record in survey.skipped:
         given = {"source": record.source, "record": record.number, "id": record.id, "problem": record.reason}
         for name, column in columns.items():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longlens.errors import InputError, SequenceError
+from longlens.errors import InputError
 from longlens.io.formats import FORMATS, Finished, write_arrays
 from longlens.io.results import ArraySpec, ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.io.table import write_table
+from longlens.jobs.identity import job_identity, refuse_changed
 from longlens.jobs.passes import (
     Place,
     masked_log_probabilities,
@@ -136,12 +135,7 @@ def refuse_too_long(model: MaskedLM, survey: Survey, options: EmbedOptions, limi
 def identity(model: MaskedLM, survey: Survey, options: EmbedOptions) -> dict[str, Any]:
     """Everything that decides the results, as plain JSON: what is meant, not how it was spelt."""
     chosen = asdict(options) | {"include": sorted(options.include), "layers": options.layer_numbers(model)}
-    return {
-        "inputs": survey.inputs,
-        "model": {"sha256": _fingerprint(model), "dtype": str(model.dtype).split(".")[-1]},
-        "options": chosen | {"method": str(parse_method(options.method))},
-        "versions": {name: version(name) for name in ("longlens", "torch")},
-    }
+    return job_identity(model, survey, chosen | {"method": str(parse_method(options.method))})
 
 
 def embed(
@@ -174,7 +168,7 @@ def embed(
             if unit < done:
                 continue
             texts = list(islice(sequences, first - at, last - at))[-(last - first) :]
-            _refuse_changed(texts, survey.entries[first:last])
+            refuse_changed(texts, survey.entries[first:last])
             at = last
             for name, start, rows in _batch_arrays(model, texts, first, int(starts[first]), options, attend):
                 folder.arrays[name].write(start, rows)
@@ -187,16 +181,6 @@ def embed(
                 model, sequences, survey.entries, starts, stretches, len(batches), done, folder, attend, report
             )
     return _finalise(survey, options, folder, starts)
-
-
-def _refuse_changed(texts: list[str], entries: Sequence[Entry]) -> None:
-    """Raise `SequenceError` unless these are the proteins that the survey saw."""
-    for text, entry in zip([*texts, *[""] * (len(entries) - len(texts))], entries, strict=True):
-        if hashlib.sha256(text.encode()).hexdigest() != entry.sha256:
-            raise SequenceError(
-                f"{entry.source}, record {entry.number} ({entry.id}): changed since the job began; give the file as it "
-                "was, or another output folder"
-            )
 
 
 def _masked_units(
@@ -221,7 +205,7 @@ def _masked_units(
         held = {place: tokens for place, tokens in held.items() if place >= first}
         while read <= last:
             text = next(sequences, "")
-            _refuse_changed([text], [entries[read]])
+            refuse_changed([text], [entries[read]])
             if read >= first:
                 held[read] = model.alphabet.encode(text)
             read += 1
@@ -304,11 +288,3 @@ def _finalise(survey: Survey, options: EmbedOptions, folder: ResultFolder, start
         path.replace(target)
     folder.finish([folder.path / written.name, folder.path / "index.parquet"])
     return folder.path / "index.parquet"
-
-
-def _fingerprint(model: MaskedLM) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longlens.models.contacts import Regression
+
 
 class MaskedLMHead(nn.Module):
     """Dense, gelu, LayerNorm, then the product with the embedding (tied) and a bias (RoBERTa; ESM-2)."""
@@ -24,9 +26,15 @@ class MaskedLMHead(nn.Module):
 class ContactHead(nn.Module):
     """Logistic regression over all layers' and heads' symmetrised, corrected attention (Rao et al. 2020).
 
-    Holds the weights, (1, layers x heads), layer-major.
+    Holds the weights, (1, layers x heads), layer-major; `longlens.models.contacts` computes with them.
     """
 
     def __init__(self, layers: int, heads: int) -> None:
         super().__init__()
+        self.layers = layers
         self.regression = nn.Linear(layers * heads, 1)
+
+    def weights(self) -> Regression:
+        """What `longlens.models.contacts` computes with."""
+        weight, bias = self.regression.weight.detach(), self.regression.bias.detach()
+        return Regression(weight.float().cpu().view(self.layers, -1), float(bias))

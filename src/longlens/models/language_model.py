@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet
+from longlens.models.contacts import Regression, Watcher, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, pack
 from longlens.models.heads import ContactHead, MaskedLMHead
 
@@ -51,6 +54,33 @@ class MaskedLM(nn.Module):
         for start in range(0, len(hidden), CHUNK):
             rows = slice(start, min(start + CHUNK, len(hidden)))
             yield rows, torch.log_softmax(self.logits(hidden[rows]).float(), -1)
+
+    @torch.no_grad()
+    def predict_contacts(self, proteins: Packed | Sequence[str]) -> list[Tensor]:
+        """Probability of contact of each pair of residues, (L, L) float32 for each protein, by ESM-2's contact head.
+
+        Holds 4 L^2 bytes a protein, never layers x heads times that; `longlens contacts` needs less still. Values at
+        |i - j| < 6 exist, but the head was not fitted on them.
+
+        Raises:
+            InputError: the model has no contact head.
+        """
+        packed = proteins if isinstance(proteins, Packed) else self.pack(proteins)
+        regression = self.contact_regression()
+        bounds = packed.cu_seqlens.tolist()
+        maps = [WholeMap(stop - start - 2, regression, self.device) for start, stop in pairwise(bounds)]
+        self(packed, attend=Watcher(maps))
+        return [contact_map.finish() for contact_map in maps]
+
+    def contact_regression(self) -> Regression:
+        """The contact head's weights; `InputError` where there is none."""
+        if self.contact_head is None:
+            raise InputError(
+                f"{self.source} has no contact head: fair-esm keeps it in a file of its own, "
+                "NAME-contact-regression.pt, to be laid beside the weights; for a model that never had one, "
+                "`longlens contacts fit` fits one"
+            )
+        return self.contact_head.weights()
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,70 @@
+"""ESM-2's contact maps for a transformers model, in place of its own `predict_contacts`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longlens.errors import InputError
+from longlens.hf.attach import Attachment, attention_modules
+from longlens.hf.calls import Call
+from longlens.models.contacts import Regression, WholeMap, float_lse
+
+
+@torch.no_grad()
+def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+    """Contact probabilities (L, L) float32 of each row of a batch, as `EsmModel.predict_contacts` defines them.
+
+    Holds one map for each row and not layers x heads of them; rows are cut to their own residues.
+
+    Args:
+        model: `EsmModel`, `EsmForMaskedLM` or another of transformers' ESM models that keeps the contact head.
+        input_ids, attention_mask: (B, N), start and end tokens included, padded on the right.
+
+    Raises:
+        InputError: no contact head; a mask of another kind.
+    """
+    head = next((module for name, module in model.named_modules() if name.endswith("contact_head")), None)
+    if head is None:
+        raise InputError(f"expected an ESM model with its contact_head, got {type(model).__name__}, which has none")
+    lengths = _lengths(input_ids, attention_mask)
+    modules = list(attention_modules(model).values())
+    regression: Any = head.regression
+    weight = regression.weight.detach().float().cpu().view(len(modules), -1)
+    maps = [
+        WholeMap(length - 2, Regression(weight, float(regression.bias.detach())), input_ids.device)
+        for length in lengths
+    ]
+
+    def observe(module: nn.Module, call: Call, output: Tensor) -> None:
+        number = next(place for place, other in enumerate(modules) if other is module)
+        for row, (contact_map, length) in enumerate(zip(maps, lengths, strict=True)):
+            query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
+            scale = query.shape[3] ** -0.5 if call.scale is None else call.scale
+            lse = float_lse(query, key, scale=scale)
+            contact_map.add(number, query[0], key[0], lse[0], scale)
+
+    training = model.training
+    model.eval()
+    try:
+        with Attachment(model, "exact", observe):
+            model(input_ids, attention_mask=attention_mask)
+    finally:
+        model.train(training)
+    return [contact_map.finish() for contact_map in maps]
+
+
+def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
+    """Tokens of each row, start and end included."""
+    if input_ids.ndim != 2:
+        raise InputError(f"expected input_ids (B, N), got {tuple(input_ids.shape)}")
+    keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if keep.shape != input_ids.shape:
+        raise InputError(f"expected an attention_mask {tuple(input_ids.shape)}, got {tuple(keep.shape)}")
+    lengths = keep.long().sum(1)
+    place = torch.arange(input_ids.shape[1], device=keep.device)
+    if not torch.equal(keep.bool(), place < lengths.unsqueeze(1)) or int(lengths.min()) < 3:
+        raise InputError("expected rows of at least one residue between start and end tokens, padded on the right")
+    return [int(length) for length in lengths]

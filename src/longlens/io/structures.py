@@ -1,0 +1,100 @@
+"""Proteins with known contacts: from structures (PDB, mmCIF), or from tables of pairs."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longlens.errors import InputError, SequenceError
+from longlens.io.alphabet import clean_protein
+from longlens.io.fasta import read_fasta
+
+# C-beta atoms closer than this, in Angstrom, are in contact (CASP; Rao et al. 2020)
+CONTACT = 8.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """A protein and its pairs in contact, (M, 2) with i < j, from 0."""
+
+    id: str
+    sequence: str
+    contacts: NDArray[np.int64]
+
+
+def read_structure(path: Path) -> Iterator[Example]:
+    """Each protein chain of the first model: residues as they stand in the file, contacts by C-beta (glycine: C-alpha).
+
+    Raises `InputError` for a file that cannot be read or holds no protein.
+    """
+    from Bio.Data.PDBData import protein_letters_3to1_extended as letters
+    from Bio.PDB import MMCIFParser, PDBParser
+    from Bio.PDB.PDBExceptions import PDBConstructionException
+
+    parser: Any = MMCIFParser(QUIET=True) if path.suffix.lower() in (".cif", ".mmcif") else PDBParser(QUIET=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            structure = parser.get_structure(path.stem, path)
+        chains = list(next(iter(structure)))
+    except (OSError, ValueError, KeyError, StopIteration, PDBConstructionException) as error:
+        raise InputError(f"{path}: expected a structure in PDB or mmCIF format; {error or 'it is empty'}") from None
+    found = False
+    for chain in chains:
+        # changed residues, such as selenomethionine, stand among the hetero atoms
+        residues = [
+            residue for residue in chain
+            if "CA" in residue and (residue.id[0] == " " or residue.get_resname().strip() in letters)
+        ]  # fmt: skip
+        if not residues:
+            continue
+        found = True
+        places = np.array([residue["CB" if "CB" in residue else "CA"].coord for residue in residues], np.float64)
+        text = "".join(letters.get(residue.get_resname().strip(), "X") for residue in residues)
+        name = f"{path.stem}_{chain.id}"
+        yield Example(name, clean_protein(text, name).sequence, _close_pairs(places))
+    if not found:
+        raise InputError(f"{path}: expected a protein, found no residue with a C-alpha atom")
+
+
+def read_pairs(paths: Sequence[Path], fasta: Path) -> list[Example]:
+    """Contacts from tables with the columns id, i, j (from 1), of proteins of a FASTA file.
+
+    Raises `InputError` for columns, ids or residues that are not there, with the line.
+    """
+    proteins = {record.id: clean_protein(record.sequence, record.place).sequence for record in read_fasta(fasta)}
+    pairs: dict[str, set[tuple[int, int]]] = {}
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            if not {"id", "i", "j"} <= set(table.fieldnames or ()):
+                raise InputError(f"{path}: expected the columns id, i, j, got {', '.join(table.fieldnames or ())}")
+            for row in table:
+                where = f"{path}, line {table.line_num}"
+                if row["id"] not in proteins:
+                    raise InputError(f"{where}: expected a protein of {fasta}, got {row['id']!r}")
+                length = len(proteins[row["id"]])
+                try:
+                    i, j = sorted((int(row["i"]), int(row["j"])))
+                except (TypeError, ValueError):
+                    raise InputError(f"{where}: expected residue numbers, got {row['i']!r}, {row['j']!r}") from None
+                if not 1 <= i < j <= length:
+                    raise SequenceError(f"{where}: expected two residues in 1..{length}, got {i} and {j}")
+                pairs.setdefault(row["id"], set()).add((i - 1, j - 1))
+    return [Example(name, proteins[name], np.array(sorted(found), np.int64)) for name, found in pairs.items()]
+
+
+def _close_pairs(places: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Pairs i < j nearer than `CONTACT`, by a tree: no T x T matrix."""
+    from Bio.PDB.kdtrees import KDTree
+
+    found = KDTree(np.ascontiguousarray(places), 10).neighbor_search(CONTACT)
+    pairs = [tuple(sorted((pair.index1, pair.index2))) for pair in found if pair.radius < CONTACT]
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2)

@@ -1,0 +1,133 @@
+"""Contact maps equal transformers' `predict_contacts`, in the whole form and in the kept one, in far less memory."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import longlens
+from esm_peer import SIZES, esm, protein, save
+from longlens.errors import InputError
+from longlens.models import contacts
+from longlens.models.contacts import KeptMap, Watcher
+from longlens.models.pretrained import load
+from longlens.testing import peak_growths
+
+# layers, width, heads: ESM-2's
+ARCHITECTURES = {"8M": SIZES["8M"], "150M": (30, 640, 20)}
+
+
+def peer(layers, width, heads):
+    """transformers' model with attention that is not flat, and a contact head of random values."""
+    theirs = esm(layers, width, heads)
+    for layer in theirs.esm.encoder.layer:
+        for part in (layer.attention.self.query, layer.attention.self.key):
+            part.weight.data.normal_(0, 2 / width**0.5)
+    head = theirs.esm.contact_head.regression
+    head.weight.data.normal_(0, 0.7)
+    # some channels are not used, as in the trained ones
+    head.weight.data[:, ::3] = 0
+    head.bias.data.fill_(-0.7)
+    theirs.set_attn_implementation("eager")
+    return theirs
+
+
+def reference(theirs, tokens):
+    one = tokens.unsqueeze(0)
+    with torch.no_grad():
+        return theirs.predict_contacts(one, torch.ones_like(one))[0]
+
+
+def kept(ours, packed):
+    """The maps of the form that keeps queries and keys, whole."""
+    maps = [KeptMap(int(stop - start) - 2, ours.contact_regression()) for start, stop in pairwise(packed.cu_seqlens)]
+    with torch.no_grad():
+        ours(packed, attend=Watcher(maps))
+    found = []
+    for contact_map in maps:
+        whole = torch.zeros(contact_map.residues, contact_map.residues)
+        for rows in contact_map.rows():
+            last = rows.first + len(rows.probabilities)
+            whole[rows.first : last, rows.first :] = rows.probabilities
+            whole[rows.first :, rows.first : last] = rows.probabilities.T
+        found.append(whole)
+    return found
+
+
+@pytest.mark.parametrize(("size", "lengths"), [("8M", (1, 2, 7, 63, 300, 701)), ("150M", (5, 130, 260))])
+def test_both_forms_equal_transformers(size, lengths, tmp_path):
+    theirs = peer(*ARCHITECTURES[size])
+    ours = load(save(theirs, tmp_path))
+    packed = ours.pack([protein(length, length) for length in lengths])
+    spread = []
+    for (start, stop), whole, rows in zip(
+        pairwise(packed.cu_seqlens.tolist()), ours.predict_contacts(packed), kept(ours, packed), strict=True
+    ):
+        expected = reference(theirs, packed.tokens[start:stop])
+        assert whole.shape == expected.shape
+        assert (whole - expected).abs().max() <= 1e-5
+        assert (rows - expected).abs().max() <= 1e-5
+        spread.append(float(expected.std())) if len(expected) > 2 else None
+    # the maps say something
+    assert min(spread) > 1e-3, spread
+
+
+def test_tiles_of_any_size_give_the_same(tmp_path, monkeypatch):
+    ours = load(save(peer(3, 64, 4), tmp_path))
+    packed = ours.pack([protein(150, 1)])
+    expected = ours.predict_contacts(packed)[0]
+    for name, value in (("ROWS", 32), ("STRETCH", 48), ("WEIGHTS", 64)):
+        monkeypatch.setattr(contacts, name, value)
+    torch.testing.assert_close(kept(ours, packed)[0], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.predict_contacts(packed)[0], expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(expected, expected.T)
+
+
+def test_bfloat16_weights_still_sum_to_one(tmp_path):
+    """The maps of the same queries and keys in float32, and not those of a coarser normaliser."""
+    ours = load(save(peer(2, 64, 4), tmp_path))
+    expected = ours.predict_contacts([protein(200, 2)])[0]
+    found = load(tmp_path, dtype="bfloat16").predict_contacts([protein(200, 2)])[0]
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().mean() <= 0.02
+
+
+def test_transformers_model_gets_its_contacts(tmp_path):
+    theirs = peer(3, 64, 4)
+    save(theirs, tmp_path)
+    tokens = load(tmp_path).pack([protein(40, 1), protein(25, 2)])
+    first, second = tokens.tokens[:42], tokens.tokens[42:]
+    ids = torch.ones(2, 42, dtype=torch.long)
+    ids[0], ids[1, :27] = first, second
+    keep = torch.arange(42) < torch.tensor([[42], [27]])
+    found = longlens.hf.predict_contacts(theirs, ids, keep.long())
+    for row, own in zip(found, (first, second), strict=True):
+        assert (row - reference(theirs, own)).abs().max() <= 1e-5
+    # its own batch, cut to the residues
+    batch = theirs.predict_contacts(ids, keep.long())
+    assert (found[1] - batch[1, :25, :25]).abs().max() <= 1e-5
+    assert (longlens.hf.predict_contacts(theirs.esm, ids, keep)[1] - found[1]).abs().max() == 0
+    assert theirs.config._attn_implementation == "eager"
+    with pytest.raises(InputError, match="on the right"):
+        longlens.hf.predict_contacts(theirs, ids, keep.flip(1).long())
+
+
+def test_a_model_without_a_head_says_what_to_do():
+    with pytest.raises(InputError, match=r"tiny has no contact head.*contacts fit"):
+        load("tiny").predict_contacts(["MKT"])
+
+
+@pytest.mark.memory
+def test_the_kept_form_is_linear():
+    here = str(Path(__file__).parent)
+    cases = [{"residues": residues, "kept": True} for residues in (4096, 8192)]
+    cases += [{"residues": 8192, "kept": False}]
+    small, large, whole = peak_growths(
+        "contact_pass:contact_pass", cases, path=[here], warm_up={"residues": 64, "kept": True}, runs=1
+    )
+    assert large <= 2.1 * small
+    # the map itself, and little more
+    assert 4 * 8192**2 <= whole <= 1.3 * 4 * 8192**2
