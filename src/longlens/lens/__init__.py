@@ -2,6 +2,8 @@
 
 from longlens.lens import Entropy, Received, TopKeys
 with longlens.watch(model, collect=[Entropy(), Received(), TopKeys(8)]) as seen: ...
+
+On the side of the vocabulary: `predictions` (surprise, entropy, rank, likeliest tokens) and `trajectories` (by layer).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from longlens.lens.columns import Received as Received
 from longlens.lens.columns import ReceivedMax as ReceivedMax
 from longlens.lens.columns import ReceivedMean as ReceivedMean
 from longlens.lens.columns import TopQueries as TopQueries
+from longlens.lens.logit_lens import Trajectories as Trajectories
+from longlens.lens.logit_lens import trajectories as trajectories
 from longlens.lens.maps import Cells as Cells
 from longlens.lens.maps import DistanceHistogram as DistanceHistogram
 from longlens.lens.maps import Pooled as Pooled
@@ -23,3 +27,6 @@ from longlens.lens.rows import Largest as Largest
 from longlens.lens.rows import LogSumExp as LogSumExp
 from longlens.lens.rows import Mass as Mass
 from longlens.lens.rows import TopKeys as TopKeys
+from longlens.lens.vocabulary import Head as Head
+from longlens.lens.vocabulary import Predictions as Predictions
+from longlens.lens.vocabulary import predictions as predictions

@@ -1,0 +1,150 @@
+"""The logit lens (`longlens.lens.logit_lens`) for language models of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longlens.errors import InputError, LensError, UnsupportedError
+from longlens.lens.logit_lens import Reading, Trajectories, read_layers
+from longlens.lens.vocabulary import Head
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Names of a model's parts: the list of layers, the norm after them (None: each layer ends in its own), the head;
+    `causal` models can be asked for the logits of the last token alone."""
+
+    layers: str
+    norm: str | None
+    head: str
+    causal: bool
+
+
+_LLAMA = Anatomy("model.layers", "model.norm", "lm_head", causal=True)
+_ROBERTA = Anatomy("roberta.encoder.layer", None, "lm_head", causal=False)
+SERVED: Mapping[str, Anatomy] = MappingProxyType({
+    "BertForMaskedLM": Anatomy("bert.encoder.layer", None, "cls.predictions", causal=False),
+    "EsmForMaskedLM": Anatomy("esm.encoder.layer", "esm.encoder.emb_layer_norm_after", "lm_head", causal=False),
+    "GPT2LMHeadModel": Anatomy("transformer.h", "transformer.ln_f", "lm_head", causal=True),
+    "Gemma2ForCausalLM": _LLAMA,
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _LLAMA,
+    "Qwen2ForCausalLM": _LLAMA,
+    "RobertaForMaskedLM": _ROBERTA,
+    "XLMRobertaForMaskedLM": _ROBERTA,
+})  # fmt: skip
+
+
+def trajectories_transformers(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    targets: Tensor | None,
+    *,
+    top: int,
+    layers: Collection[int] | None,
+    chunk: int | None,
+) -> Trajectories:
+    """`longlens.lens.trajectories` for a transformers model; arguments as there.
+
+    Attention is the model's own: inside `longlens.hf.attach(model)` it is linear in memory too. What the last layer
+    gives is compared with the model's own output at the last position.
+
+    Raises:
+        UnsupportedError: a model whose norm and head are not known here.
+        LensError: the norm and head that were found do not give the model's own output.
+    """
+    anatomy = _anatomy(model)
+    ids, rows = _tokens(inputs)
+    if targets is not None and targets.shape != ids.shape:
+        raise InputError(f"expected targets {tuple(ids.shape)} as input_ids, got {tuple(targets.shape)}")
+    blocks = list(model.get_submodule(anatomy.layers).children())
+    norm = None if anatomy.norm is None else model.get_submodule(anatomy.norm)
+    head = _head(model, anatomy)
+    wanted = None if targets is None else targets.flatten()[rows]
+    places = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
+    reading = Reading(head, wanted, places, top, chunk, rows)
+    last: list[Tensor] = []
+
+    def keep_last(module: nn.Module, args: Any, output: Any) -> None:
+        last.append((output if isinstance(output, Tensor) else output[0])[:, -1].clone())
+
+    def run() -> None:
+        own = _run(model, inputs, anatomy)
+        stream = last[-1] if norm is None else norm(last[-1])
+        _check(type(model).__name__, head(stream) if anatomy.causal else stream, own)
+
+    hook = blocks[-1].register_forward_hook(keep_last)
+    try:
+        return read_layers(blocks, norm, reading, layers, run)
+    finally:
+        hook.remove()
+
+
+def _anatomy(model: nn.Module) -> Anatomy:
+    for base in type(model).__mro__:
+        if base.__name__ in SERVED and base.__module__.partition(".")[0] == "transformers":
+            return SERVED[base.__name__]
+    raise UnsupportedError(
+        f"{type(model).__name__}: where its last norm and its head are is not known here; served are "
+        f"{', '.join(SERVED)}. For others call longlens.lens.predictions on their hidden vectors"
+    )
+
+
+def _tokens(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """`input_ids` (B, N), and the places in the flattened batch that are no padding."""
+    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
+        raise InputError(f"expected the mapping that the model is called with, input_ids in it, got {type(inputs)}")
+    if "labels" in inputs:
+        raise InputError("expected inputs without labels, whose loss would need all logits; give targets= instead")
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is None:
+        return ids, torch.arange(ids.numel(), device=ids.device)
+    if mask.shape != ids.shape:
+        raise InputError(f"expected attention_mask {tuple(ids.shape)} as input_ids, got {tuple(mask.shape)}")
+    return ids, mask.flatten().nonzero().squeeze(1)
+
+
+def _head(model: nn.Module, anatomy: Anatomy) -> Head:
+    """The head as a product with the vocabulary and what comes before it."""
+    module: Any = model.get_submodule(anatomy.head)
+    if isinstance(module, nn.Linear):
+        config: Any = model.config
+        return Head(module.weight, module.bias, softcap=getattr(config, "final_logit_softcapping", None))
+    # ESM adds a bias of the head's own, the others have tied it to the decoder's
+    bias = module.bias if module.decoder.bias is None else module.decoder.bias
+    head = Head(module.decoder.weight, bias, _transform(module))
+    sample = torch.linspace(-1, 1, head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)[None]
+    with torch.no_grad():
+        _check(type(model).__name__, head(sample), module(sample))
+    return head
+
+
+def _transform(module: Any) -> Callable[[Tensor], Tensor]:
+    if hasattr(module, "transform"):
+        return module.transform
+    return lambda hidden: module.layer_norm(F.gelu(module.dense(hidden)))
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
+    """Run the model without the logits of all tokens: its own logits (causal) or last vectors at the last position."""
+    if anatomy.causal:
+        return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+    inner: Any = model.base_model
+    return inner(**inputs).last_hidden_state[:, -1]
+
+
+def _check(name: str, got: Tensor, own: Tensor) -> None:
+    """Raise `LensError` unless both are equal up to rounding."""
+    scale = own.abs().amax().clamp(min=1.0)
+    if not torch.allclose(got / scale, own / scale, rtol=0, atol=64 * torch.finfo(own.dtype).eps, equal_nan=True):
+        raise LensError(
+            f"{name}: the norm and head that were found give {float((got - own).abs().amax()):.2g} other values than "
+            "the model itself; its class was changed, or another version of transformers computes them otherwise"
+        )
