@@ -13,8 +13,9 @@ from longlens.ops.tiles import Index, positions, size
 
 # masked scores stand this far below their row's largest, so that weight x logarithm is 0 and not NaN
 FLOOR = -1e30
-# keys to a group of the two-level search for the largest
-GROUP = 32
+# keys to a group of the two-level search for the largest, in rows of fewer than LONG keys, and in longer ones: selecting
+# 8 of n is quickest at n < 64 and again, by another algorithm, at n >= 512
+GROUP, LONG_GROUP, LONG = 8, 64, 2**15
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Block:
     # some pairs are masked
     masked: bool
     groups: Tensor | None = None
+    # how many of each row's largest are read by some collector
+    most: int = 0
     scratch: Callable[[Tensor], Tensor] = torch.empty_like
 
     @cached_property
@@ -109,19 +112,26 @@ class Block:
         return _shift(self.keys, self.first_key)
 
     def largest(self, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` largest exponents of each row, or all, and their places in the block: (lanes, rows, count).
+        """The `count` largest exponents of each row, or all, and their places in the block: (lanes, rows, count)."""
+        best, places = self._largest if count <= self.most else self._find_largest(count)
+        return best[..., :count], places[..., :count]
 
-        Two levels: the largest of groups of keys first; the `count` largest lie in the `count` groups with the largest.
-        """
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
+        return self._find_largest(self.most)
+
+    def _find_largest(self, count: int) -> tuple[Tensor, Tensor]:
+        """Two levels: the `count` largest lie in the `count` groups of keys with the largest."""
         width = self.exponents.shape[-1]
         count = min(count, width)
         if self.groups is None or self.groups.shape[-1] <= count:
             return torch.topk(self.exponents, count)
         chosen = torch.topk(self.groups, count).indices
         stride = self.groups.shape[-1]
-        places = (chosen.unsqueeze(-1) + stride * torch.arange(GROUP, device=chosen.device)).flatten(-2)
+        group = _group(width)
+        places = (chosen.unsqueeze(-1) + stride * torch.arange(group, device=chosen.device)).flatten(-2)
         found = self.exponents.gather(-1, places.clamp(max=width - 1))
-        if stride * GROUP > width:
+        if stride * group > width:
             found = found.masked_fill_(places >= width, -torch.inf)
         best, where = torch.topk(found, count)
         return best, places.gather(-1, where)
@@ -133,15 +143,20 @@ def group_largest(scores: Tensor) -> Tensor | None:
     Groups are strided so that the maximum is taken over whole vectors of neighbouring keys.
     """
     width = scores.shape[-1]
-    if width < 16 * GROUP:
+    group = _group(width)
+    if width < 64 * group:
         return None
-    stride = -(-width // GROUP)
+    stride = -(-width // group)
     full = width // stride
     found = scores[..., : full * stride].unflatten(-1, (full, stride)).amax(-2)
     rest = width - full * stride
     if rest:
         found[..., :rest] = torch.maximum(found[..., :rest], scores[..., full * stride :])
     return found
+
+
+def _group(width: int) -> int:
+    return GROUP if width < LONG else LONG_GROUP
 
 
 def take(state: Tensor, lanes: slice, index: Index) -> Tensor:

@@ -31,7 +31,7 @@ from longlens.ops.tiles import Piece, Tile, TileShape, size
 
 # scores held at a time, over heads: they and what is made of them stay in the second-level cache
 ROWS = 64
-SCORES = 2**19
+SCORES = 2**20
 # rows of a sequence on which the weights are checked against the module's own output
 SAMPLES = 4
 # relative error of an output that rounding explains, by dtype of the inputs
@@ -92,9 +92,9 @@ def scan(
         check = None
         if value is not None and output is not None:
             check = _Check(where, output.detach().flatten(0, 1), TOLERANCE[query.dtype], sinks is not None)
-        groups = any(collector.wants_groups for collector in collect)
+        most = max((collector.largest for collector in collect), default=0)
         for part in _parts(chosen, inputs):
-            for block in _blocks(part, softcap, sinks, groups, wide):
+            for block in _blocks(part, softcap, sinks, most, wide):
                 for state in states.values():
                     state.update(block)
                 if check is not None:
@@ -131,7 +131,7 @@ def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
 
 
 def _blocks(
-    part: _Part, softcap: float | None, sinks: Tensor | None, groups: bool, wide: torch.dtype
+    part: _Part, softcap: float | None, sinks: Tensor | None, most: int, wide: torch.dtype
 ) -> Iterator[Block]:
     inputs = replace(part.inputs, softcap=softcap)
     if inputs.key_mask is not None:
@@ -164,7 +164,7 @@ def _blocks(
         for piece in tile.pieces:
             for heads in _head_ranges(tiled.inputs, tile, piece, len(k)):
                 kernel = TileKernel(tiled.inputs, q, k, heads, tile.rows, 0)
-                yield _block(part, kernel, tile, piece, lse, sinks, groups, scratch)
+                yield _block(part, kernel, tile, piece, lse, sinks, most, scratch)
 
 
 def _head_ranges(inputs: Inputs, tile: Tile, piece: Piece, kv_heads: int) -> Iterator[slice]:
@@ -189,12 +189,12 @@ class _Scratch:
 
 def _block(
     part: _Part, kernel: TileKernel, tile: Tile, piece: Piece, lse: Tensor | None, sinks: Tensor | None,
-    groups: bool, scratch: _Scratch,
+    most: int, scratch: _Scratch,
 ) -> Block:  # fmt: skip
     inputs = kernel.inputs
     scores = kernel.scores(piece)
     masked = bool(piece.edges) or inputs.bias is not None
-    largest = group_largest(scores) if groups else None
+    largest = group_largest(scores) if most else None
     lanes = slice(kernel.heads.start + part.first_lane, kernel.heads.stop + part.first_lane)
     if tile.once:
         ground = (scores if largest is None else largest).amax(-1, keepdim=True)
@@ -234,7 +234,7 @@ def _block(
     flat = [i if isinstance(i, slice) or i.ndim < 3 else i.flatten(0, 1)[kernel.heads] for i in (tile.rows, piece.keys)]
     block = Block(
         lanes, flat[0], flat[1], exponents, e, inverse, log_total, row_lse, part.first_row, part.first_key,
-        inputs.offset, tile.once, masked, largest, lambda like: scratch.like("product", like),
+        inputs.offset, tile.once, masked, largest, most, lambda like: scratch.like("product", like),
     )  # fmt: skip
     block.__dict__["total"] = total
     return block
