@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from longlens.ops.tiles import Index, positions, size
 
+LN2 = math.log(2.0)
 # masked scores stand this far below their row's largest, so that weight x logarithm is 0 and not NaN
 FLOOR = -1e30
-# keys to a group of the two-level search for the largest, in rows of fewer than LONG keys, and in longer ones: selecting
-# 8 of n is quickest at n < 64 and again, by another algorithm, at n >= 512
+# keys to a group of the two-level search for the largest, in rows of fewer than LONG keys, and in longer ones: to select
+# 8 of n is quickest for n up to 64 and again, by another algorithm, from 512 on
 GROUP, LONG_GROUP, LONG = 8, 64, 2**15
 
 
@@ -43,8 +44,9 @@ class Block:
     """Weights p = e x inverse of queries `rows` and keys `keys`, for the lanes (batch row, head) `lanes`.
 
     `rows`, `keys` number tokens within their sequence: a range, (m,), or (lanes, m). `exponents` (lanes, rows, keys) is
-    s minus a number for each row, `e` its exponential, `inverse` and `log_total` (lanes, rows, 1) turn it into weights:
-    p = e inverse, log p = exponents - log_total. Rows may come in several blocks, each pair in one.
+    s / log 2 minus a number for each row, `e` is 2 to that power (several times quicker than a power of e), `inverse`
+    and `log_total` (lanes, rows, 1) turn it into weights: p = e inverse, log2 p = exponents - log_total. Rows may come
+    in several blocks, each pair in one.
     """
 
     lanes: slice
@@ -66,7 +68,6 @@ class Block:
     groups: Tensor | None = None
     # how many of each row's largest are read by some collector
     most: int = 0
-    scratch: Callable[[Tensor], Tensor] = torch.empty_like
 
     @cached_property
     def weights(self) -> Tensor:
@@ -81,8 +82,7 @@ class Block:
     @cached_property
     def weighted_exponents(self) -> Tensor:
         """Sum over the keys of e times its exponent: (lanes, rows, 1)."""
-        product = torch.mul(self.e, self.exponents, out=self.scratch(self.e))
-        return product.sum(-1, keepdim=True)
+        return torch.linalg.vecdot(self.e, self.exponents).unsqueeze(-1)
 
     @cached_property
     def total(self) -> Tensor:

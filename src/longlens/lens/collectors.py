@@ -10,7 +10,7 @@ The formulas stand at each in rows.py, columns.py and maps.py. Memory is linear 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,8 +40,10 @@ class State(ABC, Generic[R]):
 class Collector(ABC):
     """A statistic to collect; subclasses are frozen dataclasses whose fields are its parameters."""
 
-    # how many of each row's largest weights it reads, so that the scan prepares no more
-    largest: ClassVar[int] | property = 0
+    @property
+    def largest(self) -> int:
+        """How many of each row's largest weights it reads, so that the scan prepares no more."""
+        return 0
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError, UnsupportedError
-from longlens.lens.block import Block, Extent, add, lanes_index, maximise, put, take
+from longlens.lens.block import LN2, Block, Extent, add, lanes_index, maximise, put, take
 from longlens.lens.collectors import Collector, State, Sums, best_of
 from longlens.lens.results import ColumnValues, TopK
 
@@ -122,7 +122,7 @@ class _ColumnEntropy(_ColumnSums):
         self.add(block, "received", _received(block))
         # -p log p = p (log l - x), which is never negative
         product = torch.sub(block.log_total, block.exponents).mul_(block.e)
-        self.add(block, "surprise", torch.bmm(block.inverse.transpose(1, 2), product).squeeze(1))
+        self.add(block, "surprise", torch.bmm(block.inverse.transpose(1, 2), product).squeeze(1) * LN2)
 
     def values(self) -> Tensor:
         received = self.of("received")

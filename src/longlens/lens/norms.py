@@ -180,7 +180,7 @@ class _JointNorm(_Named):
 
 def _with_weights(block: Block, e: Tensor, allowed: Tensor | None) -> Block:
     """The block with other exponentials; pairs that may attend stay so, also where the weight is 0."""
-    exponents = e.log().clamp_(min=-1e20)
+    exponents = e.log2().clamp_(min=-1e20)
     if allowed is not None:
         exponents.masked_fill_(~allowed, -1e30)
     return replace(block, e=e, exponents=exponents, groups=None)

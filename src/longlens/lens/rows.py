@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import Block, Extent, add, lanes_index, put, take
+from longlens.lens.block import LN2, Block, Extent, add, lanes_index, put, take
 from longlens.lens.collectors import Collector, State, Sums, best_of
 from longlens.lens.results import RowValues, TopK
 
@@ -79,7 +79,7 @@ class _Entropy(_RowSums):
 def _entropy_of(block: Block) -> Tensor:
     """(lanes, rows): the block's share of -sum p log p."""
     spread = block.total * block.log_total - block.weighted_exponents
-    return (spread * block.inverse).squeeze(-1)
+    return (spread * block.inverse).squeeze(-1) * LN2
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def _moments(block: Block, powers: int) -> list[Tensor]:
     """sum_j p_ij |i - j|^n for n = 1..powers: each (lanes, rows).
 
     Left and right of the block's queries |i - j| is i's distance from the block's edge plus the edge's from j, so that
-    a product with a vector for each power gives the sums for all queries at once; the square around the diagonal is done by itself.
+    a product with a vector for each power gives the sums for all queries at once; the square around the diagonal is
+    done by itself.
     """
     rows, keys = block.rows, block.keys
     e, inverse = block.e, block.inverse.squeeze(-1)
@@ -243,7 +244,9 @@ class TopKeys(Collector):
 class Largest(Collector):
     """The largest weight of each query and its key: `TopKeys(1)` under a name of its own."""
 
-    largest = 1
+    @property
+    def largest(self) -> int:
+        return 1
 
     @property
     def name(self) -> str:
@@ -266,7 +269,7 @@ class _TopKeys(State[TopK]):
         found, where = block.largest(self.count)
         keys = lanes_index(block.absolute_keys(), len(found), found.device)
         index = keys.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where)
-        weight = found.exp().mul_(block.inverse)
+        weight = torch.exp2(found).mul_(block.inverse)
         if block.masked:
             absent = found <= -1e29
             weight.masked_fill_(absent, -1.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError, LensError, UnsupportedError
-from longlens.lens.block import FLOOR, Block, Extent, group_largest, take
+from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest, take
 from longlens.lens.collectors import Collector
 from longlens.lens.results import Result
 from longlens.ops.attention import resolve_method
@@ -130,9 +130,7 @@ def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
         lane += part.query.shape[0] * part.query.shape[1]
 
 
-def _blocks(
-    part: _Part, softcap: float | None, sinks: Tensor | None, most: int, wide: torch.dtype
-) -> Iterator[Block]:
+def _blocks(part: _Part, softcap: float | None, sinks: Tensor | None, most: int, wide: torch.dtype) -> Iterator[Block]:
     inputs = replace(part.inputs, softcap=softcap)
     if inputs.key_mask is not None:
         keep = inputs.key_mask[:, None, :, None]
@@ -140,9 +138,12 @@ def _blocks(
     widened = replace(
         inputs, query=inputs.query.to(wide), key=inputs.key.to(wide), value=inputs.value[..., :0].to(wide)
     )
+    # scores in bits: for nothing, unless something is added to them in between
+    plain = softcap is None and inputs.bias is None
+    in_bits = replace(widened, scale=widened.scale / LN2) if plain else widened
     rows = ROWS if inputs.device_type == "cpu" else 1024
     # whole rows: no tile is cut along its keys
-    tiled = part.method.tiles(widened, TileShape(rows, 2**62, SCORES))
+    tiled = part.method.tiles(in_bits, TileShape(rows, 2**62, SCORES))
     if tiled is None:
         able = [entry.name for entry in ENTRIES if entry.exact != "no"]
         raise UnsupportedError(
@@ -164,7 +165,8 @@ def _blocks(
         for piece in tile.pieces:
             for heads in _head_ranges(tiled.inputs, tile, piece, len(k)):
                 kernel = TileKernel(tiled.inputs, q, k, heads, tile.rows, 0)
-                yield _block(part, kernel, tile, piece, lse, sinks, most, scratch)
+                scores = kernel.scores(piece) if plain else kernel.scores(piece).div_(LN2)
+                yield _block(part, kernel, scores, tile, piece, lse, sinks, most, scratch)
 
 
 def _head_ranges(inputs: Inputs, tile: Tile, piece: Piece, kv_heads: int) -> Iterator[slice]:
@@ -188,11 +190,10 @@ class _Scratch:
 
 
 def _block(
-    part: _Part, kernel: TileKernel, tile: Tile, piece: Piece, lse: Tensor | None, sinks: Tensor | None,
+    part: _Part, kernel: TileKernel, scores: Tensor, tile: Tile, piece: Piece, lse: Tensor | None, sinks: Tensor | None,
     most: int, scratch: _Scratch,
 ) -> Block:  # fmt: skip
     inputs = kernel.inputs
-    scores = kernel.scores(piece)
     masked = bool(piece.edges) or inputs.bias is not None
     largest = group_largest(scores) if most else None
     lanes = slice(kernel.heads.start + part.first_lane, kernel.heads.stop + part.first_lane)
@@ -201,14 +202,14 @@ def _block(
         logits = None
         if sinks is not None:
             heads = torch.arange(lanes.start, lanes.stop, device=scores.device) % inputs.heads
-            logits = sinks.to(scores)[heads].view(-1, 1, 1)
+            logits = sinks.to(scores)[heads].view(-1, 1, 1) / LN2
             ground = torch.maximum(ground, logits)
     else:
         assert lse is not None
         index = (
             tile.rows if isinstance(tile.rows, slice) or tile.rows.ndim == 1 else tile.rows.flatten(0, 1)[kernel.heads]
         )
-        ground = take(lse, kernel.heads, index).unsqueeze(-1).to(scores.dtype)
+        ground = take(lse, kernel.heads, index).unsqueeze(-1).to(scores.dtype) / LN2
     # a row that may attend to nothing: subtract 0
     ground = ground.masked_fill(ground == -torch.inf, 0.0)
     exponents = scores.sub_(ground)
@@ -216,12 +217,12 @@ def _block(
         largest = largest.sub_(ground)
     if masked:
         exponents.clamp_(min=FLOOR)
-    e = torch.exp(exponents, out=scratch.like("e", exponents))
+    e = torch.exp2(exponents, out=scratch.like("e", exponents))
     if tile.once:
         total = e.sum(-1, keepdim=True)
-        whole = total if logits is None else total + (logits - ground).exp_()
-        log_total = whole.log()
-        row_lse = (ground + log_total).squeeze(-1)
+        whole = total if logits is None else total + (logits - ground).exp2_()
+        log_total = whole.log2()
+        row_lse = (ground + log_total).squeeze(-1) * LN2
         inverse = whole.reciprocal()
         dead = total == 0
         if masked and bool(dead.any()):
@@ -234,7 +235,7 @@ def _block(
     flat = [i if isinstance(i, slice) or i.ndim < 3 else i.flatten(0, 1)[kernel.heads] for i in (tile.rows, piece.keys)]
     block = Block(
         lanes, flat[0], flat[1], exponents, e, inverse, log_total, row_lse, part.first_row, part.first_key,
-        inputs.offset, tile.once, masked, largest, most, lambda like: scratch.like("product", like),
+        inputs.offset, tile.once, masked, largest, most,
     )  # fmt: skip
     block.__dict__["total"] = total
     return block

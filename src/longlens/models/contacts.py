@@ -18,6 +18,7 @@ weight is 0 costs nothing.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from longlens.ops.attention import attention
 
+LN2 = math.log(2.0)
 # weights made at a time, over heads: they stay in the second-level cache
 WEIGHTS = 2**19
 ROWS = 128
@@ -166,7 +168,7 @@ class PairFeatures(Layers):
     def _add(self, channels: _Channels) -> None:
         i, j = self.pairs.T
         queries, keys = channels.queries(slice(0, self.residues)), channels.keys(slice(0, self.residues))
-        both = sum((queries[:, a] * keys[:, b]).sum(2).exp() for a, b in ((i, j), (j, i)))
+        both = sum((queries[:, a] * keys[:, b]).sum(2).exp2() for a, b in ((i, j), (j, i)))
         sums = channels.walk(None)
         total = sums.sum(1, keepdim=True)
         expected = torch.where(total > 0, sums[:, i] * sums[:, j] / total, 0.0)
@@ -182,7 +184,7 @@ class _Channels:
     """Heads of one layer, those of positive weight first: `query` (h, T + 2, D), `key` alike, `lse` (h, T + 2).
 
     |w| p_ij = exp(scale q_i . k_j - lse_i + log |w|): one matrix product of widened queries
-    [scale q, log |w| - lse] and keys [k, 1], and one exponential.
+    [scale q, log |w| - lse] / log 2 and keys [k, 1], and one power of 2, which is several times quicker than one of e.
     """
 
     query: Tensor
@@ -197,10 +199,10 @@ class _Channels:
         return cls(query, key, lse, scale, weight.float(), int((weight > 0).sum()))
 
     def queries(self, rows: slice) -> Tensor:
-        """[scale q, log |w| - lse] of residues, (h, m, D + 1)."""
+        """[scale q, log |w| - lse] / log 2 of residues, (h, m, D + 1)."""
         place = slice(rows.start + 1, rows.stop + 1)
-        shift = self.weight.abs().log().unsqueeze(1) - self.lse[:, place]
-        return torch.cat([self.query[:, place].float() * self.scale, shift.unsqueeze(2)], 2)
+        shift = self.weight.abs().log2().unsqueeze(1) - self.lse[:, place] / LN2
+        return torch.cat([self.query[:, place].float() * (self.scale / LN2), shift.unsqueeze(2)], 2)
 
     def keys(self, rows: slice) -> Tensor:
         """[k, 1] of residues, (h, m, D + 1)."""
@@ -257,12 +259,12 @@ class _Held:
         self._memory = torch.empty(0, device=device)
 
     def weights(self, left: Tensor, right: Tensor) -> Tensor:
-        """exp(left right): (h, m, n)."""
+        """2 to the power of left right: (h, m, n)."""
         shape = (len(left), left.shape[1], right.shape[2])
         count = shape[0] * shape[1] * shape[2]
         if self._memory.numel() < count:
             self._memory = self._memory.new_empty(count)
-        return torch.bmm(left, right, out=self._memory[:count].view(shape)).exp_()
+        return torch.bmm(left, right, out=self._memory[:count].view(shape)).exp2_()
 
 
 def _width(heads: int, rows: slice) -> int:
