@@ -14,8 +14,8 @@ from longlens.ops.tiles import Index, positions, size
 LN2 = math.log(2.0)
 # masked scores stand this far below their row's largest, so that weight x logarithm is 0 and not NaN
 FLOOR = -1e30
-# keys to a group of the two-level search for the largest, in rows of fewer than LONG keys, and in longer ones: to select
-# 8 of n is quickest for n up to 64 and again, by another algorithm, from 512 on
+# keys to a group of the two-level search for the largest, in rows of fewer than LONG keys, and in longer ones:
+# to select 8 of n is quickest for n up to 64 and again, by another algorithm, from 512 on
 GROUP, LONG_GROUP, LONG = 8, 64, 2**15
 
 
