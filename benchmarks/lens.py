@@ -68,8 +68,9 @@ def speed(rounds: int = 7, length: int = 4096, heads: int = 8, width: int = 64) 
     }
     apart = [whole / own for whole, own in zip(taken["materialised"], taken["standard"], strict=True)]
     return {
-        "length": length, "heads": heads, "width": width, "rounds": rounds, "sdpa_seconds": statistics.median(taken["sdpa"]),
-        "times_sdpa": ratios, "materialised_by_standard": statistics.median(apart),
+        "length": length, "heads": heads, "width": width, "rounds": rounds,
+        "sdpa_seconds": statistics.median(taken["sdpa"]), "times_sdpa": ratios,
+        "materialised_by_standard": statistics.median(apart),
     }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_arrays_are_the_literal_ones(model_folder, fasta, tmp_path):
             close(arrays["surprise"][residues], error)
             close(arrays["entropy"][residues], entropy)
             close(arrays["excess"][residues], error - entropy)
-            assert np.array_equal(arrays["rank"][residues], (log_p > truth).sum(1))
+            assert np.array_equal(arrays["rank"][residues], 1 + (log_p > truth).sum(1))
             assert row["surprise"] == pytest.approx(float(error.mean()), abs=1e-5)
             assert row["perplexity"] == pytest.approx(float(error.mean().exp()), rel=1e-5)
 

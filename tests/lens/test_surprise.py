@@ -18,7 +18,7 @@ def test_formulas_in_float64():
     entropy = -(p * p.log()).sum(1)
     for ours, wanted in ((found.surprise, error), (found.entropy, entropy), (found.excess, error - entropy)):
         torch.testing.assert_close(ours.double(), wanted, rtol=1e-5, atol=1e-6)
-    assert found.rank.tolist() == [int((row > row[t]).sum()) for row, t in zip(p, truth, strict=True)]
+    assert found.rank.tolist() == [1 + int((row > row[t]).sum()) for row, t in zip(p, truth, strict=True)]
 
 
 def test_certain_and_impossible_tokens():
@@ -26,7 +26,7 @@ def test_certain_and_impossible_tokens():
     found = surprise(log_p, torch.tensor([0, 1]))
     assert found.surprise.tolist() == [0.0, torch.inf]
     assert found.entropy.tolist() == [0.0, 0.0]
-    assert found.rank.tolist() == [0, 1]
+    assert found.rank.tolist() == [1, 2]
 
 
 def test_wrong_shapes_are_named():

@@ -13,13 +13,10 @@ from longlens.errors import LonglensError
 # name -> where the command lives, and the line that stands for it in `longlens --help`
 COMMANDS = {
     "conformance": ("longlens.cli.conformance:conformance", "Run an attention function through the conformance suite."),
-    "contacts": (
-        "longlens.cli.contacts:contacts",
-        "Contact maps of proteins, in linear memory; or fit a contact head.",
-    ),
+    "contacts": ("longlens.cli.contacts:contacts", "Contact maps of proteins, in linear memory."),
     "embed": ("longlens.cli.embed:embed", "Proteins to vectors, logits and surprise, in linear memory."),
     "explain": ("longlens.cli.explain:explain", "Say which path a call of attention would take, and its memory."),
-    "look": ("longlens.cli.look:look", "What a model attends to, in tables and figures: proteins or a text."),
+    "look": ("longlens.cli.look:look", "Tables and figures of what a model attends to."),
     "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
     "plan": ("longlens.cli.plan:plan", "Say what embedding a file would take: memory, time, batches."),
     "score": ("longlens.cli.score:score", "Effects of variants, zero-shot, from a model's predictions."),

@@ -3,11 +3,17 @@
 from longlens.lens import Entropy, Received, TopKeys
 with longlens.watch(model, collect=[Entropy(), Received(), TopKeys(8)]) as seen: ...
 
+Across layers: `rollout` and `relevance` of what a `Recorder` kept. By the size of what is moved: `NormWeighted`.
 On the side of the vocabulary: `predictions` (surprise, entropy, rank, likeliest tokens) and `trajectories` (by layer).
 """
 
 from __future__ import annotations
 
+from longlens.lens.across_layers import Recorder as Recorder
+from longlens.lens.across_layers import relevance as relevance
+from longlens.lens.across_layers import relevance_map as relevance_map
+from longlens.lens.across_layers import rollout as rollout
+from longlens.lens.across_layers import rollout_map as rollout_map
 from longlens.lens.columns import ColumnEntropy as ColumnEntropy
 from longlens.lens.columns import Received as Received
 from longlens.lens.columns import ReceivedMax as ReceivedMax
@@ -19,6 +25,9 @@ from longlens.lens.maps import Cells as Cells
 from longlens.lens.maps import DistanceHistogram as DistanceHistogram
 from longlens.lens.maps import Pooled as Pooled
 from longlens.lens.maps import WeightHistogram as WeightHistogram
+from longlens.lens.norms import JointNorm as JointNorm
+from longlens.lens.norms import NormWeighted as NormWeighted
+from longlens.lens.norms import value_norms as value_norms
 from longlens.lens.rows import Distance as Distance
 from longlens.lens.rows import DistanceSpread as DistanceSpread
 from longlens.lens.rows import EffectiveKeys as EffectiveKeys

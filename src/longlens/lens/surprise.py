@@ -5,7 +5,7 @@ For log-probabilities log p (rows, V) and the truth t of each row:
     surprise = -log p_t                  negative log-likelihood, in nats
     entropy  = -sum_v p_v log p_v        the surprise that the model itself expects
     excess   = surprise - entropy        error beyond what was expected; 0 on average where the model is calibrated
-    rank     = how many tokens the model finds likelier than the truth (0: the truth is its first choice)
+    rank     = place of the truth among the tokens by probability (1: the model's first choice)
 
 Rows are given a chunk at a time, so that no (T, V) matrix exists.
 """
@@ -45,4 +45,4 @@ def surprise(log_probabilities: Tensor, truth: Tensor) -> Surprise:
     # 0 log 0 = 0
     entropy = torch.special.entr(log_p.exp()).sum(1)
     error = -of_truth.squeeze(1)
-    return Surprise(error, entropy, error - entropy, (log_p > of_truth).sum(1, dtype=torch.int32))
+    return Surprise(error, entropy, error - entropy, 1 + (log_p > of_truth).sum(1, dtype=torch.int32))

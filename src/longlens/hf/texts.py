@@ -1,0 +1,165 @@
+"""Texts for a transformers model: the model and its tokenizer from a folder or the hub, and a text as its tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longlens.errors import CheckpointError, InputError, UnsupportedError
+from longlens.hf.attach import attention_modules
+from longlens.hf.trajectories import SERVED
+from longlens.lens.logit_lens import trajectories
+from longlens.lens.vocabulary import NO_TARGET, Predictions
+from longlens.models.pretrained import choose_device, choose_dtype
+
+# a class that is loaded by the end of the name that the configuration gives
+_CLASSES = {
+    "ForMaskedLM": "AutoModelForMaskedLM", "ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text as the model takes it: `inputs` (1, N), and each token's label and whether it is special."""
+
+    inputs: dict[str, Tensor]
+    labels: tuple[str, ...]
+    special: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A transformers model with its tokenizer; `longest` is the most tokens that it has positions for."""
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    longest: int | None
+
+    @property
+    def layers(self) -> int:
+        """How many attentions there are."""
+        return len(attention_modules(self.model))
+
+    @property
+    def heads(self) -> int:
+        """How many query heads each has."""
+        config: Any = self.model.config
+        return config.num_attention_heads
+
+    @property
+    def predicts(self) -> bool:
+        """Whether `surprise` can be had: the model has a language model's head, and it is known where."""
+        return any(base.__name__ in SERVED for base in type(self.model).__mro__)
+
+    def tokenize(self, text: str, place: str) -> TokenizedText:
+        """The text as one sequence. Raises `InputError` where it is empty or longer than the model's positions."""
+        given = self.tokenizer(text, truncation=False, padding=False, return_special_tokens_mask=True, verbose=False)
+        numbers = given["input_ids"]
+        special = tuple(map(bool, given["special_tokens_mask"]))
+        if all(special):
+            raise InputError(f"{place}: expected a text, got none")
+        if self.longest is not None and len(numbers) > self.longest:
+            raise InputError(
+                f"{place}: expected at most {self.longest:,} tokens, as many as {self.name} has positions, got "
+                f"{len(numbers):,}; give a part of the text, or a model with more positions"
+            )
+        # one at a time: joined, they would lose the marks of a word's beginning and inside
+        labels = tuple(self.tokenizer.decode([number], clean_up_tokenization_spaces=False) for number in numbers)
+        device = next(self.model.parameters()).device
+        inputs = {
+            name: torch.tensor([given[name]], device=device)
+            for name in ("input_ids", "attention_mask", "token_type_ids") if name in given
+        }  # fmt: skip
+        return TokenizedText(inputs, labels, special)
+
+    def read(self, text: TokenizedText, *, predict: bool) -> Predictions | None:
+        """Run the model once; with `predict` (where it `predicts`), what its head says of each token.
+
+        A masked model sees the token it predicts; a causal one predicts it from those before, so the first has no
+        surprise; row t is that of token t all the same.
+        """
+        with torch.no_grad():
+            if not predict:
+                self.model(**text.inputs)
+                return None
+            ids = text.inputs["input_ids"]
+            kind = next(SERVED[base.__name__] for base in type(self.model).__mro__ if base.__name__ in SERVED)
+            targets = ids.clone()
+            if kind.causal:
+                targets[:, :-1], targets[:, -1] = ids[:, 1:], NO_TARGET
+            inputs = {
+                name: tensor for name, tensor in text.inputs.items() if name != "token_type_ids" or not kind.causal
+            }
+            found = trajectories(self.model, inputs, targets, top=0, layers=[-1])
+            predictions = next(iter(found.results.values()))
+            return _shifted(predictions) if kind.causal else predictions
+
+
+def _shifted(found: Predictions) -> Predictions:
+    """Each row moved to the token that it predicts."""
+    assert found.surprise is not None
+    assert found.rank is not None
+    nothing = found.entropy.new_full((1,), torch.nan)
+    return Predictions(
+        found.name, torch.cat([nothing, found.entropy[:-1]]), found.top, found.top_log_probability,
+        surprise=torch.cat([nothing, found.surprise[:-1]]), rank=torch.cat([found.rank.new_zeros(1), found.rank[:-1]]),
+    )  # fmt: skip
+
+
+def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> TextModel:
+    """A transformers model of text and its tokenizer, from a folder or the Hugging Face hub.
+
+    Raises:
+        CheckpointError: transformers is not installed, there is no such model, its weights or tokenizer do not fit.
+        UnsupportedError: an encoder with a decoder, or an attention that cannot be watched.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise CheckpointError("expected transformers for a model of text, found none; pip install 'longlens[hf]'")
+    import transformers
+
+    chosen = choose_device(device)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"expected a transformers folder, or a name on the Hugging Face hub, with a configuration and a tokenizer, "
+            f"got {name!r}: {error}"
+        ) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedError(
+            f"{name}: expected an encoder or a decoder, got both in one; call longlens.watch yourself"
+        )
+    said = (getattr(config, "architectures", None) or [""])[0]
+    kind = next((kind for end, kind in _CLASSES.items() if said.endswith(end)), "AutoModel")
+    try:
+        model, loading = getattr(transformers, kind).from_pretrained(
+            name, dtype=choose_dtype(dtype, chosen), output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name}: its weights cannot be read ({error})") from error
+    # a pooler comes after all attention, and not every checkpoint has one
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise CheckpointError(f"{name}: expected all weights of {type(model).__name__}, found none for {missing[:5]}")
+    model = model.to(chosen).eval().requires_grad_(False)
+    if not attention_modules(model):
+        raise UnsupportedError(f"{name}: {type(model).__name__} has an attention of its own, which cannot be watched")
+    return TextModel(model, tokenizer, name, _longest(model))
+
+
+def _longest(model: Any) -> int | None:
+    most = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin begin counting behind the padding token
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return most
