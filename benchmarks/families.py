@@ -129,7 +129,7 @@ def write_page(data: dict[str, Any]) -> None:
 
 def draw(data: dict[str, Any]) -> None:
     """Held-out perplexity against steps, a panel for each crop length."""
-    figure, panels = plt.subplots(1, len(CROPS), figsize=(10, 3.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(CROPS), figsize=(11, 3.6), sharey=True, layout="constrained")
     for panel, crop in zip(panels, CROPS, strict=True):
         for method in METHODS:
             curves = [
@@ -142,7 +142,7 @@ def draw(data: dict[str, Any]) -> None:
         panel.set_title(f"crops of {crop:,} tokens", fontsize=10)
         panel.set_xlabel("step")
     panels[0].set_ylabel("held-out perplexity")
-    panels[-1].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     for kind in ("svg", "png"):
         figure.savefig(HERE.parent / "docs" / "images" / f"families.{kind}", dpi=150)
 

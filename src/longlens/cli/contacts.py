@@ -166,7 +166,7 @@ def _drawing(model: MaskedLM) -> Callable[[Tensor, Entry, Path], None]:
     from longlens.lens.contact_figure import draw_contacts
 
     def draw(cells: Tensor, entry: Entry, path: Path) -> None:
-        draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", model.source, path)
+        draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", Path(model.source).name, path)
 
     return draw
 
