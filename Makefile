@@ -24,8 +24,9 @@ help:
 demo: $(VENV)/.plot
 	$(BIN)/python examples/demo.py
 
+# a process to a core; each holds a model or two, so no more than four
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff check .

@@ -61,7 +61,7 @@ class PairSpool:
                 "row": held["i"], "col": held["j"], "format": np.array(b"coo"), "shape": np.array([residues, residues]),
                 "data": held["probability"],
             }  # fmt: skip
-            np.savez(half, allow_pickle=False, **arrays)
+            np.savez(half, **arrays)
         sync_tree(half)
         half.replace(path)
 
