@@ -155,7 +155,8 @@ def run(contender: tuple[str, str, str, int, int, bool], model: str, folder: Pat
 
 def product_rate(config: EncoderConfig, dtype: str) -> float:
     """GFLOP/s of the model's largest matrix product on this machine, the best of several."""
-    kind = getattr(torch, dtype, torch.float32)
+    # whole numbers stand beside float32
+    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     a, b = torch.randn(4096, config.width, dtype=kind), torch.randn(config.width, config.feed_forward, dtype=kind)
     best = 0.0
     for _ in range(8):
