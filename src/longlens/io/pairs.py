@@ -57,7 +57,7 @@ class PairSpool:
         if path.suffix == ".parquet":
             self._write_parquet(half, held)
         else:
-            arrays = {
+            arrays: dict[str, Any] = {
                 "row": held["i"], "col": held["j"], "format": np.array(b"coo"), "shape": np.array([residues, residues]),
                 "data": held["probability"],
             }  # fmt: skip

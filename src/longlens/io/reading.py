@@ -69,7 +69,8 @@ def _open_arrays(folder: Path) -> Mapping[str, Any]:
         if path.suffix == ".zarr" and path.exists():
             import zarr
 
-            return zarr.open_group(path, mode="r")
+            group: Any = zarr.open_group(path, mode="r")
+            return group
         if path.exists():
             return np.load(path)
     raise InputError(

@@ -35,8 +35,9 @@ def read_structure(path: Path) -> Iterator[Example]:
     Raises `InputError` for a file that cannot be read or holds no protein.
     """
     from Bio.Data.PDBData import protein_letters_3to1_extended as letters
-    from Bio.PDB import MMCIFParser, PDBParser
+    from Bio.PDB.MMCIFParser import MMCIFParser
     from Bio.PDB.PDBExceptions import PDBConstructionException
+    from Bio.PDB.PDBParser import PDBParser
 
     parser: Any = MMCIFParser(QUIET=True) if path.suffix.lower() in (".cif", ".mmcif") else PDBParser(QUIET=True)
     try:

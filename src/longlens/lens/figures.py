@@ -159,7 +159,8 @@ def maps(sight: Sight, heads: Sequence[tuple[int, int, str]]) -> Figure:
     shown = [found.values[layer, head] for layer, head, _ in heads]
     high = max((float(np.nanmax(values)) for values in shown if np.isfinite(values).any()), default=1.0) or 1.0
     smallest = min((float(values[values > 0].min()) for values in shown if (values > 0).any()), default=high)
-    norm = LogNorm(min(max(smallest, high * 10**-DECADES), high / 10), high)
+    low = min(max(smallest, high * 10**-DECADES), high / 10)
+    norm = LogNorm(low, high)
     wide = min(3, len(heads))
     tall = -(-len(heads) // wide)
     figure = _figure((1.0 + (WIDTH - 1.0) / 3 * wide, 2.75 * tall + 0.5))
@@ -167,7 +168,7 @@ def maps(sight: Sight, heads: Sequence[tuple[int, int, str]]) -> Figure:
     mesh: Any = None
     for ax, values, (layer, head, why) in zip(axes.flat, shown, heads, strict=False):
         ax.set_facecolor(MASKED)
-        clipped = np.ma.masked_invalid(np.maximum(values, norm.vmin))
+        clipped = np.ma.masked_invalid(np.maximum(values, low))
         mesh = ax.pcolormesh(found.keys, found.queries, clipped, norm=norm, cmap="magma_r", rasterized=True)
         ax.set(aspect="equal")
         ax.invert_yaxis()
@@ -179,7 +180,7 @@ def maps(sight: Sight, heads: Sequence[tuple[int, int, str]]) -> Figure:
         ax.set_axis_off()
     cell = int(found.keys[1] - found.keys[0])
     label = "weight" if cell == 1 else f"mean weight of {cell} x {cell} tokens"
-    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, extend="min" if smallest < norm.vmin else "neither")
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, extend="min" if smallest < low else "neither")
     bar.set_label(f"{label} (log scale)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     masked = any(np.isnan(values).any() for values in shown)
