@@ -16,9 +16,9 @@ from esm_peer import protein
 from longlens.cli.train import train as command
 from longlens.errors import CheckpointError, SequenceError
 from longlens.io.alphabet import ESM
+from longlens.jobs.baselines import count_perplexities
 from longlens.models.encoder import pack
 from longlens.models.pretrained import load
-from longlens.training.baselines import count_perplexities
 from longlens.training.data import Crops, encode_files
 from longlens.training.loop import TrainSettings, train
 from longlens.training.objective import mask_tokens
@@ -85,7 +85,7 @@ def test_the_stream_goes_on_where_its_state_was_taken(joined):
     one, two = (Crops(proteins(), 64, 256, seed=3, joined=joined) for _ in range(2))
     for _ in range(17):
         one.next_step()
-    two.restore(one.state())
+    two.load_state_dict(one.state_dict())
     for _ in range(17):
         assert torch.equal(one.next_step().tokens, two.next_step().tokens)
 

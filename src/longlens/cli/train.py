@@ -50,8 +50,8 @@ def train(
     from rich.progress import TextColumn, TimeRemainingColumn
 
     from longlens.io.alphabet import ESM
+    from longlens.jobs.baselines import count_perplexities
     from longlens.models.pretrained import DTYPES, save
-    from longlens.training.baselines import count_perplexities
     from longlens.training.data import encode_files
     from longlens.training.loop import Progress, TrainSettings
     from longlens.training.loop import train as run

@@ -82,6 +82,16 @@ class MaskedLM(nn.Module):
             )
         return self.contact_head.weights()
 
+    def initialise(self) -> None:
+        """Weights to train from: normal, deviation 0.02, the blocks' last ones smaller by sqrt(2 L) (GPT-2, 2.3)."""
+        deep = (2 * self.config.layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                last = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 * (deep if last else 1.0))
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
     @property
     def device(self) -> torch.device:
         return self.head.bias.device

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import os
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from longlens.errors import CheckpointError
+from longlens.io.results import write_whole
 
 NAME = "checkpoint.pt"
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+class Part(Protocol):
+    """What has a state: a model, an optimiser, a schedule, a stream of crops."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def write_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Part], step: int) -> None:
     """Replace the folder's checkpoint in one step: a crash leaves the old one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    half = folder / f"{NAME}.half"
-    with half.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(folder / NAME)
+    state = {"settings": settings, "step": step, "parts": {name: part.state_dict() for name, part in parts.items()}}
+    file = io.BytesIO()
+    torch.save(state, file)
+    write_whole(folder / NAME, file.getvalue())
 
 
-def read_checkpoint(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The folder's checkpoint, or None; raises `CheckpointError` where its settings differ from `settings`."""
+def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Part]) -> int:
+    """Give `parts` the state of the folder's checkpoint; the step it was written at, 0 where there is none.
+
+    Raises `CheckpointError` where its settings differ from `settings`.
+    """
     path = folder / NAME
     if not path.is_file():
-        return None
+        return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     before = state["settings"]
     changed = [
@@ -39,4 +48,6 @@ def read_checkpoint(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         raise CheckpointError(
             f"{folder} holds a run with other settings: {'; '.join(changed)}; give the same ones or another folder"
         )
-    return state
+    for name, part in parts.items():
+        part.load_state_dict(state["parts"][name])
+    return int(state["step"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,29 @@ import torch
 from numpy.typing import NDArray
 
 from longlens.errors import InputError, SequenceError
-from longlens.io.alphabet import Alphabet, clean_protein
-from longlens.io.fasta import read_fasta
+from longlens.io.alphabet import Alphabet
+from longlens.io.survey import read_cleaned
 from longlens.models.encoder import Packed, pack
 
 
-def encode_files(paths: Iterable[Path], alphabet: Alphabet) -> list[NDArray[np.int16]]:
+def encode_files(paths: Sequence[Path], alphabet: Alphabet) -> list[NDArray[np.int16]]:
     """The tokens of every protein in FASTA files. Raises `SequenceError` where there are none."""
-    paths = list(paths)
-    proteins = [
-        alphabet.encode(clean_protein(record.sequence, record.place).sequence).astype(np.int16)
-        for path in paths for record in read_fasta(path)
-    ]  # fmt: skip
+    proteins = [alphabet.encode(sequence).astype(np.int16) for sequence in read_cleaned(paths)]
     if not proteins:
         raise SequenceError(f"expected proteins in {', '.join(map(str, paths))}, found none")
     return proteins
+
+
+def all_crops(proteins: Sequence[NDArray[np.int16]], crop: int, tokens: int, *, joined: bool = False) -> list[Packed]:
+    """All of the proteins, cut into crops as in training, in order, packed to at most `tokens` a step."""
+    steps: list[list[NDArray[np.int64]]] = [[]]
+    for part in [np.concatenate(list(proteins))] if joined else proteins:
+        for start in range(0, len(part), crop):
+            piece = part[start : start + crop].astype(np.int64)
+            if steps[-1] and sum(map(len, steps[-1])) + len(piece) > tokens:
+                steps.append([])
+            steps[-1].append(piece)
+    return [pack(step) for step in steps]
 
 
 class Crops:
@@ -57,11 +65,11 @@ class Crops:
             room -= len(piece)
         return pack(crops)
 
-    def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on from here."""
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
         return {"epoch": self.epoch, "place": self.place, "left": torch.from_numpy(self._left.copy())}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.epoch, self.place, self._left = state["epoch"], state["place"], state["left"].numpy()
         self._order = self._shuffle()

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from longlens.errors import InputError
 from longlens.io.alphabet import ESM
 from longlens.io.results import write_whole
-from longlens.models.encoder import Attend, EncoderConfig, Packed, attend_with, pack
+from longlens.models.encoder import EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.training.checkpoints import read_checkpoint, write_checkpoint
-from longlens.training.data import Crops
-from longlens.training.objective import mask_tokens, masked_loss
+from longlens.training.checkpoints import Part, read_checkpoint, write_checkpoint
+from longlens.training.data import Crops, all_crops
+from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
 LOG = "log.jsonl"
 
@@ -67,13 +64,7 @@ class TrainSettings:
 
     def config(self) -> EncoderConfig:
         """The model's."""
-        return EncoderConfig(
-            vocabulary=len(ESM),
-            layers=self.layers,
-            width=self.width,
-            heads=self.heads,
-            feed_forward=4 * self.width,
-        )
+        return EncoderConfig(len(ESM), self.layers, self.width, self.heads, feed_forward=4 * self.width)
 
 
 @dataclass(frozen=True)
@@ -105,31 +96,22 @@ def train(
     torch.manual_seed(settings.seed)
     # a contact head is fitted to structures, not trained here
     model = MaskedLM(settings.config(), ESM, contacts=False)
-    _initialise(model)
+    model.initialise()
     attend = attend_with(settings.method)
     data = Crops(proteins, settings.crop, settings.tokens, settings.seed, joined=settings.joined)
     optimizers = _optimizers(model, settings)
     schedules = [LambdaLR(optimizer, lambda step: _schedule(step, settings)) for optimizer in optimizers]
-    generator = torch.Generator().manual_seed(settings.seed)
+    parts: dict[str, Part] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
+             "muon rate": schedules[0], "adam rate": schedules[1]}  # fmt: skip
     # the number of steps may be raised later
     identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
     identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
-    state = read_checkpoint(folder, identity)
-    step = 0
-    if state is not None:
-        step = state["step"]
-        model.load_state_dict(state["model"])
-        data.restore(state["data"])
-        generator.set_state(state["generator"])
-        torch.set_rng_state(state["rng"])
-        for optimizer, schedule, *saved in zip(
-            optimizers, schedules, state["optimizers"], state["schedules"], strict=True
-        ):
-            optimizer.load_state_dict(saved[0])
-            schedule.load_state_dict(saved[1])
-    held = validation_steps(held_out, settings)
+    step = read_checkpoint(folder, identity, parts)
+    held = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
+        # drawn anew for each step, so that a checkpoint need not hold it
+        generator = torch.manual_seed((settings.seed << 32) + step)
         masked = mask_tokens(data.next_step(), model.alphabet, generator, settings.mask_rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
             loss = masked_loss(model, masked, attend)
@@ -143,84 +125,32 @@ def train(
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
         last = step == settings.steps
         leave = stop()
-        now = time.monotonic()
+        rate = residues / (time.monotonic() - since)
         if step % every == 0 or last or leave:
             checked = step % every == 0 or last
             perplexity = held_out_perplexity(model, held, attend) if checked else None
-            progress = Progress(step, settings.steps, total / max(1, hidden), residues / (now - since), perplexity)
+            progress = Progress(step, settings.steps, total / max(1, hidden), rate, perplexity)
             # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
-            _write(folder, identity, step, model, optimizers, schedules, data, generator)
+            write_checkpoint(folder, identity, parts, step)
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
-            report(Progress(step, settings.steps, total / max(1, hidden), residues / (now - since)))
+            report(Progress(step, settings.steps, total / max(1, hidden), rate))
         if leave:
             break
     model.source = str(folder)
     return model.eval(), step
 
 
-def validation_steps(held_out: Sequence[NDArray[np.int16]], settings: TrainSettings) -> list[Packed]:
-    """All held-out proteins, cut into crops as in training, in order."""
-    parts = [np.concatenate(list(held_out))] if settings.joined else list(held_out)
-    crops = [part[start : start + settings.crop] for part in parts for start in range(0, len(part), settings.crop)]
-    return list(_packs([crop.astype(np.int64) for crop in crops], settings.tokens))
-
-
-def held_out_perplexity(model: MaskedLM, held: Sequence[Packed], attend: Attend | None = None, seed: int = 0) -> float:
-    """exp of the mean negative log-likelihood over masked residues, 15 % of all, which `seed` chooses; in float32."""
-    generator = torch.Generator().manual_seed(seed)
-    total, count = 0.0, 0
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        for packed in held:
-            masked = mask_tokens(packed, model.alphabet, generator, all_masked=True)
-            total += masked_loss(model, masked, attend).item()
-            count += len(masked.truth)
-    model.train(training)
-    return math.exp(total / max(1, count))
-
-
 def _digest(proteins: Sequence[NDArray[np.int16]]) -> str:
-    digest = hashlib.sha256()
-    for protein in proteins:
-        digest.update(protein.tobytes() + b"|")
-    return digest.hexdigest()
-
-
-def _packs(crops: Sequence[NDArray[np.int64]], tokens: int) -> Iterator[Packed]:
-    held: list[NDArray[np.int64]] = []
-    for crop in crops:
-        if held and sum(map(len, held)) + len(crop) > tokens:
-            yield pack(held)
-            held = []
-        held.append(crop)
-    if held:
-        yield pack(held)
-
-
-def _initialise(model: MaskedLM) -> None:
-    """Normal weights of deviation 0.02, the blocks' last ones smaller by sqrt(2 L) (Radford et al. 2019, 2.3)."""
-    deep = (2 * model.config.layers) ** -0.5
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            last = name.endswith(("out.weight", "down.weight"))
-            torch.nn.init.normal_(parameter, std=0.02 * (deep if last else 1.0))
-        elif name.endswith("bias"):
-            torch.nn.init.zeros_(parameter)
+    return hashlib.sha256(b"|".join(protein.tobytes() for protein in proteins)).hexdigest()
 
 
 def _optimizers(model: MaskedLM, settings: TrainSettings) -> list[Optimizer]:
     """Muon for the layers' matrices (Jordan et al. 2024), AdamW for embedding, head, norms and biases."""
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and ".layers." in name:
-            matrices.append(parameter)
-        else:
-            others.append(parameter)
+    matrices = [values for name, values in model.named_parameters() if values.ndim == 2 and ".layers." in name]
+    others = [values for name, values in model.named_parameters() if values.ndim != 2 or ".layers." not in name]
     return [
         Muon(matrices, lr=settings.rate, weight_decay=settings.weight_decay, momentum=0.95),
         AdamW(others, lr=settings.adam_rate, betas=(0.9, 0.98), weight_decay=0.0),
@@ -232,29 +162,6 @@ def _schedule(step: int, settings: TrainSettings) -> float:
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
     fall = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return max(0.0, min(rise, fall, 1.0))
-
-
-def _write(
-    folder: Path,
-    settings: dict[str, Any],
-    step: int,
-    model: MaskedLM,
-    optimizers: list[Optimizer],
-    schedules: list[LambdaLR],
-    data: Crops,
-    generator: torch.Generator,
-) -> None:
-    state = {
-        "settings": settings,
-        "step": step,
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "schedules": [schedule.state_dict() for schedule in schedules],
-        "data": data.state(),
-        "generator": generator.get_state(),
-        "rng": torch.get_rng_state(),
-    }
-    write_checkpoint(folder, state)
 
 
 def _append(folder: Path, progress: Progress) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,3 +50,15 @@ def masked_loss(model: MaskedLM, masked: Masked, attend: Attend | None = None) -
     """Sum of the negative log-likelihoods at the hidden places, in nats; logits are made for these alone."""
     hidden = model(masked.packed, attend=attend).last[masked.places]
     return F.cross_entropy(model.logits(hidden).float(), masked.truth, reduction="sum")
+
+
+@torch.no_grad()
+def held_out_perplexity(model: MaskedLM, held: Sequence[Packed], attend: Attend | None = None, seed: int = 0) -> float:
+    """exp of the mean negative log-likelihood over masked residues, 15 % of all, which `seed` chooses; in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    total, count = 0.0, 0
+    for packed in held:
+        masked = mask_tokens(packed, model.alphabet, generator, all_masked=True)
+        total += masked_loss(model, masked, attend).item()
+        count += len(masked.truth)
+    return math.exp(total / max(1, count))
