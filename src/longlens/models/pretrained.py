@@ -217,12 +217,7 @@ def _esm_config(said: Mapping[str, Any], folder: Path) -> EncoderConfig:
         if odd:
             raise CheckpointError(f"{folder}: expected ESM-2's architecture, got {field} = {said.get(field)!r}")
     return EncoderConfig(
-        vocabulary=said["vocab_size"],
-        layers=said["num_hidden_layers"],
-        width=said["hidden_size"],
-        heads=said["num_attention_heads"],
-        feed_forward=said["intermediate_size"],
-        norm_eps=said.get("layer_norm_eps", 1e-12),
+        **_sizes(said),
         token_dropout=said.get("token_dropout", False),
         mask_token=said.get("mask_token_id", ESM.mask),
     )
@@ -238,17 +233,23 @@ def _bert_config(said: Mapping[str, Any], folder: Path) -> EncoderConfig:
         if odd:
             raise CheckpointError(f"{folder}: expected BERT's encoder with gelu, got {field} = {said.get(field)!r}")
     return EncoderConfig(
-        vocabulary=said["vocab_size"],
-        layers=said["num_hidden_layers"],
-        width=said["hidden_size"],
-        heads=said["num_attention_heads"],
-        feed_forward=said["intermediate_size"],
-        norm_eps=said.get("layer_norm_eps", 1e-12),
+        **_sizes(said),
         pre_norm=False,
         positions="absolute",
         max_length=said["max_position_embeddings"],
         token_dropout=False,
     )
+
+
+def _sizes(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "vocabulary": said["vocab_size"],
+        "layers": said["num_hidden_layers"],
+        "width": said["hidden_size"],
+        "heads": said["num_attention_heads"],
+        "feed_forward": said["intermediate_size"],
+        "norm_eps": said.get("layer_norm_eps", 1e-12),
+    }
 
 
 def _bert_alphabet(vocabulary: Path) -> Alphabet:
