@@ -183,6 +183,26 @@ def test_an_attached_model_is_watched_as_attached():
         run(model, ids)
 
 
+def test_watches_inside_one_another_all_see():
+    model, ids = eager(bert), tokens()
+    collect = [Cells(queries=(10,), label="row")]
+    with torch.no_grad(), watch(model, [Entropy(), *collect]) as outer:
+        with watch(model, [Received()]) as inner:
+            run(model, ids)
+        # attached after the watch began: what is seen is what ran
+        with attach(model, "window:2"):
+            run(model, ids)
+        run(model, ids)
+        with attach(model, "performer"), pytest.raises(UnsupportedError, match="no attention weights"):
+            run(model, ids)
+    assert len(inner.received) == 2
+    assert [sorted(call) for call in outer.calls] == [[0, 1]] * 3
+    exact, window, again = (call[0]["row"].data[0, 0, 0] for call in outer.calls)
+    assert torch.equal(exact, again)
+    assert (exact > 0).all()
+    assert torch.equal(window.nonzero().flatten(), torch.arange(8, 13))
+
+
 def test_training_with_dropout_and_recomputed_layers():
     model, ids = bert(attention_probs_dropout_prob=0.3), tokens()
     model.activation_checkpointing_enable()

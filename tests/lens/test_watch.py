@@ -149,7 +149,7 @@ def test_what_was_not_collected_or_seen_is_an_error(model):
             _ = seen.entropy
     with pytest.raises(InputError, match="at least one collector"):
         watch(model, [])
-    with pytest.raises(InputError, match="each of another name"):
+    with pytest.raises(InputError, match="of different names"):
         watch(model, [Entropy(), Entropy()])
 
 

@@ -23,8 +23,8 @@ from longlens.hf.masks import Carrier
 from longlens.ops.attention import resolve_method
 from longlens.ops.method import Method
 
-# module, what it asked, and what it got (B, H, Nq, Dv)
-Observe = Callable[[nn.Module, Call, Tensor], None]
+# module, what it asked, by which method it was served, and what it got (B, H, Nq, Dv)
+Observe = Callable[[nn.Module, Call, Method, Tensor], None]
 
 # a name for each attachment, so that several can stand at once, each with its method
 _numbers = count()
@@ -58,9 +58,11 @@ class Attachment:
     def __init__(self, model: nn.Module, method: Method | str, observe: Observe | None = None) -> None:
         self.method = resolve_method(method)
         self.model = model
-        self._observe = observe
         models = list(inner_models(model))
         _check_model(model, models)
+        # who watched before goes on watching
+        outer = _attachment(model)
+        self._observers = (*(() if outer is None else outer._observers), *(() if observe is None else (observe,)))
         self._configs = _configs(models)
         self._before = [config._attn_implementation_internal for config in self._configs]
         self._name = f"longlens_{next(_numbers)}"
@@ -129,8 +131,8 @@ class Attachment:
             )
         call = read_call(module, query, key, value, attention_mask, dropout, scaling, given)
         output = call.attend(self.method)
-        if self._observe is not None:
-            self._observe(module, call, output)
+        for observe in self._observers:
+            observe(module, call, self.method, output)
         return output.transpose(1, 2).contiguous(), None
 
 
@@ -152,11 +154,16 @@ def _refuse_weights(module: nn.Module, args: tuple[Any, ...], given: dict[str, A
 
 def attached_method(model: Any) -> Method | None:
     """The method that a transformers model is attached to at present; None where it is not."""
+    attachment = _attachment(model)
+    return None if attachment is None else attachment.method
+
+
+def _attachment(model: Any) -> Attachment | None:
     from transformers import AttentionInterface
 
     function = AttentionInterface._global_mapping.get(model.config._attn_implementation)
     owner = getattr(function, "__self__", None)
-    return owner.method if isinstance(owner, Attachment) else None
+    return owner if isinstance(owner, Attachment) else None
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from longlens.errors import InputError
 from longlens.hf.attach import Attachment, attention_modules
 from longlens.hf.calls import Call
 from longlens.models.contacts import Regression, WholeMap, float_lse
+from longlens.ops.method import Method
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor
         for length in lengths
     ]
 
-    def observe(module: nn.Module, call: Call, output: Tensor) -> None:
+    def observe(module: nn.Module, call: Call, method: Method, output: Tensor) -> None:
         number = next(place for place, other in enumerate(modules) if other is module)
         for row, (contact_map, length) in enumerate(zip(maps, lengths, strict=True)):
             query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
@@ -46,13 +47,14 @@ def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor
             lse = float_lse(query, key, scale=scale)
             contact_map.add(number, query[0], key[0], lse[0], scale)
 
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with Attachment(model, "exact", observe):
             model(input_ids, attention_mask=attention_mask)
     finally:
-        model.train(training)
+        for module, was in training.items():
+            module.training = was
     return [contact_map.finish() for contact_map in maps]
 
 

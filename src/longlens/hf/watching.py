@@ -39,7 +39,7 @@ def watch_transformers(
     wanted = chosen_layers(layers, len(modules))
     chosen = resolve_method(method if method is not None else attached_method(model) or "exact")
     seen = Seen(collect, list(modules))
-    recorder = _Recorder(seen, modules, wanted, heads, collect, chosen)
+    recorder = _Recorder(seen, modules, wanted, heads, collect)
     with Attachment(model, chosen, recorder.observe):
         hooks = [
             hook
@@ -61,9 +61,9 @@ class _Recorder:
 
     def __init__(
         self, seen: Seen, modules: dict[str, nn.Module], wanted: set[int], heads: Sequence[int] | None,
-        collect: tuple[Collector, ...], method: Method,
+        collect: tuple[Collector, ...],
     ) -> None:  # fmt: skip
-        self.seen, self.wanted, self.heads, self.collect, self.method = seen, wanted, heads, collect, method
+        self.seen, self.wanted, self.heads, self.collect = seen, wanted, heads, collect
         self._numbers = WeakKeyDictionary({module: number for number, module in enumerate(modules.values())})
         self._open: list[nn.Module] = []
         self._results: dict[int, dict[str, Result]] = {}
@@ -81,11 +81,11 @@ class _Recorder:
         if not self._open and output is not None:
             self.seen.calls.append(self._results)
 
-    def observe(self, module: nn.Module, call: Call, output: Tensor) -> None:
+    def observe(self, module: nn.Module, call: Call, method: Method, output: Tensor) -> None:
         """One attention: scan it if its layer is wanted."""
-        number = self._numbers[module]
-        # outside of any call, layers are recomputed for the backward pass
-        if not self._open or number not in self.wanted:
+        number = self._numbers.get(module)
+        # outside of any call, layers are recomputed for the backward pass; another model's are not ours to see
+        if number is None or not self._open or number not in self.wanted:
             return
         name = self.seen.names[number]
         if number in self._results:
@@ -99,6 +99,6 @@ class _Recorder:
         # dropped weights do not give the output back
         value, given = (None, None) if call.dropout else (call.value, output)
         self._results[number] = scan(
-            call.query, call.key, collect=self.collect, value=value, output=given, method=self.method,
+            call.query, call.key, collect=self.collect, value=value, output=given, method=method,
             where=f"layer {number} ({name})", **call.for_scan(),
         )  # fmt: skip

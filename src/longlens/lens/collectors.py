@@ -10,11 +10,13 @@ The formulas stand at each in rows.py, columns.py and maps.py. Memory is linear 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from longlens.errors import InputError
 from longlens.lens.block import Block, Extent
 from longlens.lens.results import Result
 
@@ -53,6 +55,17 @@ class Collector(ABC):
     @abstractmethod
     def start(self, extent: Extent) -> State[Result]:
         """An empty state."""
+
+
+def by_name(collect: Sequence[Collector]) -> dict[str, Collector]:
+    """Collectors by their names; `InputError` for what is no collector, and for two of one name."""
+    strange = [collector for collector in collect if not isinstance(collector, Collector)]
+    if strange:
+        raise InputError(f"expected collectors of longlens.lens, such as Entropy(), got {strange[0]!r}")
+    names = [collector.name for collector in collect]
+    if len(set(names)) != len(names):
+        raise InputError(f"expected collectors of different names, got {', '.join(names)}")
+    return dict(zip(names, collect, strict=True))
 
 
 class Sums(State[R]):

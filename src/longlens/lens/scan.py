@@ -15,9 +15,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longlens.errors import InputError, LensError, UnsupportedError
+from longlens.errors import LensError, UnsupportedError
 from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest, take
-from longlens.lens.collectors import Collector
+from longlens.lens.collectors import Collector, by_name
 from longlens.lens.results import Result
 from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
@@ -76,9 +76,7 @@ def scan(
         InputError and its kin: inputs that do not fit. UnsupportedError: the method has no weights. LensError: the
         weights do not sum to 1, or do not give `output`.
     """
-    named = {collector.name: collector for collector in collect}
-    if len(named) != len(collect):
-        raise InputError(f"expected collectors of different names, got {[collector.name for collector in collect]}")
+    named = by_name(collect)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         inputs = check_inputs(
             query, key, key if value is None else value, attn_mask, 0.0, is_causal, scale, key_mask, cu_seqlens, bias,

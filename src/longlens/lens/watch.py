@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.lens.collectors import Collector
+from longlens.lens.collectors import Collector, by_name
 from longlens.lens.columns import Received
 from longlens.lens.results import Result
 from longlens.lens.rows import Distance, Entropy, Largest, LogSumExp, TopKeys
@@ -66,9 +66,8 @@ def watch(
         UnsupportedError: a method without weights, a model that cannot be served.
         LensError, from the model's forward: the weights that were rebuilt do not give the attention's own output.
     """
-    names = [collector.name for collector in collect]
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"expected at least one collector, each of another name, got {names}")
+    if not by_name(collect):
+        raise InputError("expected at least one collector, got none")
     encoders = [module for module in model.modules() if _takes_attend(module)]
     if encoders:
         # a model hands `attend` down: the innermost takes it last
