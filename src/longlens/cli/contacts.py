@@ -36,7 +36,8 @@ class _MapByDefault(click.Group):
 def contacts() -> None:
     """Contact maps of proteins from a model's attention: `longlens contacts FASTA... -o OUTPUT`.
 
-    `map` (which need not be written) makes the maps; `fit` makes a contact head for a model that has none.
+    `map` (which need not be written) makes the maps; `fit` makes a contact head for a model that has none. `longlens
+    contacts map --help` lists the options.
     """
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,9 +144,10 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
     said = (getattr(config, "architectures", None) or [""])[0]
     kind = next((kind for end, kind in _CLASSES.items() if said.endswith(end)), "AutoModel")
     try:
-        model, loading = getattr(transformers, kind).from_pretrained(
-            name, dtype=choose_dtype(dtype, chosen), output_loading_info=True
-        )
+        with _quiet_in_a_pipe():
+            model, loading = getattr(transformers, kind).from_pretrained(
+                name, dtype=choose_dtype(dtype, chosen), output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name}: its weights cannot be read ({error})") from error
     # a pooler comes after all attention, and not every checkpoint has one
@@ -163,3 +167,17 @@ def _longest(model: Any) -> int | None:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return module.num_embeddings - module.padding_idx - 1
     return most
+
+
+@contextmanager
+def _quiet_in_a_pipe() -> Iterator[None]:
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

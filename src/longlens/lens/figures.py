@@ -5,7 +5,9 @@ Each says what it shows, the model and N. Needs matplotlib (extra `plot`); no gl
 
 from __future__ import annotations
 
+import re
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,14 +56,31 @@ def require_matplotlib() -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `name`.png and `name`.svg; the same figure gives the same bytes."""
+    """Write `name`.png and `name`.svg; the same figure gives the same bytes.
+
+    Signs that no font has are boxes in the PNG; one warning names them all.
+    """
     import matplotlib as mpl
 
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     # text stays text, so that it can be edited and searched
-    with mpl.rc_context({"svg.hashsalt": "longlens", "svg.fonttype": "none"}):
+    with (
+        mpl.rc_context({"svg.hashsalt": "longlens", "svg.fonttype": "none"}),
+        warnings.catch_warnings(record=True) as said,
+    ):
+        warnings.simplefilter("always")
         for path in paths:
             figure.savefig(path, dpi=DOTS, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    missing = set()
+    for warning in said:
+        found = re.match(r"Glyph (\d+) .*missing", str(warning.message))
+        if found:
+            missing.add(int(found[1]))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing:
+        signs = " ".join(map(chr, sorted(missing)))
+        warnings.warn(f"no font that matplotlib finds has {signs}: boxes in the PNG, text in the SVG", stacklevel=2)
     return paths
 
 
