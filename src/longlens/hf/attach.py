@@ -62,8 +62,8 @@ class Attachment:
         _check_model(model, models)
         # who watched before goes on watching
         outer = _attachment(model)
-        before: tuple[Observe, ...] = () if outer is None else outer._observers
-        self._observers = before if observe is None else (*before, observe)
+        before = () if outer is None else outer._observers
+        self._observers: tuple[Observe, ...] = before if observe is None else (*before, observe)
         self._configs = _configs(models)
         self._before = [config._attn_implementation_internal for config in self._configs]
         self._name = f"longlens_{next(_numbers)}"
