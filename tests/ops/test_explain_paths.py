@@ -78,6 +78,8 @@ CALLS = [
     ("bigbird", {}),
     ("linear", {}),
     ("performer:256", {}),
+    ("nystrom", {}),
+    ("lsh", {}),
 ]
 
 
