@@ -76,7 +76,10 @@ def draw(results: longlens.Results, row: dict[str, object], path: Path) -> Path:
         label="surprise, residue in sight",
     )
     axes.plot(places[middle], np.convolve(entropy, kernel, "valid"), color="tab:blue", lw=1, label="expected (entropy)")
-    axes.set(xlabel="residue", ylabel="nats", xlim=(1, len(surprise)), ylim=(0, None))
+    # room above for the legend
+    axes.set(
+        xlabel="residue", ylabel="nats", xlim=(1, len(surprise)), ylim=(0, 1.25 * max(surprise.max(), entropy.max()))
+    )
     title = f"{row['id']}  {row['description']}"
     axes.set_title(textwrap.shorten(title, 110), fontsize=9, loc="left")
     axes.legend(title=f"mean of {SMOOTH} residues; model tiny, N = {len(surprise):,}", fontsize=8, title_fontsize=8,
