@@ -20,8 +20,9 @@ import longlens
 from longlens.hf.texts import TextModel, load_text_model
 from longlens.io.fasta import read_fasta
 from longlens.jobs.look import LookOptions, look_at_protein, look_at_text, protein_options, text_options
-from longlens.lens import Cells, Mass, figures
-from longlens.lens.sight import Sight
+from longlens.lens import Cells, Mass
+from longlens.report import figures
+from longlens.report.profile import Sight
 
 HERE = Path(__file__).parent
 DOTS = 110

@@ -12,8 +12,8 @@ import transformers as tf
 from safetensors.torch import load_file
 
 from longlens.hf import attach
-from longlens.lens.columns import Received
-from longlens.lens.rows import Entropy, Largest
+from longlens.lens.collect.columns import Received
+from longlens.lens.collect.rows import Entropy, Largest
 from longlens.lens.watch import watch
 
 HEAVY = (

@@ -11,9 +11,9 @@ from tiny_models import ALL, bert, eager, gemma2, llama, mistral, padding, run, 
 from longlens.errors import InputError, LensError, UnsupportedError
 from longlens.hf import attach
 from longlens.hf.calls import Call
-from longlens.lens.columns import Received
-from longlens.lens.maps import Cells
-from longlens.lens.rows import Entropy, LogSumExp, TopKeys
+from longlens.lens.collect.columns import Received
+from longlens.lens.collect.maps import Cells
+from longlens.lens.collect.rows import Entropy, LogSumExp, TopKeys
 from longlens.lens.watch import watch
 
 COLLECT = (Entropy(), Received(), TopKeys(3), Cells(queries=(0, 7, 20), label="some"))

@@ -108,7 +108,7 @@ def test_a_threshold_a_band_and_the_strongest(model, fasta, maps, tmp_path, form
 def test_whole_maps(model, fasta, maps, tmp_path, form, monkeypatch):
     if form == "kept":
         monkeypatch.setattr(job, "choose_form", lambda *_: "kept")
-    monkeypatch.setattr("longlens.models.contacts.STRETCH", 32)
+    monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
     monkeypatch.setattr(job, "CHUNK", 32)
     make(model, fasta, tmp_path / "half", "--format", "zarr")
     make(model, fasta, tmp_path / "single", "--format", "zarr", "--array-dtype", "float32")
@@ -171,9 +171,9 @@ def test_the_form_follows_the_memory_allowed(model):
 
 def test_the_picture_holds_the_largest_of_each_cell(model, maps, monkeypatch):
     monkeypatch.setattr(job, "CELLS", 25)
-    monkeypatch.setattr("longlens.models.contacts.STRETCH", 32)
+    monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
     loaded = load(model)
-    from longlens.models.contacts import Watcher, WholeMap
+    from longlens.lens.contacts import Watcher, WholeMap
 
     contact_map = WholeMap(120, loaded.contact_regression(), loaded.device)
     loaded(loaded.pack([protein(120, 120)]), attend=Watcher([contact_map]))

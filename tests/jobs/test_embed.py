@@ -199,7 +199,7 @@ def test_a_journal_line_that_was_cut_off_does_not_count(model_folder, fasta, tmp
 def test_a_full_disk_loses_nothing(model_folder, fasta, tmp_path, monkeypatch):
     import os
 
-    from longlens.io import flat
+    from longlens.io import row_array as flat
 
     arguments = [fasta, "-o", tmp_path / "out", "--model", model_folder, "--tokens-per-batch", 40]
     pwrite, left = os.pwrite, [3]

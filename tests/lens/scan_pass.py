@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from longlens.lens import columns, maps, rows
-from longlens.lens.across_layers import Attended, rollout_map
+from longlens.lens.across import Attended, rollout_map
+from longlens.lens.collect import columns, maps, rows
 from longlens.lens.scan import scan
 
 SETS = {

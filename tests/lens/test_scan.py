@@ -10,7 +10,7 @@ import torch
 
 import longlens
 from longlens.errors import InputError, LensError, UnsupportedError
-from longlens.lens import columns, maps, rows
+from longlens.lens.collect import columns, maps, rows
 from longlens.lens.scan import scan
 from longlens.ops.inputs import check_inputs
 from longlens.ops.masks import Rule

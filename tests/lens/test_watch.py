@@ -8,9 +8,9 @@ import torch
 
 import longlens
 from longlens.errors import InputError, LensError
-from longlens.lens.columns import Received
-from longlens.lens.maps import Cells
-from longlens.lens.rows import Entropy, TopKeys
+from longlens.lens.collect.columns import Received
+from longlens.lens.collect.maps import Cells
+from longlens.lens.collect.rows import Entropy, TopKeys
 from longlens.lens.scan import scan
 from longlens.lens.watch import STANDARD, watch
 from longlens.models.encoder import attend_with

@@ -164,7 +164,7 @@ def fit(
 
 def _drawing(model: MaskedLM) -> Callable[[Tensor, Entry, Path], None]:
     """What draws a map's cells. Asked for early, so that a missing package is said at once."""
-    from longlens.lens.contact_figure import draw_contacts
+    from longlens.report.contacts import draw_contacts
 
     def draw(cells: Tensor, entry: Entry, path: Path) -> None:
         draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", Path(model.source).name, path)

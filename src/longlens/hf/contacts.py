@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from longlens.errors import InputError
 from longlens.hf.attach import Attachment, attention_modules
 from longlens.hf.calls import Call
-from longlens.models.contacts import Regression, WholeMap, float_lse
+from longlens.lens.contacts import Regression, WholeMap, float_lse
 from longlens.ops.method import Method
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from longlens.errors import CheckpointError, InputError, UnsupportedError
 from longlens.hf.attach import attention_modules
 from longlens.hf.trajectories import SERVED
-from longlens.lens.logit_lens import trajectories
-from longlens.lens.vocabulary import NO_TARGET, Predictions
+from longlens.lens.predict.logit_lens import trajectories
+from longlens.lens.predict.vocabulary import NO_TARGET, Predictions
 from longlens.models.pretrained import choose_device, choose_dtype
 
 # a class that is loaded by the end of the name that the configuration gives

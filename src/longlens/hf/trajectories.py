@@ -1,4 +1,4 @@
-"""The logit lens (`longlens.lens.logit_lens`) for language models of transformers."""
+"""The logit lens (`longlens.lens.predict.logit_lens`) for language models of transformers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longlens.errors import InputError, LensError, UnsupportedError
-from longlens.lens.logit_lens import Reading, Trajectories, read_layers
-from longlens.lens.vocabulary import Head
+from longlens.lens.predict.logit_lens import Reading, Trajectories, read_layers
+from longlens.lens.predict.vocabulary import Head
 
 
 @dataclass(frozen=True)

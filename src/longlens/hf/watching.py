@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.attach import Attachment, attached_method, attention_modules, inner_models, is_transformers_model
 from longlens.hf.calls import Call
-from longlens.lens.collectors import Collector
+from longlens.lens.collect.collector import Collector
 from longlens.lens.results import Result
 from longlens.lens.scan import scan
 from longlens.lens.watch import Seen, check_heads, chosen_layers

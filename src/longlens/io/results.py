@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from longlens.errors import InputError
-from longlens.io.flat import FlatArray
+from longlens.io.row_array import FlatArray
 
 MANIFEST = "manifest.json"
 WORK = ".work"

@@ -20,9 +20,9 @@ from longlens.io.pairs import PairSpool
 from longlens.io.results import ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.io.table import survey_columns, write_columns
-from longlens.jobs.identity import job_identity, refuse_changed
+from longlens.jobs.job_key import job_identity, refuse_changed
 from longlens.jobs.plan import Outputs, batch_bytes
-from longlens.models.contacts import ContactMap, KeptMap, Regression, Rows, Watcher, WholeMap, kept_bytes, whole_bytes
+from longlens.lens.contacts import ContactMap, KeptMap, Regression, Rows, Watcher, WholeMap, kept_bytes, whole_bytes
 from longlens.models.language_model import MaskedLM
 
 FORMATS = ("parquet", "npz", "zarr")

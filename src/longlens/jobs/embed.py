@@ -19,15 +19,15 @@ from longlens.io.formats import FORMATS, Finished, write_arrays
 from longlens.io.results import ArraySpec, ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.io.table import write_table
-from longlens.jobs.identity import job_identity, refuse_changed
-from longlens.jobs.passes import (
+from longlens.jobs.inference import (
     Place,
     masked_log_probabilities,
     residue_rows,
     residue_surprise,
 )
+from longlens.jobs.job_key import job_identity, refuse_changed
 from longlens.jobs.plan import Outputs, batch_bytes, make_batches
-from longlens.lens.surprise import Surprise, surprise
+from longlens.lens.predict.surprise import Surprise, surprise
 from longlens.models.encoder import Attend, attend_with
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method

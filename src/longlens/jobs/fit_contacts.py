@@ -22,7 +22,7 @@ from torch import Tensor
 from longlens.errors import CheckpointError, InputError
 from longlens.io.results import write_whole
 from longlens.io.structures import Example, read_pairs, read_structure
-from longlens.models.contacts import PairFeatures, Regression, Watcher
+from longlens.lens.contacts import PairFeatures, Regression, Watcher
 from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 

@@ -18,15 +18,15 @@ from longlens.errors import InputError, UnsupportedError
 from longlens.hf.texts import TextModel, TokenizedText
 from longlens.io.results import ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
-from longlens.jobs.identity import job_identity, refuse_changed
-from longlens.jobs.sights import write_sight
-from longlens.lens import figures
-from longlens.lens.logit_lens import trajectories
-from longlens.lens.sight import Sight, Tokens, collectors, sight
-from longlens.lens.vocabulary import Predictions
+from longlens.jobs.job_key import job_identity, refuse_changed
+from longlens.jobs.profiles import write_sight
+from longlens.lens.predict.logit_lens import trajectories
+from longlens.lens.predict.vocabulary import Predictions
 from longlens.lens.watch import check_heads, chosen_layers, watch
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
+from longlens.report import figures
+from longlens.report.profile import Sight, Tokens, collectors, sight
 
 STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_queries", "pooled", "surprise")
 
@@ -34,7 +34,7 @@ STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_qu
 @dataclass(frozen=True)
 class LookOptions:
     """What to look at. `layers` and `heads` count from 0, all where None; `collect` names what
-    `longlens.lens.sight.collectors` knows, and surprise; None is `STANDARD`, surprise only where the model has it.
+    `longlens.report.profile.collectors` knows, and surprise; None is `STANDARD`, surprise only where the model has it.
 
     `tokens` are those whose partners are shown, `maps` (layer, head) those whose maps are; chosen where empty. `pool`:
     cells along a map; `links`: partners kept of each token and head.

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from longlens.errors import SequenceError
-from longlens.jobs.passes import Place, masked_log_probabilities, residue_rows
+from longlens.jobs.inference import Place, masked_log_probabilities, residue_rows
 from longlens.models.encoder import Attend
 from longlens.models.language_model import MaskedLM
 

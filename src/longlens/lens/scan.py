@@ -2,8 +2,8 @@
 
 For each tile of queries the scores s = scale q k^T (+ bias, masks) are made once. Where a tile holds every key of its
 rows, their log-sum-exp follows at once, and statistics of rows and of columns come from one walk; a sparse method whose
-rows are spread over several tiles is first asked for the log-sum-exp of its rows. Formulas: `longlens.lens.rows`,
-`longlens.lens.columns`, `longlens.lens.maps`.
+rows are spread over several tiles is first asked for the log-sum-exp of its rows. Formulas: the modules
+of `longlens.lens.collect`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from longlens.errors import LensError, UnsupportedError
 from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest, take
-from longlens.lens.collectors import Collector, by_name
+from longlens.lens.collect.collector import Collector, by_name
 from longlens.lens.results import Result
 from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
@@ -61,7 +61,7 @@ def scan(
     Args:
         query, key, attn_mask, is_causal, scale, method, key_mask, cu_seqlens, bias: as `longlens.attention` takes them;
             query and key after any rotation.
-        collect: what to collect (`longlens.lens.collectors`); names must differ.
+        collect: what to collect (`longlens.lens.collect.collector`); names must differ.
         value: (B, Hkv, Nk, Dv), and `output` (B, H, Nq, Dv), what the model's attention gave: where both are given,
             sampled rows are checked to sum to 1 and to give that output.
         softcap: scores become softcap tanh(s / softcap) before bias and masks (Gemma 2).

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.lens.collectors import Collector, by_name
-from longlens.lens.columns import Received
+from longlens.lens.collect.collector import Collector, by_name
+from longlens.lens.collect.columns import Received
+from longlens.lens.collect.rows import Distance, Entropy, Largest, LogSumExp, TopKeys
 from longlens.lens.results import Result
-from longlens.lens.rows import Distance, Entropy, Largest, LogSumExp, TopKeys
 from longlens.lens.scan import scan
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
@@ -54,7 +54,7 @@ def watch(
 
     Args:
         model: `longlens.models.MaskedLM` or `Encoder`, or a transformers model that `longlens.hf.attach` serves.
-        collect: what to collect in each layer (`longlens.lens.collectors`); the standard set where not given.
+        collect: what to collect in each layer (`longlens.lens.collect.collector`); the standard set where not given.
         layers: which layers to look at, from 0, negative from the end; all where None. A transformers model's layers
             are its attention modules in the order of its modules (`seen.names` tells which is which).
         heads: which query heads, from 0; all where None. Results hold these heads in this order.

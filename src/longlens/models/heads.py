@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longlens.models.contacts import Regression
+from longlens.lens.contacts import Regression
 
 
 class MaskedLMHead(nn.Module):
@@ -26,7 +26,7 @@ class MaskedLMHead(nn.Module):
 class ContactHead(nn.Module):
     """Logistic regression over all layers' and heads' symmetrised, corrected attention (Rao et al. 2020).
 
-    Holds the weights, (1, layers x heads), layer-major; `longlens.models.contacts` computes with them.
+    Holds the weights, (1, layers x heads), layer-major; `longlens.lens.contacts` computes with them.
     """
 
     def __init__(self, layers: int, heads: int) -> None:
@@ -35,6 +35,6 @@ class ContactHead(nn.Module):
         self.regression = nn.Linear(layers * heads, 1)
 
     def weights(self) -> Regression:
-        """What `longlens.models.contacts` computes with."""
+        """What `longlens.lens.contacts` computes with."""
         weight, bias = self.regression.weight.detach(), self.regression.bias.detach()
         return Regression(weight.float().cpu().view(self.layers, -1), float(bias))

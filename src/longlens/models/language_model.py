@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet
-from longlens.models.contacts import Regression, Watcher, WholeMap
+from longlens.lens.contacts import Regression, Watcher, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, pack
 from longlens.models.heads import ContactHead, MaskedLMHead
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from longlens.errors import MethodError
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.guard import attend_guarded
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Attended, Method
+from longlens.ops.nonfinite import attend_guarded
 from longlens.ops.registry import parse_method
 from longlens.shapes import CuSeqlens, Key, KeyMask, LogSumExp, Output, Query, Value
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from longlens.lens.vocabulary import Head, predictions
+from longlens.lens.predict.vocabulary import Head, predictions
 
 
 def predict(length: int, vocabulary: int, block: int | None = None) -> Callable[[], None]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longlens.errors import InputError
-from longlens.lens.surprise import surprise
+from longlens.lens.predict.surprise import surprise
 
 
 def test_formulas_in_float64():

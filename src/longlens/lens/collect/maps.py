@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.lens.block import Block, Extent, lanes_index
-from longlens.lens.collectors import Collector, State, Sums
+from longlens.lens.collect.collector import Collector, State, Sums
 from longlens.lens.results import Histogram, PooledMap, Weights
 
 KINDS = ("mean", "sum", "max")

@@ -1,4 +1,4 @@
-"""Figures of what was seen of one sequence (`longlens.lens.sight.Sight`): overview, tracks, maps, partners.
+"""Figures of what was seen of one sequence (`longlens.report.profile.Sight`): overview, tracks, maps, partners.
 
 Each says what it shows, the model and N. Needs matplotlib (extra `plot`); no global state of it is touched.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.lens.sight import Sight
+from longlens.report.profile import Sight
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

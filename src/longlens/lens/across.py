@@ -26,7 +26,7 @@ from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.lens.block import Block, Extent, add, take
-from longlens.lens.collectors import Collector, State
+from longlens.lens.collect.collector import Collector, State
 from longlens.lens.results import PooledMap, Weights
 from longlens.lens.scan import scan
 from longlens.ops.attention import attention

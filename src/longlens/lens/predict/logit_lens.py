@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.lens.vocabulary import Head, Predictions, predictions
+from longlens.lens.predict.vocabulary import Head, Predictions, predictions
 from longlens.lens.watch import Layered, chosen_layers
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longlens.lens.surprise import Surprise, surprise
+from longlens.lens.predict.surprise import Surprise, surprise
 from longlens.models.encoder import Attend, Encoded, Packed, pack
 from longlens.models.language_model import MaskedLM
 

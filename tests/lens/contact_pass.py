@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from longlens.models.contacts import KeptMap, Regression, WholeMap
+from longlens.lens.contacts import KeptMap, Regression, WholeMap
 
 
 def contact_pass(residues: int, kept: bool) -> Callable[[], None]:

@@ -7,7 +7,7 @@ import torch
 
 import longlens
 from longlens.errors import InputError, UnsupportedError
-from longlens.lens.across_layers import Attended, Recorder, relevance, relevance_map, rollout, rollout_map
+from longlens.lens.across import Attended, Recorder, relevance, relevance_map, rollout, rollout_map
 from longlens.ops.inputs import check_inputs
 from longlens.ops.reference import allowed_pairs
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from longlens.lens import figures
-from longlens.lens.sight import Sight
+from longlens.report import figures
+from longlens.report.profile import Sight
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import longlens as ll
-from longlens.ops import guard
+from longlens.ops import nonfinite as guard
 
 METHODS = [
     "exact",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.lens.block import LN2, Block, Extent, add, lanes_index, put, take
-from longlens.lens.collectors import Collector, State, Sums, best_of
+from longlens.lens.collect.collector import Collector, State, Sums, best_of
 from longlens.lens.results import RowValues, TopK
 
 

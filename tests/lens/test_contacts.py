@@ -11,8 +11,8 @@ import torch
 import longlens
 from esm_peer import SIZES, esm, protein, save
 from longlens.errors import InputError
-from longlens.models import contacts
-from longlens.models.contacts import KeptMap, Watcher
+from longlens.lens import contacts
+from longlens.lens.contacts import KeptMap, Watcher
 from longlens.models.pretrained import load
 from longlens.testing import peak_growths
 

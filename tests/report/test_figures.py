@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from longlens.errors import InputError
-from longlens.lens import figures
-from longlens.lens.sight import Links, Maps, Sight, Tokens
+from longlens.report import figures
+from longlens.report.profile import Links, Maps, Sight, Tokens
 
 mpl = pytest.importorskip("matplotlib")
 

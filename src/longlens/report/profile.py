@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.collectors import Collector
-from longlens.lens.columns import ColumnEntropy, Received, ReceivedMax, ReceivedMean, TopQueries
-from longlens.lens.maps import DistanceHistogram, Pooled
-from longlens.lens.rows import Distance, DistanceSpread, EffectiveKeys, Entropy, LogSumExp, TopKeys
+from longlens.lens.collect.collector import Collector
+from longlens.lens.collect.columns import ColumnEntropy, Received, ReceivedMax, ReceivedMean, TopQueries
+from longlens.lens.collect.maps import DistanceHistogram, Pooled
+from longlens.lens.collect.rows import Distance, DistanceSpread, EffectiveKeys, Entropy, LogSumExp, TopKeys
 from longlens.lens.watch import Seen
 
 # one number for each layer, head and token

@@ -1,0 +1,1 @@
+"""What to collect of the attention matrix: a collector and its result to a statistic."""

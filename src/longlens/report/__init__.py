@@ -1,0 +1,1 @@
+"""Everything a person looks at is drawn here: tables, figures, pages."""
