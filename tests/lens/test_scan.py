@@ -241,7 +241,7 @@ def test_states_merge():
     collect = (*COLLECT, columns.TopQueries(3))
     halves = [{c.name: c.start(extent) for c in collect} for _ in range(2)]
     whole = scan(query, key, collect=collect)
-    for block in _blocks(_Part(longlens.Exact(), inputs, 0, 0, 0), None, None, 4, torch.float32):
+    for block in _blocks(_Part(longlens.Exact(), inputs, 0, 0, 0), 4, torch.float32):
         for state in halves[block.rows.start >= 64].values():
             state.update(block)
     for name, state in halves[0].items():
