@@ -159,11 +159,11 @@ def _judge_both(subject: Subject, mode: str, request: Request) -> Iterator[Findi
     variants = {mode: request}
     if subject.claims.key_mask is not None and (not request.is_causal or subject.claims.masks_with_causal):
         keep = torch.ones(request.key.shape[0], request.key.shape[2], dtype=torch.bool)
-        keep[0, :7] = False
+        keep[0, -7:] = False
         variants[f"{mode}, padded"] = replace(request, key_mask=keep)
     if subject.claims.packing is not None:
         one = request.on(*(tensor[:1] for tensor in request.tensors))
-        bounds = torch.tensor([0, 20, 21, request.query.shape[2]], dtype=torch.int32)
+        bounds = torch.tensor([0, 20, 22, request.query.shape[2]], dtype=torch.int32)
         variants[f"{mode}, packed"] = replace(one, cu_seqlens=bounds)
     for case, variant in variants.items():
         yield subject.judge(case, variant)
