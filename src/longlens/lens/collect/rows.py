@@ -119,7 +119,7 @@ class _Distance(_RowSums):
 
 @dataclass(frozen=True)
 class DistanceSpread(Collector):
-    """Standard deviation of |i - j| under p_i, in tokens."""
+    """Standard deviation of |i - j| under p_i, in tokens; p_i is divided by its sum where a sink keeps part of it."""
 
     @property
     def name(self) -> str:
