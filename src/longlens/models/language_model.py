@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.io.alphabet import Alphabet
+from longlens.io.alphabet import Alphabet, clean_proteins
 from longlens.lens.contacts import Regression, Watcher, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, pack
 from longlens.models.heads import ContactHead, MaskedLMHead
@@ -37,9 +37,16 @@ class MaskedLM(nn.Module):
         # where the weights came from, as results say it
         self.source = "untrained"
 
-    def pack(self, sequences: Sequence[str]) -> Packed:
-        """Cleaned sequences (`longlens.io.alphabet.clean_protein`) as tokens, on the model's device."""
-        return pack(self.alphabet.encode(sequence) for sequence in sequences).to(self.device)
+    def pack(self, sequences: str | Iterable[str]) -> Packed:
+        """One protein (a string) or several as tokens, on the model's device.
+
+        Sequences are cleaned as the command line cleans them (`longlens.io.alphabet.clean_protein`): upper case,
+        without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues are warned of.
+
+        Raises:
+            SequenceError: no protein, an empty one, or a character that is no residue, by sequence and position.
+        """
+        return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
 
     def forward(self, packed: Packed, *, attend: Attend | None = None, keep: Collection[int] = ()) -> Encoded:
         """`Encoder.forward`: hidden vectors (T, d) of the last layer, and of those in `keep`."""
@@ -56,14 +63,16 @@ class MaskedLM(nn.Module):
             yield rows, torch.log_softmax(self.logits(hidden[rows]).float(), -1)
 
     @torch.no_grad()
-    def predict_contacts(self, proteins: Packed | Sequence[str]) -> list[Tensor]:
+    def predict_contacts(self, proteins: Packed | str | Iterable[str]) -> list[Tensor]:
         """Probability of contact of each pair of residues, (L, L) float32 for each protein, by ESM-2's contact head.
 
-        Holds 4 L^2 bytes a protein, never layers x heads times that; `longlens contacts` needs less still. Values at
-        |i - j| < 6 exist, but the head was not fitted on them.
+        `proteins` are packed, or what `pack` takes: a string is one protein. Holds 4 L^2 bytes a protein, never layers
+        x heads times that; `longlens contacts` needs less still. Values at |i - j| < 6 exist, but the head was not
+        fitted on them.
 
         Raises:
             InputError: the model has no contact head.
+            SequenceError: what `pack` refuses.
         """
         packed = proteins if isinstance(proteins, Packed) else self.pack(proteins)
         regression = self.contact_regression()
