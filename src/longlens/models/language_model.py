@@ -27,12 +27,14 @@ class MaskedLM(nn.Module):
     model.logits(encoded.last)      # (T, V)
     """
 
-    def __init__(self, config: EncoderConfig, alphabet: Alphabet, *, contacts: bool = True) -> None:
+    def __init__(
+        self, config: EncoderConfig, alphabet: Alphabet, *, contacts: bool = True, predicts: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         self.alphabet = alphabet
         self.encoder = Encoder(config)
-        self.head = MaskedLMHead(config.width, config.vocabulary, config.norm_eps)
+        self.head = MaskedLMHead(config.width, config.vocabulary, config.norm_eps) if predicts else None
         self.contact_head = ContactHead(config.layers, config.heads) if contacts else None
         # where the weights came from, as results say it
         self.source = "untrained"
@@ -53,8 +55,22 @@ class MaskedLM(nn.Module):
         return self.encoder(packed, attend=attend, keep=keep)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(T, d) of the last layer -> (T, V)."""
-        return self.head(hidden, self.encoder.embedding.weight)
+        """(T, d) of the last layer -> (T, V). Raises `InputError` where the model has no head (`require_head`)."""
+        return self.require_head()(hidden, self.encoder.embedding.weight)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the model has a language model's head: logits, surprise and variant scores need it."""
+        return self.head is not None
+
+    def require_head(self) -> MaskedLMHead:
+        """The language model's head; `InputError` where there is none."""
+        if self.head is None:
+            raise InputError(
+                f"{self.source} has no language model's head: it gives vectors and attention, but no logits, surprise "
+                "or scores; take the model that it was fine-tuned from, or another saved as ...ForMaskedLM"
+            )
+        return self.head
 
     def log_probabilities(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Log-softmax of the logits, float32, a chunk of tokens at a time: (rows, (rows, V)), never (T, V)."""
@@ -103,8 +119,8 @@ class MaskedLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.bias.device
+        return self.encoder.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head.bias.dtype
+        return self.encoder.embedding.weight.dtype
