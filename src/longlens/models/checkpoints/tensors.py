@@ -196,12 +196,13 @@ def _is_zip(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
+    """What is wrong with a file, in one line out of torch's many."""
     message = str(error)
-    refused = re.search(r"(?:GLOBAL|global:?|class) ([\w.]+\.[\w.]+)", message)
-    if "Weights only load failed" in message and refused:
+    if refused := re.search(r"GLOBAL ([\w.]+)", message):
         return (
             f"expected tensors and plain values, got {refused[1]}; Weights only load failed, because code in a file of "
             "weights is not run: save the model's state_dict() in a file of its own"
         )
-    first = (message.strip().splitlines() or [""])[0] or type(error).__name__
+    fault = re.search(r"WeightsUnpickler error: (.*)", message)
+    first = fault[1] if fault else (message.strip().splitlines() or [type(error).__name__])[0]
     return f"cut off or not a file of weights ({first}); fetch it again"
