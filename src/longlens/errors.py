@@ -16,6 +16,8 @@ Every message says what was expected, what was given and what to do. An unknown 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LonglensError(Exception):
     """Base of every error raised on purpose by longlens."""
@@ -44,6 +46,14 @@ class TruncatedInputError(SequenceError):
         super().__init__(message)
         self.records = records
         self.residues = residues
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # an exception is unpickled from its arguments, which cannot be keywords; its attributes follow
+        return _truncated, (str(self), self.records, self.residues)
+
+
+def _truncated(message: str, records: int, residues: int) -> TruncatedInputError:
+    return TruncatedInputError(message, records=records, residues=residues)
 
 
 class CheckpointError(InputError):

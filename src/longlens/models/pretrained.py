@@ -21,6 +21,7 @@ from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
 from longlens.models.checkpoints.hub import fetch
 from longlens.models.checkpoints.names import TRANSFORMERS_ESM
+from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
 
 TINY = Path(__file__).parent / "tiny"
@@ -51,6 +52,11 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
     chosen = choose_device(device)
     precision = choose_dtype(dtype, chosen)
     return build(_read(name_or_path), precision, chosen)
+
+
+def read_config(name_or_path: str | Path) -> EncoderConfig:
+    """The shape of a model, without its weights. Arguments and errors: `load`. A hub's files are fetched first."""
+    return _read(name_or_path).config
 
 
 def choose_device(device: str) -> torch.device:
