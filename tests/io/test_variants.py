@@ -25,7 +25,8 @@ def test_one_substitution_in_every_notation(text):
 @pytest.mark.parametrize(
     "text",
     ["K2A:T3S", "K2A,T3S", "K2A;T3S", "K2A; T3S", "p.Lys2Ala:p.Thr3Ser", "p.[Lys2Ala;Thr3Ser]",
-     "p.[(Lys2Ala);(Thr3Ser)]", "Lys2Ala:T3S", "K2A:p.Thr3Ser", "p.(Lys2Ala):p.(Thr3Ser)", "p.(Lys2Ala);(Thr3Ser)", "NP_1.1:p.[Lys2Ala;Thr3Ser]"],
+     "p.[(Lys2Ala);(Thr3Ser)]", "Lys2Ala:T3S", "K2A:p.Thr3Ser", "p.(Lys2Ala):p.(Thr3Ser)", "p.(Lys2Ala);(Thr3Ser)",
+     "NP_1.1:p.[Lys2Ala;Thr3Ser]"],
 )  # fmt: skip
 def test_several_substitutions(text):
     assert parse_variant(text, PROTEIN) == (K2A, T3S)
