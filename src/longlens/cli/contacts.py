@@ -95,7 +95,7 @@ def map_(
     )  # fmt: skip
     with readable_input(fasta) as paths:
         found = survey(paths, skip_errors=on_error == "skip")
-        loaded = load_model(model, dtype, device)
+        loaded = load_model(model, dtype, device, max_memory)
         if head is not None:
             from longlens.jobs.fit_contacts import load_head
 

@@ -51,6 +51,11 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
     return model.to(device=chosen, dtype=choose_dtype(dtype, chosen)).eval().requires_grad_(False)
 
 
+def read_config(name_or_path: str | Path) -> EncoderConfig:
+    """The shape of a model, without its weights. Arguments and errors: `load`. A hub's files are fetched first."""
+    return _read(name_or_path).config
+
+
 def choose_device(device: str) -> torch.device:
     """The device that a name means; raises `CheckpointError` where it is not there."""
     if device == "auto":
