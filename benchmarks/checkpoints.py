@@ -8,12 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from longlens.io.alphabet import ESM
 from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import save
 
 # layers, width, heads; "dry" is for tests
 SHAPES = {
@@ -31,12 +29,8 @@ def shape_of(name: str) -> EncoderConfig:
     return EncoderConfig(len(ESM), layers, width, heads, 4 * width, mask_token=ESM.mask)
 
 
-def make_model(name: str, folder: Path) -> Path:
-    """A checkpoint in the hub's format under `folder`, with a contact head, the same weights each time.
-
-    Beside it lies "esm-cpp.safetensors", which has the rotary frequencies in every layer, as the oldest checkpoints do
-    and esm-cpp wants.
-    """
+def untrained(name: str) -> MaskedLM:
+    """A model with a contact head and random weights, the same each time."""
     config = shape_of(name)
     torch.manual_seed(0)
     model = MaskedLM(config, ESM)
@@ -47,12 +41,26 @@ def make_model(name: str, folder: Path) -> Path:
         assert model.contact_head is not None
         model.contact_head.regression.weight.normal_(0, 1.0)
         model.contact_head.regression.bias.fill_(-2.0)
+    return model.eval()
+
+
+def make_model(name: str, folder: Path) -> Path:
+    """`untrained(name)` as a checkpoint in the hub's format under `folder`.
+
+    Beside it lies "esm-cpp.safetensors", which has the rotary frequencies in every layer, as the oldest checkpoints do
+    and esm-cpp wants.
+    """
+    # here, since `untrained` is also used where there is no safetensors
+    from safetensors.torch import load_file, save_file
+
+    from longlens.models.pretrained import save
+
     place = folder / name
-    save(model, place)
+    save(untrained(name), place)
     tensors = load_file(place / "model.safetensors")
     frequencies = tensors.pop("esm.rotary_embeddings.inv_freq")
     key = "esm.encoder.layer.{}.attention.self.rotary_embeddings.inv_freq"
-    tensors |= {key.format(layer): frequencies.clone() for layer in range(config.layers)}
+    tensors |= {key.format(layer): frequencies.clone() for layer in range(SHAPES[name][0])}
     save_file(tensors, place / "esm-cpp.safetensors")
     return place
 
