@@ -106,10 +106,15 @@ class Process(Conversation):
 
 
 def completed(rows: Sequence[Row], model: str, names: Sequence[str]) -> dict[int, dict[str, Row]]:
-    """Rounds in which all of `names` were measured in one go, or failed: round -> contender -> row, the latest."""
+    """Whole rounds in which all of `names` were measured, or failed, in one run: round -> contender -> row.
+
+    A round is whole when the rates of products that end it are there. Of several runs of a round the latest counts.
+    """
+    mine = [row for row in rows if row.get("model") == model]
+    whole = {(row["rates_of_round"], row["run"]) for row in mine if "rates_of_round" in row}
     runs: dict[tuple[int, str], dict[str, Row]] = {}
-    for row in rows:
-        if row.get("model") == model and "round" in row:
+    for row in mine:
+        if (row.get("round"), row["run"]) in whole:
             runs.setdefault((row["round"], row["run"]), {})[row["contender"]] = row
     return {turn: found for (turn, _), found in runs.items() if set(names) <= set(found)}
 
@@ -167,10 +172,11 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     for model in dict.fromkeys(row["model"] for row in rows if "round" in row):
         mine = [row for row in rows if row.get("model") == model]
         present = [name for name in names if any(row.get("contender") == name for row in mine)]
-        rounds = completed(rows, model, present)
         rates = [row for row in mine if "rates_of_round" in row]
         for contender in (contender for contender in CONTENDERS if contender.name in present):
             name = contender.name
+            # a peer that was measured in a later run is compared with ours of that run
+            rounds = completed(rows, model, [name, *(ours for ours in OURS.values() if ours in present)])
             cells = [turn[name] for turn in rounds.values()]
             row: Row = {"model": model, "contender": name, "rounds": len(cells)}
             failed = next((cell["not_run"] for cell in cells if "not_run" in cell), None) or off(contender, rounds)

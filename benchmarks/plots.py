@@ -91,7 +91,7 @@ def draw(data: dict[str, Any], theme: str, dtypes: list[str]) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    path = Path(argv[0]) if argv else newest("attention")
+    path = Path(argv[0]) if argv else newest("attention_*")
     if path is None:
         print("plots: no results yet; `python benchmarks/run.py` makes them")
         return

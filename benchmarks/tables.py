@@ -188,8 +188,8 @@ def contenders_text(data: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     paths = [Path(text) for text in argv or []]
-    attention = paths[0] if paths else newest("attention")
-    claims = paths[1] if len(paths) > 1 else newest("claims")
+    attention = paths[0] if paths else newest("attention_*")
+    claims = paths[1] if len(paths) > 1 else newest("claims_*")
     if attention is None:
         print("tables: no results yet; `python benchmarks/run.py` makes them")
         return

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -47,16 +48,29 @@ class Finished(NamedTuple):
     output: str
 
 
+# A process begins with the peak of the one that started it, as `wait4` tells it (the kernel carries it over `exec`): a
+# small one in between keeps the peak of a large parent out of the figure.
+_BETWEEN = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+os.write(int(sys.argv[1]), f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss}".encode())
+os._exit(0)
+"""
+
+
 def run_measured(command: Sequence[str]) -> Finished:
     """Run a command in a process of its own; its errors go to the terminal."""
+    reading, writing = os.pipe()
+    call = [sys.executable, "-S", "-c", _BETWEEN, str(writing), *command]
     begun = time.perf_counter()
-    process = subprocess.Popen(list(command), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    # the process has been waited for: tell its object, which would wait again
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return Finished(process.returncode, time.perf_counter() - begun, usage.ru_maxrss * 1024, output)
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True, pass_fds=[writing])
+    os.close(writing)
+    output = process.communicate()[0]
+    seconds = time.perf_counter() - begun
+    with os.fdopen(reading) as told:
+        status, peak = told.read().split()
+    return Finished(int(status), seconds, int(peak) * 1024, output)
 
 
 class Conversation:
@@ -95,4 +109,8 @@ class Conversation:
         """End the process."""
         self._process.kill()
         self._process.wait()
-        self._errors.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            if pipe is not None:
+                # what was not read any more is lost with the process
+                with contextlib.suppress(OSError):
+                    pipe.close()

@@ -28,9 +28,9 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
-def newest(theme: str, folder: Path | None = None) -> Path | None:
-    """The newest results file of a theme, by the date in its name."""
-    found = (folder or RESULTS).glob(f"{theme}_*.json")
+def newest(stem: str, folder: Path | None = None) -> Path | None:
+    """The newest of the results files STEM_<date>.json; "attention_*" is the theme on any machine."""
+    found = (folder or RESULTS).glob(f"{stem}_????-??-??.json")
     return max(found, key=lambda path: path.stem.rsplit("_", 1)[-1], default=None)
 
 
