@@ -24,11 +24,11 @@ MIB = 2**20
 # imported when a model is built
 LATER = 80 * MIB
 # file pages that are mapped while tensors are read one by one, beside the largest of them
-MAPPED = 100 * MIB
+MAPPED = 128 * MIB
 # a batch's kernels and thread stacks, and the allocator's rounding of everything else
-KERNELS, SLACK = 40 * MIB, 1.1
+KERNELS, SLACK = 80 * MIB, 1.1
 # libraries for files, and the tables, while results are written
-WRITING = 104 * MIB
+WRITING = 144 * MIB
 
 
 @dataclass(frozen=True)
