@@ -5,6 +5,7 @@
     |   |-- MaskError                     a mask, packing or bias that does not fit
     |   |-- MethodError                   a method name or parameter that does not exist
     |   |-- SequenceError                 a residue or record that cannot be read
+    |   |   `-- TruncatedInputError       compressed input that is cut off; says how much was read before
     |   |   `-- VariantError              a variant that cannot be scored; `reason` says why in a few words
     |   `-- CheckpointError               weights that are not those of the model
     |-- LensError (RuntimeError)          weights rebuilt by the lens are not those that the model used
@@ -15,6 +16,8 @@ Every message says what was expected, what was given and what to do. An unknown 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class LonglensError(Exception):
@@ -35,6 +38,23 @@ class MethodError(InputError):
 
 class SequenceError(InputError):
     """A residue or record that cannot be read."""
+
+
+class TruncatedInputError(SequenceError):
+    """Compressed input that is cut off or broken; `records` and `residues` were read before, whole."""
+
+    def __init__(self, message: str, *, records: int, residues: int) -> None:
+        super().__init__(message)
+        self.records = records
+        self.residues = residues
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # an exception is unpickled from its arguments, which cannot be keywords; its attributes follow
+        return _truncated, (str(self), self.records, self.residues)
+
+
+def _truncated(message: str, records: int, residues: int) -> TruncatedInputError:
+    return TruncatedInputError(message, records=records, residues=residues)
 
 
 class VariantError(SequenceError):

@@ -109,7 +109,7 @@ def identity(model: Any, survey: Survey, options: LookOptions, name: str) -> dic
 
 def protein_options(model: MaskedLM, options: LookOptions) -> LookOptions:
     """`options` settled for a model of proteins."""
-    return options.settled(model.config.layers, model.config.heads, predicts=True, model=model.source)
+    return options.settled(model.config.layers, model.config.heads, predicts=model.predicts, model=model.source)
 
 
 def text_options(model: TextModel, options: LookOptions) -> LookOptions:

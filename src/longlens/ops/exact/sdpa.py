@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended
+from longlens.ops.outputs import AttentionOutput
 
 LINEAR_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -31,6 +31,8 @@ def refusals(inputs: Inputs) -> list[str]:
         "it gives no log-sum-exp": inputs.need_lse,
         "it would expand a mask rule to N x N": inputs.rule is not None,
         "it would expand a bias to N x N": inputs.bias is not None,
+        "it has no softcap": inputs.softcap is not None,
+        "it has no sinks": inputs.sinks is not None,
         "dropout is quadratic on this device": inputs.dropout > 0 and inputs.device_type != "cuda",
         "its causal mask is top-left aligned and Nq != Nk": inputs.causal and not aligned,
         "causal with a key mask would expand to N x N": inputs.causal and inputs.key_mask is not None,
@@ -46,7 +48,7 @@ def _cuda_serves(inputs: Inputs) -> bool:
     return can_use_flash_attention(asked) or can_use_efficient_attention(asked) or can_use_cudnn_attention(asked)
 
 
-def attend(inputs: Inputs) -> Attended:
+def attend(inputs: Inputs) -> AttentionOutput:
     """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels."""
     query, key, value, width = _padded(inputs.query, inputs.key, inputs.value)
     mask = filled = None
@@ -63,7 +65,7 @@ def attend(inputs: Inputs) -> Attended:
     output = output[..., :width]
     if filled is not None and not (filled.device.type == "cpu" and bool(filled.all())):
         output = torch.where(filled[:, :, None, None], output, output.new_zeros(()))
-    return Attended(output, None)
+    return AttentionOutput(output, None)
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
