@@ -59,11 +59,6 @@ def read_config(name_or_path: str | Path) -> EncoderConfig:
     return _read(name_or_path).config
 
 
-def read_config(name_or_path: str | Path) -> EncoderConfig:
-    """The shape of a model, without its weights. Arguments and errors: `load`. A hub's files are fetched first."""
-    return _read(name_or_path).config
-
-
 def choose_device(device: str) -> torch.device:
     """The device that a name means; raises `CheckpointError` where it is not there."""
     if device == "auto":
