@@ -21,14 +21,14 @@ from longlens.models.encoder import EncoderConfig
 from longlens.models.pretrained import choose_device, choose_dtype, read_config
 
 MIB = 2**20
-# imported when a model is built
-LATER = 80 * MIB
+# imported after the plan is made
+LATER = 8 * MIB
 # file pages that are mapped while tensors are read one by one, beside the largest of them
-MAPPED = 100 * MIB
+MAPPED = 80 * MIB
 # a batch's kernels and thread stacks, and the allocator's rounding of everything else
-KERNELS, SLACK = 40 * MIB, 1.1
+KERNELS, SLACK = 64 * MIB, 1.1
 # libraries for files, and the tables, while results are written
-WRITING = 104 * MIB
+WRITING = 96 * MIB
 
 
 @dataclass(frozen=True)
