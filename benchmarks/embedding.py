@@ -116,7 +116,7 @@ def completed(rows: Sequence[Row], model: str, names: Sequence[str]) -> dict[int
     for row in mine:
         if (row.get("round"), row["run"]) in whole:
             runs.setdefault((row["round"], row["run"]), {})[row["contender"]] = row
-    return {turn: found for (turn, _), found in runs.items() if set(names) <= set(found)}
+    return {turn: cells for (turn, _), cells in runs.items() if set(names) <= set(cells)}
 
 
 def measure_rounds(
@@ -168,7 +168,7 @@ def measure_rounds(
 
 def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """One row for each model and contender: rate over all complete rounds, and ratios within the rounds."""
-    found = []
+    summary = []
     for model in dict.fromkeys(row["model"] for row in rows if "round" in row):
         mine = [row for row in rows if row.get("model") == model]
         present = [name for name in names if any(row.get("contender") == name for row in mine)]
@@ -181,7 +181,7 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
             row: Row = {"model": model, "contender": name, "rounds": len(cells)}
             failed = next((cell["not_run"] for cell in cells if "not_run" in cell), None) or off(contender, rounds)
             if failed or not cells:
-                found.append(row | {"not_run": failed or "time was up"})
+                summary.append(row | {"not_run": failed or "time was up"})
                 continue
             seconds = [cell["seconds"] for cell in cells]
             residues = sum(cell["residues"] for cell in cells)
@@ -192,8 +192,8 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
             # whole numbers stand beside float32
             kind = "bfloat16" if contender.dtype == "bfloat16" else "float32"
             row["product_gflops"] = statistics.median(rate[kind] for rate in rates)
-            found.append(row)
-    return found
+            summary.append(row)
+    return summary
 
 
 def off(contender: Contender, rounds: dict[int, dict[str, Row]]) -> str:

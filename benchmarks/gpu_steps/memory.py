@@ -76,10 +76,10 @@ def attention_call(
         options["key_mask"] = (torch.arange(length, device=setup.device) < length - length // 8).unsqueeze(0)
 
     def call() -> torch.Tensor:
-        found = longlens.attention(query, key, value, method=method, **options)
-        if isinstance(found, tuple):
+        output = longlens.attention(query, key, value, method=method, **options)
+        if isinstance(output, tuple):
             raise LonglensError("expected a tensor, got a pair")
-        return found
+        return output
 
     return gradients(call, (query, key, value)) if backward else call
 
