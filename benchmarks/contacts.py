@@ -79,9 +79,9 @@ def serve() -> None:
     for _ in sys.stdin:
         before = reset_peak()
         begun = time.perf_counter()
-        found = run()
+        contact_map = run()
         seconds = time.perf_counter() - begun
-        torch.save(found, task["target"])
+        torch.save(contact_map, task["target"])
         print(json.dumps({"seconds": seconds, "growth_mib": (peak_bytes() - before) / MIB}), flush=True)
 
 

@@ -116,7 +116,25 @@ def completed(rows: Sequence[Row], model: str, names: Sequence[str]) -> dict[int
     for row in mine:
         if (row.get("round"), row["run"]) in whole:
             runs.setdefault((row["round"], row["run"]), {})[row["contender"]] = row
-    return {turn: found for (turn, _), found in runs.items() if set(names) <= set(found)}
+    return {turn: cells for (turn, _), cells in runs.items() if set(names) <= set(cells)}
+
+
+def work_of(model: str, turn: Round) -> float:
+    """Operations of one pass over a round's proteins."""
+    return operations(shape_of(model), [len(protein.sequence) for group in turn for protein in group])
+
+
+def expected_seconds(
+    rows: Sequence[Row], model: str, turn: int, rounds: Sequence[Round], names: Sequence[str]
+) -> float:
+    """What a round will take, from the rounds in the log and their operations, this model's before another's; 0 where
+    nothing is known."""
+    for other in dict.fromkeys([model, *(row["model"] for row in reversed(rows) if "round" in row)]):
+        whole = completed(rows, other, names)
+        if whole:
+            seconds = sum(cells[name].get("seconds", 0.0) for cells in whole.values() for name in names)
+            return seconds / sum(work_of(other, rounds[at]) for at in whole) * work_of(model, rounds[turn])
+    return 0.0
 
 
 def measure_rounds(
@@ -131,11 +149,12 @@ def measure_rounds(
     done = completed(read_lines(log), model, names)
     run = time.strftime("%Y-%m-%dT%H:%M:%S")
     todo = [turn for turn in range(len(rounds)) if turn not in done]
-    longest = 0.0
     warm = False
     for turn in todo:
         begun = time.monotonic()
-        if begun + longest > deadline:
+        # the first round of a process runs twice
+        seconds = expected_seconds(read_lines(log), model, turn, rounds, names) * (1 if warm else 2)
+        if begun + seconds > deadline:
             print(f"{model}: round {turn} and those after it are left for the next run", flush=True)
             return
         for name in order_of(names, turn):
@@ -157,8 +176,6 @@ def measure_rounds(
             dtype: product_rate(dtype, (4096, config.width, config.feed_forward)) for dtype in ("float32", "bfloat16")
         }
         append_line(log, harness.rounded({"model": model, "rates_of_round": turn, "run": run, **rates}))
-        # the first round includes the warm-up
-        longest = max(longest, time.monotonic() - begun) if warm else (time.monotonic() - begun) / 2
         warm = True
         print(f"{model}: round {turn} of {len(rounds)} in {time.monotonic() - begun:.0f} s", flush=True)
 
@@ -168,7 +185,7 @@ def measure_rounds(
 
 def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """One row for each model and contender: rate over all complete rounds, and ratios within the rounds."""
-    found = []
+    summary = []
     for model in dict.fromkeys(row["model"] for row in rows if "round" in row):
         mine = [row for row in rows if row.get("model") == model]
         present = [name for name in names if any(row.get("contender") == name for row in mine)]
@@ -181,7 +198,7 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
             row: Row = {"model": model, "contender": name, "rounds": len(cells)}
             failed = next((cell["not_run"] for cell in cells if "not_run" in cell), None) or off(contender, rounds)
             if failed or not cells:
-                found.append(row | {"not_run": failed or "time was up"})
+                summary.append(row | {"not_run": failed or "time was up"})
                 continue
             seconds = [cell["seconds"] for cell in cells]
             residues = sum(cell["residues"] for cell in cells)
@@ -192,8 +209,8 @@ def summarise(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
             # whole numbers stand beside float32
             kind = "bfloat16" if contender.dtype == "bfloat16" else "float32"
             row["product_gflops"] = statistics.median(rate[kind] for rate in rates)
-            found.append(row)
-    return found
+            summary.append(row)
+    return summary
 
 
 def off(contender: Contender, rounds: dict[int, dict[str, Row]]) -> str:

@@ -98,9 +98,9 @@ def long_child(length: int = 65_536, heads: int = 8) -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, heads, length, 64)
     begun = time.perf_counter()
-    found = scan(query, key, collect=(*SETS["standard"], *SETS["pooled"]))
+    results = scan(query, key, collect=(*SETS["standard"], *SETS["pooled"]))
     seconds = time.perf_counter() - begun
-    assert torch.allclose(found["received"].values.sum(-1), torch.tensor(float(length)), rtol=1e-4)  # type: ignore[attr-defined]
+    assert torch.allclose(results["received"].values.sum(-1), torch.tensor(float(length)), rtol=1e-4)  # type: ignore[attr-defined]
     print(json.dumps({"length": length, "heads": heads, "seconds": seconds, "peak_gib": peak_bytes() / GIB}))
 
 

@@ -90,12 +90,12 @@ def describe(sample: Sequence[Sequence[Sequence[Protein]]], whole: Sequence[Prot
     """Counts and lengths of the sample beside those of the file, for results and titles."""
 
     def lengths(proteins: Sequence[Protein]) -> dict[str, float]:
-        found = sorted(len(protein.sequence) for protein in proteins)
+        sizes = sorted(len(protein.sequence) for protein in proteins)
         return {
-            "proteins": len(found), "residues": sum(found), "mean": round(statistics.fmean(found), 1),
-            "median": statistics.median(found), "longest": found[-1],
+            "proteins": len(sizes), "residues": sum(sizes), "mean": round(statistics.fmean(sizes), 1),
+            "median": statistics.median(sizes), "longest": sizes[-1],
             # the length of the protein in which a residue stands: what attention costs for each residue
-            "mean_over_residues": round(sum(n * n for n in found) / sum(found), 1),
+            "mean_over_residues": round(sum(n * n for n in sizes) / sum(sizes), 1),
         }  # fmt: skip
 
     flat = [protein for turn in sample for group in turn for protein in group]

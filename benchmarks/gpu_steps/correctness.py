@@ -86,11 +86,11 @@ def errors(setup: Setup, method: str, keywords: dict[str, Any], dtype: str) -> d
     moved = {name: move(value, setup.device, kind) for name, value in more.items()}
     got = attend(method, there, moved)
     again = attend(method, there, moved)
-    found = {f"error_{name}": relative(value, want[name]) for name, value in got.items()}
+    apart = {f"error_{name}": relative(value, want[name]) for name, value in got.items()}
     judged = not method.startswith(CHOOSES)
     return {
-        **found, "same_bits": all(torch.equal(value, again[name]) for name, value in got.items()),
-        "ok": all(value <= LIMITS[dtype] for value in found.values()) if judged else None,
+        **apart, "same_bits": all(torch.equal(value, again[name]) for name, value in got.items()),
+        "ok": all(value <= LIMITS[dtype] for value in apart.values()) if judged else None,
     }  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def move(value: Any, device: str, kind: torch.dtype) -> Any:
 def attend(method: str, tensors: list[Tensor], keywords: dict[str, Any]) -> dict[str, Tensor]:
     """Output, log-sum-exp and the gradients of a fixed weighting of the output."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    found = longlens.attention(*leaves, method=method, **keywords)
-    output, lse = found if isinstance(found, tuple) else (found, None)
+    answer = longlens.attention(*leaves, method=method, **keywords)
+    output, lse = answer if isinstance(answer, tuple) else (answer, None)
     # small halves are the same number in every dtype
     weight = torch.randint(-4, 5, output.shape, generator=torch.Generator().manual_seed(9)).to(output) / 2
     grads = torch.autograd.grad(output, leaves, weight, allow_unused=True)
@@ -144,8 +144,8 @@ def suite(setup: Setup, method: str, checks: list[str]) -> dict[str, Any]:
         moved = {
             name: value.to(setup.device) if isinstance(value, Tensor) else value for name, value in keywords.items()
         }
-        found = longlens.attention(*(tensor.to(setup.device) for tensor in tensors), **moved)
-        return tuple(part.cpu() for part in found) if isinstance(found, tuple) else found.cpu()
+        answer = longlens.attention(*(tensor.to(setup.device) for tensor in tensors), **moved)
+        return tuple(part.cpu() for part in answer) if isinstance(answer, tuple) else answer.cpu()
 
     report = run_conformance(on_device, claims=claims_of(method), checks=checks, name=method)
     return {

@@ -71,13 +71,13 @@ def best(setup: Setup, call: Callable[[], object], count: int) -> float:
     """Seconds of a call, the best of five timings of `count` calls in a row."""
     now = clock(setup.device)
     call()
-    found = float("inf")
+    quickest = float("inf")
     for _ in range(5):
         begun = now()
         for _ in range(count):
             call()
-        found = min(found, (now() - begun) / count)
-    return found
+        quickest = min(quickest, (now() - begun) / count)
+    return quickest
 
 
 def copy(setup: Setup) -> dict[str, Any]:
@@ -100,24 +100,27 @@ def kernels(setup: Setup, dtype: str, width: int) -> dict[str, Any]:
     n = setup.pick(1024, 64)
     query = setup.draw(1, 4, n, width, dtype=dtype)
     mask = torch.ones(1, 1, 1, n, dtype=torch.bool, device=setup.device)
-    found: dict[str, Any] = {}
-    for case, given, causal in (("plain", None, False), ("padded", mask, False), ("causal", None, True)):
-        asked = cuda.SDPAParams(query, query, query, given, 0.0, causal, False)
-        found[case] = [
+    taking: dict[str, Any] = {}
+    for case, attn_mask, causal in (("plain", None, False), ("padded", mask, False), ("causal", None, True)):
+        asked = cuda.SDPAParams(query, query, query, attn_mask, 0.0, causal, False)
+        taking[case] = [
             name for name in ("flash", "efficient", "cudnn")
             if getattr(cuda, f"can_use_{name}_attention")(asked, False)
         ]  # fmt: skip
-    told = longlens.explain(query)
-    return found | {"longlens": told.path, "why_not": {path: list(why) for path, why in told.why_not.items()}}
+    explanation = longlens.explain(query)
+    return taking | {
+        "longlens": explanation.path,
+        "why_not": {path: list(why) for path, why in explanation.why_not.items()},
+    }
 
 
 def signatures() -> dict[str, Any]:
     """Which arguments exist here."""
-    found = {"attention": list(inspect.signature(longlens.attention).parameters)}
+    arguments = {"attention": list(inspect.signature(longlens.attention).parameters)}
     try:
         from torch.nn.attention.varlen import varlen_attn
 
-        found["varlen_attn"] = list(inspect.signature(varlen_attn).parameters)
+        arguments["varlen_attn"] = list(inspect.signature(varlen_attn).parameters)
     except ImportError:
-        found["varlen_attn"] = []
-    return found
+        arguments["varlen_attn"] = []
+    return arguments

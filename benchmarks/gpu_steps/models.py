@@ -79,11 +79,11 @@ def proteins(setup: Setup, tokens: int) -> list[str]:
     """Made-up proteins of 50 to 900 residues, about `tokens` in all."""
     generator = torch.Generator().manual_seed(4)
     low, high = setup.pick((50, 900), (5, 20))
-    found: list[str] = []
-    while sum(map(len, found)) < tokens:
+    texts: list[str] = []
+    while sum(map(len, texts)) < tokens:
         length = int(torch.randint(low, high, (1,), generator=generator))
-        found.append("".join(LETTERS[i] for i in torch.randint(20, (length,), generator=generator).tolist()))
-    return found
+        texts.append("".join(LETTERS[i] for i in torch.randint(20, (length,), generator=generator).tolist()))
+    return texts
 
 
 def run_embedding(setup: Setup) -> None:

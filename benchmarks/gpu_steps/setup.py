@@ -127,7 +127,8 @@ class Setup:
             call()
             torch.cuda.synchronize()
             return torch.cuda.max_memory_allocated() - before
-        before = reset_peak()
+        # collecting would be most of a dry run's time
+        before = reset_peak(collect=not self.dry)
         call()
         return max(0, peak_bytes() - before)
 

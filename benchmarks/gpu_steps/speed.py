@@ -66,21 +66,21 @@ def builds(
 
         return call
 
-    found = {
+    contenders = {
         "SDPA": whole(lambda: F.scaled_dot_product_attention(query, key, value, is_causal=causal)),
         "longlens": whole(lambda: longlens.attention(query, key, value, is_causal=causal)),
         **{name: whole(backend(which)) for name, which in BACKENDS.items()},
         "flash-attn": flash(query, key, value, causal, backward),
     }
     if not backward:
-        found["longlens, log-sum-exp"] = whole(
+        contenders["longlens, log-sum-exp"] = whole(
             lambda: longlens.attention(query, key, value, is_causal=causal, return_lse=True)[0]
         )
     # compiling takes some twenty seconds for each shape
     common = shape[2:] == setup.pick((8192, 64), (64, 16))
     if common and not (backward and setup.device == "cpu"):
-        found["flex"] = flex(setup, query, key, value, "causal" if causal else "", backward)
-    return found
+        contenders["flex"] = flex(setup, query, key, value, "causal" if causal else "", backward)
+    return contenders
 
 
 def flex(setup: Setup, query: Tensor, key: Tensor, value: Tensor, rule: str, backward: bool) -> Build:

@@ -59,13 +59,13 @@ def cores() -> int:
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Versions of packages, "absent" where one is not installed."""
-    found = {}
+    numbers = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            numbers[package] = "absent"
+    return numbers
 
 
 def commit() -> str:

@@ -31,9 +31,10 @@ def peak_bytes() -> int:
     return status_bytes("VmHWM")
 
 
-def reset_peak() -> int:
-    """Let the peak begin anew; returns the bytes that are resident now."""
-    gc.collect()
+def reset_peak(*, collect: bool = True) -> int:
+    """Let the peak begin anew; returns the bytes that are resident now. `collect`: after dead objects are gone."""
+    if collect:
+        gc.collect()
     with contextlib.suppress(OSError):  # where the kernel forbids it the peak of the whole process counts
         Path("/proc/self/clear_refs").write_text("5")
     return status_bytes("VmRSS")

@@ -30,8 +30,8 @@ def brief(error: BaseException) -> str:
 
 def newest(stem: str, folder: Path | None = None) -> Path | None:
     """The newest of the results files STEM_<date>.json; "attention_*" is the theme on any machine."""
-    found = (folder or RESULTS).glob(f"{stem}_????-??-??.json")
-    return max(found, key=lambda path: path.stem.rsplit("_", 1)[-1], default=None)
+    files = (folder or RESULTS).glob(f"{stem}_????-??-??.json")
+    return max(files, key=lambda path: path.stem.rsplit("_", 1)[-1], default=None)
 
 
 def results_path(theme: str, device: str = "cpu", *, fresh: bool = False) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import embedding
-from embedding import CONTENDERS, OURS, completed, off, page_text, summarise
+from embedding import CONTENDERS, OURS, completed, expected_seconds, off, page_text, summarise, work_of
 from embedding_worker import batches_of
 from harness import machine_line
 from proteins import GROUP, Protein, draw, read
@@ -149,6 +149,17 @@ def test_a_peer_of_a_later_run_is_compared_with_ours_of_that_run() -> None:
     found = {line["contender"]: line for line in summarise(rows, [ours, one, other])}
     assert found[one]["by_float32"]["ratio"] == 2.0
     assert found[other]["by_float32"]["ratio"] == 3.0
+
+
+def test_a_round_that_would_not_fit_is_foreseen_from_this_model_or_another() -> None:
+    rounds = draw(made_up(), 2, 4)
+    small, large = (work_of(model, rounds[0]) for model in ("8M", "35M"))
+    rows = [row(0, "a", 2.0), row(0, "b", 4.0), end(0)]
+    assert expected_seconds([], "8M", 0, rounds, ["a", "b"]) == 0.0
+    assert expected_seconds(rows, "8M", 0, rounds, ["a", "b"]) == pytest.approx(6.0)
+    assert expected_seconds(rows, "35M", 0, rounds, ["a", "b"]) == pytest.approx(6.0 * large / small)
+    assert expected_seconds(rows, "8M", 0, rounds, ["a"]) == pytest.approx(2.0)
+    assert large > 3 * small
 
 
 # ---- a run

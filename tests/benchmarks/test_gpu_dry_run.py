@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]],
 def test_every_step_measures_without_an_error(dry: tuple[list[dict[str, Any]], str]) -> None:
     rows, said = dry
     assert [row for row in rows if "error" in row or row.get("ok") is False] == []
-    listed = subprocess.run([sys.executable, str(GPU), "--list"], capture_output=True, text=True, check=True).stdout
-    steps = [line.split()[1] for line in listed.splitlines()]
+    import gpu
+
+    steps = [step.name for step in gpu.STEPS]
     assert len(steps) == 10
     measured = {row["step"] for row in rows if row["name"] != "step" and "not_run" not in row}
     assert measured == set(steps)
@@ -68,12 +70,55 @@ def test_only_the_parts_that_need_little_are_imported(dry: tuple[list[dict[str, 
     assert set(parts[1:]) <= ALLOWED
 
 
-def test_without_a_gpu_and_without_dry_run_it_says_so() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", f"import torch; torch.cuda.is_available = lambda: False\n"
-         f"import runpy, sys; sys.argv = ['gpu.py']; sys.path.insert(0, {str(GPU.parent)!r})\n"
-         f"runpy.run_path({str(GPU)!r}, run_name='__main__')"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 2
-    assert "--dry-run" in run.stderr
+def test_without_a_gpu_and_without_dry_run_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert "--dry-run" in capsys.readouterr().err
+    assert gpu.main(["--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(gpu.STEPS)
+
+
+def test_steps_run_apart_and_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+
+    log = tmp_path / "log.jsonl"
+    gpu.run_apart([10], True, log, time.monotonic() + 3600)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {row["name"] for row in rows} >= {"exact", "step"}
+    assert all(row["step"] == "conformance" and "error" not in row for row in rows)
+    # a second for the child: it is still importing torch then
+    monkeypatch.setattr(gpu, "STEPS", (gpu.STEPS[0]._replace(minutes=-44 / 60), *gpu.STEPS[1:]))
+    gpu.run_apart([1, 2], True, log, time.monotonic() + 10)
+    hung, late = (json.loads(line) for line in log.read_text().splitlines()[len(rows) :])
+    assert hung["step"] == "facts"
+    assert hung["error"].startswith("ended after")
+    assert late == {"step": "correctness", "name": "the step", "not_run": "no time was left for it"}
+    assert "facts: the step: ended after" in gpu.summary([*rows, hung, late])
+
+
+def test_a_measurement_that_fails_stops_nothing(tmp_path: Path) -> None:
+    from gpu_steps.setup import Setup
+
+    def fails() -> dict[str, Any]:
+        raise RuntimeError("out of\nmemory")
+
+    setup = Setup("facts", "cpu", True, time.monotonic() + 60, tmp_path / "log.jsonl")
+    setup.measure("one", fails)
+    setup.measure("two", fails, optional=True)
+    setup.measure("three", lambda: {"value": 1.23456789, "ok": True})
+    setup.compare("four", {"SDPA": lambda: lambda: None, "broken": lambda: fails, "absent": fails}, base="SDPA",
+                  optional=("absent",))  # fmt: skip
+    setup.deadline = time.monotonic() - 1
+    setup.measure("five", fails)
+    rows = {row["name"]: row for row in (json.loads(line) for line in setup.log.read_text().splitlines())}
+    assert rows["one"]["error"] == rows["two"]["not_run"] == "RuntimeError: out of memory"
+    assert (rows["three"]["value"], rows["three"]["ok"]) == (1.2346, True)
+    assert rows["four: broken"]["error"] == rows["four: absent"]["not_run"]
+    assert rows["four: SDPA"]["ratio"] == 1.0
+    assert rows["five"]["not_run"] == "time was up"

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness import (
+    DOCS,
+    HERE,
     MIB,
     Conversation,
     Tables,
@@ -145,3 +147,26 @@ def test_what_is_said_of_the_machine_names_no_place() -> None:
     assert machine_line(about).startswith(about["cpu"])
     assert hardware().endswith(f"{about['cores']}c")
     assert product_rate("float32", (8, 8, 8)) > 0
+
+
+@pytest.mark.parametrize(
+    ("page", "maker"),
+    [
+        ("benchmarks.md", "embedding.py"),
+        ("benchmarks.md", "tables.py: claims"),
+        ("benchmarks.md", "tables.py: contenders"),
+        ("conformance.md", "peers_conformance.py: peers"),
+        ("conformance.md", "peers_conformance.py: ours"),
+        ("contacts.md", "contacts.py"),
+        ("families.md", "families.py"),
+        ("lens.md", "lens.py"),
+        ("lens-peers.md", "lens_peers.py"),
+    ],
+)
+def test_every_page_has_the_marks_of_its_benchmark(tmp_path: Path, page: str, maker: str) -> None:
+    # the table of a run that took an hour must find its place
+    copy = tmp_path / page
+    copy.write_text((DOCS / page).read_text())
+    fill(copy, maker, "the table")
+    assert f"<!-- made by benchmarks/{maker} -->\n\nthe table\n\n<!-- end -->" in copy.read_text()
+    assert f'"{maker}"' in (HERE / maker.partition(":")[0]).read_text()
