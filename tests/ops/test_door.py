@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import longlens as ll
 from longlens.errors import DtypeError, InputError, MaskError, MethodError, UnsupportedError
-from longlens.ops.registry import ENTRIES, parse_method
+from longlens.ops.registry import METHOD_INFOS, parse_method
 
 Q = torch.randn(2, 4, 6, 8)
 K = torch.randn(2, 2, 5, 8)
@@ -92,7 +92,7 @@ def test_a_refusal_names_the_inputs_the_reasons_and_who_can():
     assert "linear" not in message.splitlines()[-1]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", METHOD_INFOS, ids=lambda entry: entry.name)
 def test_every_undeclared_capability_is_refused(entry):
     method = {"blocksparse": "blocksparse:((0,),)", "cosformer": "cosformer:64"}.get(entry.name, entry.name)
     for capability, arguments in {

@@ -188,8 +188,8 @@ class _Product:
 
     def of(self, block: Block) -> Tensor:
         """(lanes, rows, keys)."""
-        rows = take(self.gradient, block.lanes, block.absolute_rows()).to(block.e.dtype)
-        keys = take(self.value, block.lanes, block.absolute_keys()).to(block.e.dtype)
+        rows = take(self.gradient, block.heads, block.absolute_rows()).to(block.e.dtype)
+        keys = take(self.value, block.heads, block.absolute_keys()).to(block.e.dtype)
         return torch.bmm(rows, keys.transpose(1, 2))
 
 
@@ -221,7 +221,7 @@ class _Carried(State[Weights]):
             if block.allowed is not None:
                 # a masked value may be anything: it must not count
                 weights.masked_fill_(~block.allowed, 0.0)
-        first, last = block.lanes.start, block.lanes.stop
+        first, last = block.heads.start, block.heads.stop
         for batch in range(first // heads, -(-last // heads)):
             lanes = slice(max(first, batch * heads), min(last, (batch + 1) * heads))
             count, own = lanes.stop - lanes.start, slice(lanes.start - first, lanes.stop - first)

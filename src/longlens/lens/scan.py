@@ -1,7 +1,7 @@
-"""The walk over the attention matrix that feeds the collectors: tile by tile, nothing N x N.
+"""Going over the attention matrix tile by tile for the collectors: nothing N x N.
 
 For each tile of queries the scores s = scale q k^T (+ bias, masks) are made once. Where a tile holds every key of its
-rows, their log-sum-exp follows at once, and statistics of rows and of columns come from one walk; a sparse method whose
+rows, their log-sum-exp follows at once, and statistics of rows and of columns come from one pass; a sparse method whose
 rows are spread over several tiles is first asked for the log-sum-exp of its rows. Formulas: the modules
 of `longlens.lens.collect`.
 """
@@ -25,14 +25,14 @@ from longlens.ops.choose import refuse_unless_able
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import ENTRIES
+from longlens.ops.registry import METHOD_INFOS
 from longlens.ops.tiles.forward import sinks_by_head
 from longlens.ops.tiles.grid import Piece, Tile, TileShape
 from longlens.ops.tiles.index import take
 from longlens.ops.tiles.kernel import TileKernel, head_groups
 from longlens.ops.tiles.scratch import Scratch
 
-# scores held at a time, over heads: they and what is made of them stay in the second-level cache
+# scores computed at a time, over heads: they and what is made of them stay in the second-level cache
 ROWS = 64
 SCORES = 2**20
 # rows of a sequence on which the weights are checked against the module's own output
@@ -111,7 +111,7 @@ class _Part:
 
     method: Method
     inputs: Inputs
-    first_lane: int
+    first_head: int
     first_row: int
     first_key: int
 
@@ -125,10 +125,10 @@ def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
                 form, part = method.localise(sequence)[0]
                 yield _Part(form, part, 0, start, start)
         return
-    lane = 0
+    first = 0
     for form, part in method.localise(inputs):
-        yield _Part(form, part, lane, 0, 0)
-        lane += part.query.shape[0] * part.query.shape[1]
+        yield _Part(form, part, first, 0, 0)
+        first += part.query.shape[0] * part.query.shape[1]
 
 
 def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
@@ -146,7 +146,7 @@ def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
     # whole rows: no tile is cut along its keys
     tiled = part.method.tiles(in_bits, TileShape(rows, 2**62, SCORES))
     if tiled is None:
-        able = [entry.name for entry in ENTRIES if entry.exact != "no"]
+        able = [entry.name for entry in METHOD_INFOS if entry.exact != "no"]
         raise UnsupportedError(
             f"method '{part.method}' has no attention weights to look at: it never forms softmax(q k^T)\n"
             f"  methods that have: {', '.join(able)}"
@@ -206,7 +206,7 @@ class _BlockMaker:
         else:
             inverse, log_total = torch.ones_like(total), torch.zeros_like(total)
         block = Block(
-            slice(heads.start + part.first_lane, heads.stop + part.first_lane), kernel.rows, kernel.keys(piece),
+            slice(heads.start + part.first_head, heads.stop + part.first_head), kernel.rows, kernel.keys(piece),
             exponents, e, inverse, log_total, lse, part.first_row, part.first_key, kernel.inputs.offset, tile.once,
             masked, largest, self.most,
         )  # fmt: skip
@@ -245,14 +245,14 @@ class _Check:
             if not (first <= row < last and (row - first) % step == 0):
                 continue
             weights = block.e[:, (row - first) // step] * block.inverse[:, (row - first) // step]
-            lanes = torch.arange(block.lanes.start, block.lanes.stop, device=weights.device) - part.first_lane
-            values = inputs.value.flatten(0, 1)[lanes // inputs.groups]
-            held = take(values, slice(0, len(values)), block.keys)
+            flat = torch.arange(block.heads.start, block.heads.stop, device=weights.device) - part.first_head
+            values = inputs.value.flatten(0, 1)[flat // inputs.groups]
+            of_keys = take(values, slice(0, len(values)), block.keys)
             # a masked value may be anything: it must not count
-            held = held.to(weights.dtype).masked_fill((weights == 0).unsqueeze(-1), 0.0)
-            mixed = torch.bmm(weights.unsqueeze(1), held).squeeze(1)
-            there = self.output[block.lanes, row + part.first_row].to(weights.dtype)
-            key = row * 2**32 + block.lanes.start
+            of_keys = of_keys.to(weights.dtype).masked_fill((weights == 0).unsqueeze(-1), 0.0)
+            mixed = torch.bmm(weights.unsqueeze(1), of_keys).squeeze(1)
+            there = self.output[block.heads, row + part.first_row].to(weights.dtype)
+            key = row * 2**32 + block.heads.start
             mass, sums, _ = self._sums.get(key, (torch.zeros_like(weights[:, 0]), torch.zeros_like(mixed), there))
             self._sums[key] = (mass + weights.sum(-1), sums + mixed, there)
 

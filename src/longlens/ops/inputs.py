@@ -1,4 +1,4 @@
-"""Queries, keys, values, masks and scale as one checked value, so that nothing behind the door checks again.
+"""Queries, keys, values, masks and scale as one checked value, so that nothing behind `attention()` checks again.
 
 Axis letters and the meaning of masks: `longlens.shapes`.
 """
@@ -25,7 +25,7 @@ class Inputs:
     """Checked inputs of one attention call.
 
     query (B, H, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv). `offset` is the position of query 0, keys counting
-    from 0: Nk - Nq at the door, so that causal masks align bottom-right.
+    from 0: Nk - Nq at the entry point, so that causal masks align bottom-right.
     """
 
     query: Tensor
@@ -128,7 +128,7 @@ class Inputs:
 
     def describe(self) -> str:
         """One line for error messages."""
-        said = [
+        parts = [
             f"query {tuple(self.query.shape)}",
             f"key {tuple(self.key.shape)}",
             f"value {tuple(self.value.shape)}",
@@ -146,7 +146,7 @@ class Inputs:
             f"softcap={self.softcap}": self.softcap is not None,
             "sinks": self.sinks is not None,
         }
-        return ", ".join(said + [name for name, on in flags.items() if on])
+        return ", ".join(parts + [name for name, on in flags.items() if on])
 
 
 def check_inputs(
@@ -164,7 +164,7 @@ def check_inputs(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Inputs:
-    """Check everything the door takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
+    """Check everything that `attention()` takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
     query, key, value = _autocast(query, key, value)
     _check_tensors(query, key, value)
     if not 0.0 <= dropout_p < 1.0:

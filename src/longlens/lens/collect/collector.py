@@ -86,6 +86,6 @@ class Sums(State[R]):
 
 
 def best_of(weight: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of (lanes, m, candidates) with their indices, largest first."""
+    """The `count` largest of (heads, m, candidates) with their indices, largest first."""
     weight, where = torch.topk(weight, min(count, weight.shape[-1]))
     return weight, index.gather(-1, where)

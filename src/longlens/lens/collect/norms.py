@@ -92,7 +92,7 @@ class _NormWeighted(_Named):
         self.norms = collector.norms.flatten(0, 1).to(extent.device, extent.dtype)
 
     def update(self, block: Block) -> None:
-        norms = take(self.norms, block.lanes, block.absolute_keys()).unsqueeze(1)
+        norms = take(self.norms, block.heads, block.absolute_keys()).unsqueeze(1)
         weights = block.e * norms
         if block.allowed is not None:
             # a masked value may be anything: it must not count
@@ -148,8 +148,8 @@ class _JointNorm(_Named):
                 f"{self.name} cannot follow a method whose pairs differ by head (lsh); use a collector of NormWeighted"
             )
         heads = self.extent.heads
-        for lane in range(block.lanes.start, block.lanes.stop):
-            own = slice(lane - block.lanes.start, lane - block.lanes.start + 1)
+        for lane in range(block.heads.start, block.heads.stop):
+            own = slice(lane - block.heads.start, lane - block.heads.start + 1)
             self._held.append(block.weights[own].clone())
             if block.allowed is not None:
                 self._allowed.append(block.allowed[own])
@@ -174,7 +174,7 @@ class _JointNorm(_Named):
             norms.masked_fill_(~allowed, 0.0)
         one = torch.ones_like(norms[..., :1])
         alone = replace(
-            block, lanes=slice(batch, batch + 1), inverse=one, log_total=torch.zeros_like(one), lse=one.squeeze(-1)
+            block, heads=slice(batch, batch + 1), inverse=one, log_total=torch.zeros_like(one), lse=one.squeeze(-1)
         )
         self.inner.update(_with_weights(alone, norms, allowed))
 
