@@ -1,4 +1,4 @@
-"""Figures say what they show, legibly: from a sight made by hand."""
+"""The figures of a profile say what they show, legibly: from a profile made by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from longlens.errors import InputError
+from longlens.lens.profile import Links, Maps, Profile, Tokens
 from longlens.report import figures
-from longlens.report.profile import Links, Maps, Sight, Tokens
 
 mpl = pytest.importorskip("matplotlib")
 
@@ -30,7 +30,7 @@ def made(residues=True, labels=None, causal=False):
     allowed = np.tri(N, dtype=bool) if causal else np.ones((N, N), bool)
     order = np.argsort(-weights, -1)[..., :8]
     back = np.argsort(-weights.swapaxes(-1, -2), -1)[..., :8]
-    return Sight(
+    return Profile(
         "a model", Tokens("a protein", tuple(labels), special, residues), LAYERS, HEADS,
         by_token={
             "entropy": -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1).astype(np.float32),
@@ -50,11 +50,11 @@ def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(mpl.text.Text))
 
 
-def drawn(sight):
-    places = sight.telling_heads(6)
+def drawn(profile):
+    places = profile.telling_heads(6)
     return {
-        "overview": figures.overview(sight), "tracks": figures.tracks(sight, (5, 40)),
-        "maps": figures.maps(sight, places), "partners": figures.partners(sight, sight.most_received(4)),
+        "overview": profile.draw_overview(), "tracks": profile.draw_tracks((5, 40)),
+        "maps": profile.draw_maps(places), "partners": profile.draw_partners(profile.most_received(4)),
     }  # fmt: skip
 
 
@@ -66,11 +66,11 @@ def test_every_figure_says_what_model_and_length():
 
 
 def test_overview_shows_means_and_shares():
-    sight, weights = made()
-    table = sight.overview()
+    profile, weights = made()
+    table = profile.overview()
     np.testing.assert_allclose(table["first"], weights[..., 0].mean(-1), rtol=1e-5)
     np.testing.assert_allclose(table["separators"], weights[..., -1].mean(-1), rtol=1e-5)
-    figure = figures.overview(sight)
+    figure = profile.draw_overview()
     images = [image.get_array() for image in figure.findobj(mpl.image.AxesImage)]
     for shown, name in zip(images, ("mean_entropy", "mean_distance", "first", "separators"), strict=False):
         np.testing.assert_allclose(shown, table[name])
@@ -80,9 +80,9 @@ def test_overview_shows_means_and_shares():
 
 
 def test_partners_are_the_largest_weights_in_any_head():
-    sight, weights = made()
+    profile, weights = made()
     for token in (0, 7, 59):
-        for links, dense in ((sight.keys, weights[:, :, token]), (sight.queries, weights[:, :, :, token])):
+        for links, dense in ((profile.keys, weights[:, :, token]), (profile.queries, weights[:, :, :, token])):
             most = dense.max((0, 1))
             found = links.strongest(token, 6)
             assert [other for other, *_ in found] == list(np.argsort(-most)[:6])
@@ -91,8 +91,8 @@ def test_partners_are_the_largest_weights_in_any_head():
 
 
 def test_masked_cells_have_a_colour_of_their_own():
-    sight, _ = made(causal=True)
-    figure = figures.maps(sight, [(0, 1, "")])
+    profile, _ = made(causal=True)
+    figure = profile.draw_maps([(0, 1, "")])
     ax, mesh = figure.axes[0], figure.axes[0].collections[0]
     assert isinstance(mesh.norm, mpl.colors.LogNorm)
     shown = mesh.get_array().reshape(N, N)
@@ -104,12 +104,12 @@ def test_masked_cells_have_a_colour_of_their_own():
     assert (colors[shown.mask.ravel(), 3] == 0).all()
     assert np.abs(colors[~shown.mask.ravel(), :3] - face[:3]).max(-1).min() > 0.1
     assert "may not attend" in figure.get_suptitle()
-    assert "may not attend" not in figures.maps(made()[0], [(0, 1, "")]).get_suptitle()
+    assert "may not attend" not in made()[0].draw_maps([(0, 1, "")]).get_suptitle()
     assert "log scale" in words(figure)
 
 
 def test_one_scale_serves_all_maps():
-    figure = figures.maps(made()[0], [(0, 0, ""), (1, 2, "why it is shown")])
+    figure = made()[0].draw_maps([(0, 0, ""), (1, 2, "why it is shown")])
     limits = {mesh.get_clim() for ax in figure.axes[:2] for mesh in ax.collections}
     assert len(limits) == 1
     assert "layer 4, head 3\nwhy it is shown" in words(figure)
@@ -117,11 +117,11 @@ def test_one_scale_serves_all_maps():
 
 @pytest.mark.parametrize("residues", [True, False])
 def test_no_name_covers_another(residues):
-    sight, _ = made(residues)
+    profile, _ = made(residues)
     if not residues:
         labels = ("[CLS]", *(f"neighbourhood{k}"[: 3 + k % 14] for k in range(N - 2)), "[SEP]")
-        sight = replace(sight, sequence=replace(sight.sequence, labels=labels))
-    for name, figure in drawn(sight).items():
+        profile = replace(profile, sequence=replace(profile.sequence, labels=labels))
+    for name, figure in drawn(profile).items():
         figure.draw_without_rendering()
         for ax in figure.axes:
             legend = ax.get_legend().get_texts() if ax.get_legend() else []
@@ -140,15 +140,15 @@ def test_no_name_covers_another(residues):
 
 
 def test_long_lines_are_drawn_as_running_means_too():
-    sight, _ = made()
+    profile, _ = made()
     count = 1200
     special = np.arange(count) % (count - 1) == 0
     long = replace(
-        sight, sequence=Tokens("long", ("<cls>", *"A" * (count - 2), "<eos>"), special, True),
+        profile, sequence=Tokens("long", ("<cls>", *"A" * (count - 2), "<eos>"), special, True),
         by_token={"received": np.tile(np.arange(count, dtype=np.float32) + 1, (2, 3, 1))},
         predicted={name: np.where(np.arange(count) == 0, np.nan, 2.0) for name in ("surprise", "expected")},
     )  # fmt: skip
-    axes = figures.tracks(long).axes
+    axes = long.draw_tracks().axes
     mean = axes[0].lines[1].get_ydata()
     np.testing.assert_allclose(mean[3:-3], np.arange(count)[3:-3] + 1, atol=0.51)
     # what was not predicted is left out of the mean
@@ -158,27 +158,27 @@ def test_long_lines_are_drawn_as_running_means_too():
 
 def test_letters_of_formulas_are_letters():
     labels = ("[CLS]", "$", "\\frac", "$x_{", *(["a"] * (N - 5)), "\n")
-    sight, _ = made(residues=False, labels=labels)
-    figure = figures.partners(sight, (1, 2, 3, N - 1))
+    profile, _ = made(residues=False, labels=labels)
+    figure = profile.draw_partners((1, 2, 3, N - 1))
     figure.draw_without_rendering()
     assert "(blank)" in words(figure) or "\\n" in words(figure)
 
 
 def test_tracks_name_the_tokens_asked_for():
-    figure = figures.tracks(made()[0], (5, 40))
-    sight, _ = made()
+    figure = made()[0].draw_tracks((5, 40))
+    profile, _ = made()
     for token in (5, 40):
-        assert sight.sequence.caption(token) in words(figure)
-    bare = replace(sight, predicted={})
-    assert len(figures.tracks(bare).axes) == 1
+        assert profile.sequence.caption(token) in words(figure)
+    bare = replace(profile, predicted={})
+    assert len(bare.draw_tracks().axes) == 1
     with pytest.raises(InputError, match="received or surprise"):
-        figures.tracks(replace(bare, by_token={}))
+        replace(bare, by_token={}).draw_tracks()
 
 
 def test_files_are_the_same_every_time(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        paths = figures.save(figures.maps(made()[0], [(0, 1, "")]), tmp_path / name, "maps")
+        paths = figures.save(made()[0].draw_maps([(0, 1, "")]), tmp_path / name, "maps")
     assert [path.name for path in paths] == ["maps.png", "maps.svg"]
     for path in paths:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
