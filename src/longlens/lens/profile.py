@@ -272,14 +272,13 @@ def profile(
     names = set(next(iter(seen.calls[-1].values())))
     layers = seen.layers
 
-    def stack(name: str, part: str | None = None) -> Any:
-        parts = [getattr(seen, name)[layer] for layer in layers]
-        return np.stack([_numpy(found if part is None else getattr(found, part))[0] for found in parts])
+    def stack(name: str, part: str = "values") -> Any:
+        return np.stack([_numpy(getattr(getattr(seen, name)[layer], part))[0] for layer in layers])
 
     maps = None
     if "pooled" in names:
         first = seen.pooled[layers[0]]
-        maps = Maps(stack("pooled", "values"), first.query_edges.cpu().numpy(), first.key_edges.cpu().numpy())
+        maps = Maps(stack("pooled"), first.query_edges.cpu().numpy(), first.key_edges.cpu().numpy())
     return Profile(
         model, sequence, layers, tuple(heads),
         by_token={collector.name: stack(collector.name) for collector in BY_TOKEN if collector.name in names},

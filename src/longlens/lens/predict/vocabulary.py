@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longlens.errors import InputError
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
+from longlens.report import statistics
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from longlens.report.figures import Axes
 
 # logits held at a time; several tensors of that size are alive at once
 HELD = 2**23
@@ -72,8 +73,8 @@ class Head:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-@dataclass(frozen=True)
-class Predictions(Result):
+@dataclass(frozen=True, repr=False)
+class Predictions(Statistic):
     """Formulas: the module's docstring. One row for each of T tokens.
 
     `entropy` (T,), `top` (T, k) int64 and `top_log_probability` (T, k), likeliest first; `targets` (T,) int64,
@@ -94,29 +95,38 @@ class Predictions(Result):
         """(T,): surprise - entropy, the error beyond what the model expected; 0 on average where it is calibrated."""
         return None if self.surprise is None else self.surprise - self.entropy
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def columns(self, rows: int | None = None) -> dict[str, NDArray[Any]]:
         """batch, token, what is known of the target, entropy, and top_1, log_probability_1, top_2, ..."""
-        count = len(self.entropy)
-        places = np.stack([np.zeros(count, np.int64), np.arange(count)], 1) if self.places is None else _np(self.places)
+        count = len(self.entropy[:rows])
+        places = np.stack([np.zeros(count, np.int64), np.arange(count)], 1)
+        places = places if self.places is None else _np(self.places[:rows])
         table = {"batch": places[:, 0], "token": places[:, 1]}
         for name in ("targets", "surprise", "rank"):
             if (tensor := getattr(self, name)) is not None:
-                table[name.removesuffix("s")] = _np(tensor)
-        table["entropy"] = _np(self.entropy)
+                table[name.removesuffix("s")] = _np(tensor[:rows])
+        table["entropy"] = _np(self.entropy[:rows])
         for place in range(self.top.shape[1]):
-            table[f"top_{place + 1}"] = _np(self.top[:, place])
-            table[f"log_probability_{place + 1}"] = _np(self.top_log_probability[:, place])
+            table[f"top_{place + 1}"] = _np(self.top[:rows, place])
+            table[f"log_probability_{place + 1}"] = _np(self.top_log_probability[:rows, place])
         return table
 
     def draw(self, ax: Axes) -> None:
         """Entropy and, where there are targets, surprise along the tokens of batch row 0."""
         table = self.columns()
         first = table["batch"] == table["batch"][0] if len(self.entropy) else np.zeros(0, bool)
-        ax.plot(table["token"][first], table["entropy"][first], lw=0.8, label="entropy")
-        if self.surprise is not None:
-            ax.plot(table["token"][first], table["surprise"][first], lw=0.8, label="surprise")
-        ax.set(xlabel="token", ylabel="nats", title=self.name)
-        ax.legend(fontsize=7)
+        lines: dict[str, NDArray[Any]] = {}
+        for name in ("entropy", "surprise"):
+            if name in table:
+                lines[name] = table[name][first]
+        statistics.draw_predictions(ax, table["token"][first], lines, self.name)
+
+    @property
+    def marks(self) -> int:
+        """Points of a line."""
+        return len(self.entropy)
+
+    def _rows(self) -> int:
+        return len(self.entropy)
 
 
 @torch.no_grad()
@@ -144,7 +154,7 @@ def predictions(
         block: vocabulary at a time, for a `Head`; the whole where None and 32 tokens of it fit. With several blocks and
             targets, the logits are computed twice, since a rank needs the target's logit first.
         places: `Predictions.places`.
-        name: `Result.name`.
+        name: `Statistic.name`.
 
     Raises:
         InputError: shapes or dtypes that do not fit, targets beyond the vocabulary.
