@@ -182,9 +182,3 @@ def test_files_are_the_same_every_time(tmp_path):
     assert [path.name for path in paths] == ["maps.png", "maps.svg"]
     for path in paths:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
-
-
-def test_a_missing_matplotlib_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"longlens\[plot\]"):
-        figures.require_matplotlib()

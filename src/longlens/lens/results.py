@@ -57,13 +57,13 @@ class TopK(Statistic):
 
     def columns(self, rows: int | None = None) -> dict[str, NDArray[Any]]:
         """batch, head, query (or key), place from 0, the other's index, weight; absent places are left out."""
+        there = (self.index.reshape(-1) >= 0).nonzero().squeeze(1)[:rows]
+        places = np.unravel_index(there.cpu().numpy(), tuple(self.index.shape))
         other = "key" if self.axis == "query" else "query"
-        axes = {"batch": 0, "head": 1, self.axis: 2, "place": 3}
-        # a token that sees anything has a first place, so that a k-th of the rows or more is there
-        most = None if rows is None else rows * self.index.shape[-1]
-        table = _long(axes, {other: self.index, "weight": self.weight}, most)
-        there = table[other] >= 0
-        return {name: column[there][:rows] for name, column in table.items()}
+        return dict(zip(("batch", "head", self.axis, "place"), places, strict=True)) | {
+            other: _np(self.index.reshape(-1)[there]),
+            "weight": _np(self.weight.reshape(-1)[there]),
+        }
 
     def draw(self, ax: Axes) -> None:
         """Points (query, key), darker for more weight, over all heads."""

@@ -84,7 +84,8 @@ def draw_layers(ax: Axes, values: NDArray[Any], layers: Sequence[int], what: str
 def draw_heads(ax: Axes, values: NDArray[Any], layers: Sequence[int], name: str) -> None:
     """`values` (layers, heads): the mean over tokens of a statistic, layers downwards."""
     mesh = ax.imshow(values, aspect="auto", cmap="magma_r", interpolation="nearest")
-    step = -(-len(layers) // 16)
-    ax.set_yticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
+    for axis, numbers in ((ax.yaxis, layers), (ax.xaxis, range(values.shape[1]))):
+        step = -(-len(numbers) // 16)
+        axis.set_ticks(range(0, len(numbers), step), [str(number) for number in numbers[::step]])
     ax.set(xlabel="head", ylabel="layer", title=f"{name.replace('_', ' ')}, mean over tokens")
     ax.figure.colorbar(mesh, ax=ax)
