@@ -182,3 +182,20 @@ def test_files_are_the_same_every_time(tmp_path):
     assert [path.name for path in paths] == ["maps.png", "maps.svg"]
     for path in paths:
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+def test_a_notebook_shows_the_overview(monkeypatch):
+    profile, _ = made()
+    page = profile._repr_html_()
+    assert "a protein; model a model, N = 60 tokens" in page
+    assert "<td>4</td><td>2</td>" in page
+    assert "data:image/png" in page
+    frame = profile.to_frame()
+    assert list(frame["layer"]) == [1, 1, 1, 4, 4, 4]
+    assert frame["first"].to_numpy() == pytest.approx(profile.overview()["first"].ravel())
+    bare = replace(profile, by_token={}, near={})
+    assert "<img" not in bare._repr_html_()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    page = profile._repr_html_()
+    assert "<table>" in page
+    assert "<img" not in page

@@ -27,7 +27,8 @@ from longlens.lens.collect.maps import DistanceHistogram, Pooled
 from longlens.lens.collect.rows import Distance, DistanceSpread, EffectiveKeys, Entropy, LogSumExp, TopKeys
 from longlens.lens.watch import Seen
 from longlens.report import profile as figures
-from longlens.report.figures import span
+from longlens.report import tables
+from longlens.report.figures import has_matplotlib, inline, span
 from longlens.report.labels import Tokens as Tokens
 
 if TYPE_CHECKING:
@@ -193,6 +194,17 @@ class Profile:
             if best is not None:
                 found[best[0], best[1]] = f"{why} ({table[name][best]:.2f})" if share else why
         return [(layer, head, why) for (layer, head), why in found.items()]
+
+    def to_frame(self) -> Any:
+        """The overview as a pandas DataFrame: a row for each layer and head."""
+        return tables.to_frame(self.overview_rows())
+
+    def _repr_html_(self) -> str:
+        table = self.overview_rows()
+        picture = None
+        if has_matplotlib() and set(table) & set(figures.PANELS):
+            picture = inline(self.draw_overview())
+        return tables.html_table(table, title=self.about, total=len(table["layer"]), picture=picture)
 
     def draw_overview(self) -> Figure:
         """Layer x head: mean entropy and distance, and how much goes to the first token, separators and neighbours."""
