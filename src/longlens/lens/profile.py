@@ -5,9 +5,9 @@ protein that begins with one, a residue's number (from 1) is its token's.
 
     with longlens.watch(model, collectors(["entropy", "received"], pool=256, links=8)) as seen:
         model(packed)
-    found = profile(seen, "esm2_t6_8M_UR50D", tokens, heads=range(20), predicted={})
-    found.overview()                    # (L, H) by name
-    found.draw_overview()               # the same as a figure
+    summary = profile(seen, "esm2_t6_8M_UR50D", tokens, heads=range(20), predicted={})
+    summary.overview()                    # (L, H) by name
+    summary.draw_overview()               # the same as a figure
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ class Links:
         """(other token, layer's place, head's place, weight) of the `count` other tokens with the largest weight in
         any head, largest first. Exact while count <= k: what is among the first k over all heads is so in its own."""
         index, weight = self.index[:, :, token], self.weight[:, :, token]
-        found: dict[int, tuple[int, int, int, float]] = {}
+        partners: dict[int, tuple[int, int, int, float]] = {}
         for flat in np.argsort(weight, axis=None, kind="stable")[::-1]:
             layer, head, place = np.unravel_index(flat, weight.shape)
             other = int(index[layer, head, place])
-            if other >= 0 and other not in found:
-                found[other] = (other, int(layer), int(head), float(weight[layer, head, place]))
-            if len(found) == count:
+            if other >= 0 and other not in partners:
+                partners[other] = (other, int(layer), int(head), float(weight[layer, head, place]))
+            if len(partners) == count:
                 break
-        return list(found.values())
+        return list(partners.values())
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,18 @@ class Profile:
             ("mean_entropy", 1, "widest"), ("mean_distance", 1, "farthest reach"), ("self", 1, "most on itself"),
             ("mean_entropy", -1, "narrowest"),
         ]  # fmt: skip
-        found: dict[tuple[int, int], str] = {}
+        chosen: dict[tuple[int, int], str] = {}
         for name, sign, why in asked:
             share = not name.startswith("mean")
-            if name not in table or len(found) == count or (share and float(table[name].max()) < NOTABLE):
+            if name not in table or len(chosen) == count or (share and float(table[name].max()) < NOTABLE):
                 continue
             order = np.argsort(-sign * table[name], axis=None, kind="stable")
             places = (tuple(map(int, np.unravel_index(flat, table[name].shape))) for flat in order)
             # the first that is not shown for another reason already
-            best = next((place for place in places if place not in found), None)
+            best = next((place for place in places if place not in chosen), None)
             if best is not None:
-                found[best[0], best[1]] = f"{why} ({table[name][best]:.2f})" if share else why
-        return [(layer, head, why) for (layer, head), why in found.items()]
+                chosen[best[0], best[1]] = f"{why} ({table[name][best]:.2f})" if share else why
+        return [(layer, head, why) for (layer, head), why in chosen.items()]
 
     def to_frame(self) -> Any:
         """The overview as a pandas DataFrame: a row for each layer and head."""
@@ -306,7 +306,7 @@ def _near(seen: Seen, count: int) -> dict[str, NDArray[np.float64]]:
     """(L, H) by name: the mean over queries of the weight at each of the distances `NEAR`."""
     histograms = [seen.distance_histogram[layer] for layer in seen.layers]
     edges = histograms[0].edges.cpu().numpy()
-    mass = np.stack([_numpy(found.mass)[0] for found in histograms]).astype(np.float64)
+    mass = np.stack([_numpy(histogram.mass)[0] for histogram in histograms]).astype(np.float64)
     # distances 0 and 1 have bins of their own
     bins = {name: int(np.searchsorted(edges, distance)) - 1 for name, distance in NEAR.items()}
     return {name: mass[..., place] / count for name, place in bins.items()}

@@ -122,8 +122,8 @@ class Histogram(Statistic):
     def share_for(self, mass: float) -> Tensor:
         """(B, H): share of all pairs, largest first, whose weights hold `mass` of the whole; to a bin's precision, from
         above. For histograms of the weights themselves."""
-        held = self.mass.flip(-1).cumsum(-1)
-        needed = (held < mass * held[..., -1:]).sum(-1, keepdim=True).clamp(max=held.shape[-1] - 1)
+        cumulated = self.mass.flip(-1).cumsum(-1)
+        needed = (cumulated < mass * cumulated[..., -1:]).sum(-1, keepdim=True).clamp(max=cumulated.shape[-1] - 1)
         counts = self.count.flip(-1).cumsum(-1)
         return (counts.gather(-1, needed) / counts[..., -1:]).squeeze(-1)
 

@@ -36,7 +36,9 @@ def has_matplotlib() -> bool:
 def require_matplotlib() -> None:
     """Raise `InputError` where matplotlib is missing."""
     if not has_matplotlib():
-        raise InputError("expected matplotlib for figures, found none; pip install 'longlens[plot]', or --no-figures")
+        raise InputError(
+            "expected matplotlib for figures, found none; pip install 'longlens[plot]', or go without (--no-figures)"
+        )
 
 
 def new_figure(size: tuple[float, float]) -> Figure:

@@ -12,8 +12,8 @@ far, l = sum e^(s - m) and t = sum e^(s - m) (s - m) are rescaled when m moves (
 Gimelshein 2018, arXiv:1805.02867). Then surprise = log l + (m - s_y) and entropy = log l - t / l: sums of what is not
 negative, so that nothing cancels.
 
-    found = predictions(hidden, model.logits, tokens)
-    found.surprise, found.rank, found.top                      # (T,), (T,), (T, k)
+    predicted = predictions(hidden, model.logits, tokens)
+    predicted.surprise, predicted.rank, predicted.top          # (T,), (T,), (T, k)
 """
 
 from __future__ import annotations
@@ -171,13 +171,13 @@ def predictions(
         raise InputError("expected a Head (weight, bias, transform) to walk the vocabulary in blocks, got a function")
     chunk = chunk or min(max(HELD // max(block, 1), 1), MOST)
     spans = [slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)]
-    found = _empty(len(hidden), min(top, vocabulary), kind, targets, hidden.device)
+    columns = _empty(len(hidden), min(top, vocabulary), kind, targets, hidden.device)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         wanted = None if targets is None else targets[rows]
         for key, values in _of_chunk(_walk(head, hidden[rows], spans), spans, wanted, top).items():
-            found[key][rows] = values
-    return Predictions(name, targets=targets, places=places, **found)
+            columns[key][rows] = values
+    return Predictions(name, targets=targets, places=places, **columns)
 
 
 def _walk(
@@ -240,11 +240,11 @@ class _State:
 
     def add(self, logits: Tensor, span: slice) -> None:
         """Take in a block."""
-        found, where = logits.topk(min(max(self.top, 1), logits.shape[1]))
-        largest, its_place = found[:, :1], where[:, :1]
+        best, where = logits.topk(min(max(self.top, 1), logits.shape[1]))
+        largest, its_place = best[:, :1], where[:, :1]
         if self.top:
-            found, where = torch.cat([self.best, found], 1), torch.cat([self.index, where + span.start], 1)
-            self.best, order = found.topk(min(self.top, found.shape[1]))
+            best, where = torch.cat([self.best, best], 1), torch.cat([self.index, where + span.start], 1)
+            self.best, order = best.topk(min(self.top, best.shape[1]))
             self.index = where.gather(1, order)
         m = torch.maximum(self.m, largest.squeeze(1))
         moved = (self.m - m).clamp(min=FLOOR).double()
@@ -260,15 +260,15 @@ class _State:
     def fields(self) -> dict[str, Tensor]:
         """What `Predictions` holds."""
         log_l = self.l.log()
-        found = {
+        columns = {
             "entropy": log_l - self.t / self.l,
             "top": self.index,
             "top_log_probability": (self.best - self.m.unsqueeze(1)) - log_l.unsqueeze(1),
         }
         if self.targets is not None:
-            found["surprise"] = log_l + (self.m - self.of_target)
-            found["rank"] = (self.larger + 1).masked_fill(self.targets == NO_TARGET, 0)
-        return found
+            columns["surprise"] = log_l + (self.m - self.of_target)
+            columns["rank"] = (self.larger + 1).masked_fill(self.targets == NO_TARGET, 0)
+        return columns
 
 
 def _about(head: Head | Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[int, torch.dtype]:
@@ -287,15 +287,15 @@ def _about(head: Head | Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[int
 
 
 def _empty(count: int, top: int, kind: torch.dtype, targets: Tensor | None, device: torch.device) -> dict[str, Tensor]:
-    found = {
+    columns = {
         "entropy": torch.empty(count, dtype=kind, device=device),
         "top": torch.empty(count, top, dtype=torch.int64, device=device),
         "top_log_probability": torch.empty(count, top, dtype=kind, device=device),
     }
     if targets is not None:
-        found["surprise"] = torch.empty_like(found["entropy"])
-        found["rank"] = torch.empty(count, dtype=torch.int64, device=device)
-    return found
+        columns["surprise"] = torch.empty_like(columns["entropy"])
+        columns["rank"] = torch.empty(count, dtype=torch.int64, device=device)
+    return columns
 
 
 def _check(hidden: Tensor, targets: Tensor | None, top: int, chunk: int | None, block: int | None) -> None:
