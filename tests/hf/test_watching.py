@@ -36,14 +36,14 @@ def compare(seen, weights, rows):
         p = p.double()
         keep = rows[:, None].expand(p.shape[:3])
         entropy = -(p * p.clamp(min=1e-300).log()).sum(-1)
-        torch.testing.assert_close(seen.entropy[layer].double()[keep], entropy[keep], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(seen.entropy[layer].values.double()[keep], entropy[keep], rtol=1e-4, atol=2e-5)
         best = p.topk(3).values
         torch.testing.assert_close(seen.top_keys[layer].weight.double()[keep], best[keep], rtol=1e-4, atol=1e-5)
         some = [0, 7, 20]
-        got, want = seen.some[layer].double(), p[:, :, some]
+        got, want = seen.some[layer].values.double(), p[:, :, some]
         torch.testing.assert_close(got[keep[:, :, some]], want[keep[:, :, some]], rtol=1e-4, atol=1e-5)
         if rows.all():
-            torch.testing.assert_close(seen.received[layer].double(), p.sum(-2), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(seen.received[layer].values.double(), p.sum(-2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
@@ -69,8 +69,8 @@ def test_sinks_keep_part_of_the_mass():
         with watch(model, [Cells(queries=(0, 7, 20), label="some")]) as seen:
             run(model, ids)
     for layer, p in enumerate(weights):
-        torch.testing.assert_close(seen.some[layer], p[:, :, [0, 7, 20]], rtol=1e-4, atol=1e-5)
-        assert (seen.some[layer].sum(-1) < 0.999).any()
+        torch.testing.assert_close(seen.some[layer].values, p[:, :, [0, 7, 20]], rtol=1e-4, atol=1e-5)
+        assert (seen.some[layer].values.sum(-1) < 0.999).any()
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -110,8 +110,8 @@ def test_packed_sequences(batch):
             parts.append(seen)
     for layer in (0, 1):
         for name in ("entropy", "received"):
-            whole = torch.cat([getattr(part, name)[layer] for part in parts], -1)
-            torch.testing.assert_close(getattr(packed, name)[layer], whole, rtol=1e-4, atol=1e-5)
+            whole = torch.cat([getattr(part, name)[layer].values for part in parts], -1)
+            torch.testing.assert_close(getattr(packed, name)[layer].values, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gemma2", "gpt_oss", "t5"])
@@ -124,7 +124,7 @@ def test_some_layers_and_heads(name):
             run(model, ids, mask)
     last = len(every.layers) - 1
     assert seen.layers == (last,)
-    torch.testing.assert_close(seen.entropy[last], every.entropy[last][:, [3, 1]])
+    torch.testing.assert_close(seen.entropy[last].values, every.entropy[last][:, [3, 1]])
     with pytest.raises(InputError, match="expected layers of"):
         watch(model, layers=[99]).__enter__()
     with watch(model, heads=[4]), pytest.raises(InputError, match=r"expected heads of 0\.\.3"):
@@ -178,7 +178,7 @@ def test_an_attached_model_is_watched_as_attached():
     assert torch.equal(row.nonzero().flatten(), torch.arange(8, 13))
     with watch(model, collect, method="window:1") as seen:
         run(model, ids)
-    assert (seen.row[1] > 0).sum(-1).unique().tolist() == [3]
+    assert (seen.row[1].values > 0).sum(-1).unique().tolist() == [3]
     with watch(model, collect, method="performer"), pytest.raises(UnsupportedError, match="no attention weights"):
         run(model, ids)
 
@@ -197,7 +197,7 @@ def test_watches_inside_one_another_all_see():
             run(model, ids)
     assert len(inner.received) == 2
     assert [sorted(call) for call in outer.calls] == [[0, 1]] * 3
-    exact, window, again = (call[0]["row"].data[0, 0, 0] for call in outer.calls)
+    exact, window, again = (call[0]["row"].values[0, 0, 0] for call in outer.calls)
     assert torch.equal(exact, again)
     assert (exact > 0).all()
     assert torch.equal(window.nonzero().flatten(), torch.arange(8, 13))
@@ -211,7 +211,7 @@ def test_training_with_dropout_and_recomputed_layers():
         run(model, ids).sum().backward()
     assert seen.layers == (0, 1)
     assert len(seen.calls) == 1
-    assert seen.log_sum_exp[0].isfinite().all()
+    assert seen.log_sum_exp[0].values.isfinite().all()
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
 
 
@@ -253,4 +253,4 @@ def test_what_is_seen_does_not_keep_the_graph():
     model, ids = eager(llama), tokens()
     with watch(model, [Entropy()]) as seen:
         run(model, ids)
-    assert not seen.entropy[0].requires_grad
+    assert not seen.entropy[0].values.requires_grad

@@ -86,7 +86,7 @@ def test_some_layers_and_heads(model):
     last = model.config.layers - 1
     assert seen.layers == (1, last)
     for layer in (1, last):
-        torch.testing.assert_close(seen.entropy[layer], every.entropy[layer][:, [2]])
+        torch.testing.assert_close(seen.entropy[layer].values, every.entropy[layer][:, [2]])
     with pytest.raises(InputError, match="a layer that was seen"):
         seen.entropy[0]
     with pytest.raises(InputError, match="expected layers of"):
@@ -124,7 +124,7 @@ def test_training_with_recomputed_layers(monkeypatch):
     assert len(seen.calls) == 1
     # the second run of each layer shows nothing new
     assert len(scans) == len(set(scans)) == model.config.layers
-    assert not seen.entropy[0].requires_grad
+    assert not seen.entropy[0].values.requires_grad
     assert model.encoder.layers[0].qkv.weight.grad.abs().max() > 0
 
 
@@ -161,10 +161,10 @@ def test_tables_and_files(model, tmp_path):
     assert list(table)[:2] == ["layer", "batch"]
     assert sorted(set(table["layer"])) == [0, 3]
     read = np.load(seen.entropy.save(tmp_path / "entropy.npz"))
-    assert np.allclose(read["entropy"][read["layer"] == 3], seen.entropy[3].flatten())
+    assert np.allclose(read["entropy"][read["layer"] == 3], seen.entropy[3].values.flatten())
     assert list(seen.entropy) == [0, 3]
     assert len(seen.entropy) == 2
-    assert seen.entropy.results[3].values is seen.entropy[3]
+    assert seen.entropy.results[3] is seen.entropy[3]
     pyarrow = pytest.importorskip("pyarrow.parquet")
     read = pyarrow.read_table(seen.entropy.save(tmp_path / "entropy.parquet"))
     assert read.column_names == ["layer", "batch", "head", "query", "entropy"]

@@ -13,8 +13,8 @@ from longlens.errors import InputError, UnsupportedError
 from longlens.hf.attach import Attachment, attached_method, attention_modules, inner_models, is_transformers_model
 from longlens.hf.calls import Call
 from longlens.lens.collect.collector import Collector
-from longlens.lens.results import Result
 from longlens.lens.scan import scan
+from longlens.lens.statistic import Statistic
 from longlens.lens.watch import Seen, check_heads, chosen_layers
 from longlens.ops.attention import resolve_method
 from longlens.ops.method import Method
@@ -66,7 +66,7 @@ class _Recorder:
         self.seen, self.wanted, self.heads, self.collect = seen, wanted, heads, collect
         self._numbers = WeakKeyDictionary({module: number for number, module in enumerate(modules.values())})
         self._open: list[nn.Module] = []
-        self._results: dict[int, dict[str, Result]] = {}
+        self._results: dict[int, dict[str, Statistic]] = {}
 
     def begin(self, module: nn.Module, args: Any) -> None:
         """Before a model's forward."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from longlens.errors import LensError, UnsupportedError
 from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest
 from longlens.lens.collect.collector import Collector, by_name
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
 from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
@@ -58,7 +58,7 @@ def scan(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     where: str = "this attention",
-) -> dict[str, Result]:
+) -> dict[str, Statistic]:
     """Statistics of the attention weights that `longlens.attention` would use, in memory linear in the length.
 
     Args:
@@ -72,8 +72,8 @@ def scan(
         where: what messages call this attention ("layer 3").
 
     Returns:
-        Result by the collector's name, float32 (float64 for float64 inputs). Packed sequences keep the numbering of the
-        whole; distances count within a sequence.
+        Statistics by the collectors' names, float32 (float64 for float64 inputs). Packed sequences keep the numbering
+        of the whole; distances count within a sequence.
 
     Raises:
         InputError and its kin: inputs that do not fit. UnsupportedError: the method has no weights. LensError: the

@@ -2,7 +2,7 @@
 
     with longlens.watch(model, collect=[Entropy(), Received(), TopKeys(8)]) as seen:
         model(**inputs)
-    seen.entropy[layer]             # (B, H, N)
+    seen.entropy[layer].values      # (B, H, N)
     seen.entropy.to_frame()         # all layers in one table
 
 Inside the `with`, each attention of the model is followed by a scan of its queries and keys (`longlens.lens.scan`),
@@ -15,26 +15,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longlens.errors import InputError
 from longlens.lens.collect.collector import Collector, by_name
 from longlens.lens.collect.columns import Received
 from longlens.lens.collect.rows import Distance, Entropy, Largest, LogSumExp, TopKeys
-from longlens.lens.results import Result
 from longlens.lens.scan import scan
+from longlens.lens.statistic import Layered, Statistic, html_of_call
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 STANDARD: tuple[Collector, ...] = (LogSumExp(), Entropy(), Largest(), Distance(), Received(), TopKeys(8))
 
@@ -84,13 +78,13 @@ def watch(
 
 
 class Seen:
-    """What was seen. `seen.NAME` holds the results of the collector of that name, by layer.
+    """What was seen. `seen.NAME` holds the statistics of the collector of that name, by layer.
 
     `calls` holds the results of each call of the model that ended, {layer: {name: result}}; attributes show the last.
     """
 
     def __init__(self, collect: Sequence[Collector], names: Sequence[str]) -> None:
-        self.calls: list[dict[int, dict[str, Result]]] = []
+        self.calls: list[dict[int, dict[str, Statistic]]] = []
         # what the model calls each layer's attention
         self.names = tuple(names)
         self._collected = tuple(collector.name for collector in collect)
@@ -106,7 +100,7 @@ class Seen:
             raise AttributeError(f"nothing called {name!r} was collected; there is {collected}")
         return Layered(name, {layer: results[name] for layer, results in sorted(self._last().items())})
 
-    def _last(self) -> dict[int, dict[str, Result]]:
+    def _last(self) -> dict[int, dict[str, Statistic]]:
         if not self.calls:
             raise InputError("expected the model to be called inside the `with`; nothing was seen yet")
         return self.calls[-1]
@@ -114,57 +108,8 @@ class Seen:
     def __repr__(self) -> str:
         return f"Seen({', '.join(self._collected)}; {len(self.calls)} calls)"
 
-
-@dataclass(frozen=True)
-class Layered(Result):
-    """One statistic in every layer seen: `layered[layer]` is its data, `layered.results[layer]` the whole result."""
-
-    results: Mapping[int, Result]
-
-    def __getitem__(self, layer: int) -> Any:
-        if layer not in self.results:
-            raise InputError(f"expected a layer that was seen, {sorted(self.results)}, got {layer!r}")
-        return self.results[layer].data
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.results)
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """layer, and then as the results say."""
-        tables = {layer: result.columns() for layer, result in self.results.items()}
-        lengths = {layer: len(next(iter(table.values()))) for layer, table in tables.items()}
-        first = np.concatenate([np.full(lengths[layer], layer) for layer in tables])
-        names = next(iter(tables.values()))
-        return {"layer": first} | {name: np.concatenate([table[name] for table in tables.values()]) for name in names}
-
-    def draw(self, ax: Axes) -> None:
-        """The only layer; several layers are drawn by `plot`."""
-        if len(self.results) != 1:
-            raise InputError(
-                f"expected one layer to draw on one axes, got {sorted(self.results)}; use .results[layer].plot(ax)"
-            )
-        next(iter(self.results.values())).draw(ax)
-
-    def plot(self, ax: Axes | None = None) -> Any:
-        """One panel for each layer; returns their axes (one axes for one layer). Needs matplotlib (extra `plot`)."""
-        if ax is not None or len(self.results) == 1:
-            return super().plot(ax)
-        try:
-            from matplotlib import pyplot as plt
-        except ImportError:
-            raise InputError("expected matplotlib to be installed for plot(); install longlens[plot]") from None
-        wide = min(4, len(self.results))
-        tall = -(-len(self.results) // wide)
-        _, panels = plt.subplots(tall, wide, figsize=(4 * wide, 3 * tall), squeeze=False, layout="constrained")
-        for panel, (layer, result) in zip(panels.flat, self.results.items(), strict=False):
-            result.draw(panel)
-            panel.set_title(f"{self.name.replace('_', ' ')}, layer {layer}")
-        for panel in panels.flat[len(self.results) :]:
-            panel.set_axis_off()
-        return panels
+    def _repr_html_(self) -> str:
+        return html_of_call(self.calls[-1] if self.calls else {}, repr(self))
 
 
 def chosen_layers(layers: Collection[int] | None, count: int) -> set[int]:
@@ -202,7 +147,7 @@ def _watch_ours(
     names = [name for name, _ in encoder.named_modules() if name.startswith("layers.") and name.count(".") == 1]
     wanted = chosen_layers(layers, len(names))
     seen = Seen(collect, names)
-    current: dict[int, dict[str, Result]] = {}
+    current: dict[int, dict[str, Statistic]] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         current.clear()
@@ -226,7 +171,7 @@ def _looking(
     collect: tuple[Collector, ...],
     wanted: set[int],
     heads: Sequence[int] | None,
-    results: dict[int, dict[str, Result]],
+    results: dict[int, dict[str, Statistic]],
 ) -> Callable[..., Tensor]:
     """`attend`, or attention by `method`, followed by a scan that adds to `results`."""
     chosen = "exact" if method is None else method

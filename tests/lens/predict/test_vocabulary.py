@@ -114,6 +114,14 @@ def test_equal_logits_share_the_better_rank(block):
     assert found.top.shape == (30, 0)
 
 
+def test_certain_and_impossible_tokens():
+    logits = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
+    found = predictions(logits, lambda rows: rows, torch.tensor([0, 1]), top=0)
+    assert found.surprise.tolist() == [0.0, torch.inf]
+    assert found.entropy.tolist() == [0.0, 0.0]
+    assert found.rank.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("block", [None, 4])
 def test_tokens_that_are_ruled_out_have_no_share(block):
     bias = torch.zeros(12)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.lens.block import Block, Extent
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
 
-R = TypeVar("R", bound=Result, covariant=True)
+R = TypeVar("R", bound=Statistic, covariant=True)
 
 
 class State(ABC, Generic[R]):
@@ -53,7 +53,7 @@ class Collector(ABC):
         """Under which its result stands: `seen.NAME`."""
 
     @abstractmethod
-    def start(self, extent: Extent) -> State[Result]:
+    def start(self, extent: Extent) -> State[Statistic]:
         """An empty state."""
 
 

@@ -22,7 +22,7 @@ from longlens.lens.collect.collector import Collector, State
 from longlens.lens.collect.columns import Received, ReceivedMax, ReceivedMean, TopQueries
 from longlens.lens.collect.maps import Cells, DistanceHistogram, Pooled
 from longlens.lens.collect.rows import Largest, Mass, TopKeys
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
 from longlens.ops.tiles.index import take
 
 # collectors that ask nothing of the rows' sums
@@ -64,7 +64,7 @@ class NormWeighted(Collector):
     def name(self) -> str:
         return f"{self.collector.name}_norm"
 
-    def start(self, extent: Extent) -> State[Result]:
+    def start(self, extent: Extent) -> State[Statistic]:
         if self.norms.shape != (extent.batch, extent.heads, extent.keys):
             raise InputError(
                 f"expected norms {(extent.batch, extent.heads, extent.keys)} of (batch, heads, keys), got "
@@ -73,16 +73,16 @@ class NormWeighted(Collector):
         return _NormWeighted(self, extent)
 
 
-class _Named(State[Result]):
+class _Named(State[Statistic]):
     """A state that hands another one changed blocks."""
 
-    def __init__(self, name: str, inner: State[Result]) -> None:
+    def __init__(self, name: str, inner: State[Statistic]) -> None:
         self.name, self.inner = name, inner
 
     def merge(self, other: _Named) -> None:
         self.inner.merge(other.inner)
 
-    def result(self) -> Result:
+    def result(self) -> Statistic:
         return replace(self.inner.result(), name=self.name)
 
 
@@ -123,7 +123,7 @@ class JointNorm(Collector):
     def name(self) -> str:
         return f"{self.collector.name}_joint_norm"
 
-    def start(self, extent: Extent) -> State[Result]:
+    def start(self, extent: Extent) -> State[Statistic]:
         found = (self.value.shape[0], self.projection.shape[-1] // self.value.shape[3], self.value.shape[2])
         if found != (extent.batch, extent.heads, extent.keys):
             raise InputError(

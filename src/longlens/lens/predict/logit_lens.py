@@ -24,16 +24,18 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError
 from longlens.lens.predict.vocabulary import Head, Predictions, predictions
-from longlens.lens.watch import Layered, chosen_layers
+from longlens.lens.statistic import Layered, Statistic
+from longlens.lens.watch import chosen_layers
+from longlens.report import statistics
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from longlens.report.figures import Axes
 
 # who reads models that are not ours: the module that a class of the model's comes from, and where the reader lives
 GUESTS: Mapping[str, str] = {"transformers": "longlens.hf.trajectories:trajectories_transformers"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectories(Layered):
     """`Predictions` of each layer: `path[layer]`, 0 the embedding, L the last layer."""
 
@@ -45,14 +47,14 @@ class Trajectories(Layered):
         tables = [found.columns() for found in self.results.values()]
         first = tables[0]["batch"] == tables[0]["batch"][0]
         shown = np.stack([table[what][first] for table in tables])
-        mesh = ax.imshow(shown, aspect="auto", origin="lower", cmap="magma_r", vmin=0, interpolation="nearest")
-        ax.set_yticks(range(len(self.results)), [str(layer) for layer in self.results])
-        ax.set(xlabel="token", ylabel="layer", title=f"{what} by layer")
-        ax.figure.colorbar(mesh, ax=ax, label=f"{what}, nats")
+        statistics.draw_layers(ax, shown, list(self.results), what)
 
     def plot(self, ax: Axes | None = None) -> Any:
         """All layers on one axes; returns it. Needs matplotlib (extra `plot`)."""
-        return super(Layered, self).plot(ax)
+        return Statistic.plot(self, ax)
+
+    def _picture(self) -> str | None:
+        return Statistic._picture(self)
 
 
 def trajectories(
