@@ -21,14 +21,14 @@ from longlens.models.encoder import EncoderConfig
 from longlens.models.pretrained import choose_device, choose_dtype, read_config
 
 MIB = 2**20
-# imported after the plan is made
-LATER = 8 * MIB
+# imported when a model is built
+LATER = 80 * MIB
 # file pages that are mapped while tensors are read one by one, beside the largest of them
-MAPPED = 80 * MIB
+MAPPED = 128 * MIB
 # a batch's kernels and thread stacks, and the allocator's rounding of everything else
-KERNELS, SLACK = 64 * MIB, 1.1
+KERNELS, SLACK = 80 * MIB, 1.1
 # libraries for files, and the tables, while results are written
-WRITING = 96 * MIB
+WRITING = 144 * MIB
 
 
 @dataclass(frozen=True)
