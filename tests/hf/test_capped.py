@@ -8,7 +8,7 @@ import torch
 import longlens
 from longlens.errors import UnsupportedError
 from longlens.hf import capped
-from longlens.hf.calls import Call
+from longlens.hf.arguments import AttentionArguments
 from longlens.ops.masks import SameDocument
 
 CAP = 1.5
@@ -44,7 +44,7 @@ def dense(call, pattern=None):
 def make(nq=37, nk=37, **more):
     query, key, value = torch.randn(2, 4, nq, 8), torch.randn(2, 2, nk, 8), torch.randn(2, 2, nk, 5)
     tensors = [tensor.requires_grad_() for tensor in (query, key, value)]
-    return Call(*tensors, scale=0.5, softcap=CAP, **more)
+    return AttentionArguments(*tensors, scale=0.5, softcap=CAP, **more)
 
 
 def key_mask(nk=37):
@@ -93,7 +93,7 @@ def test_a_sparse_method_and_one_without_scores():
 def test_dropout_keeps_the_mean_and_the_backward_pass_drops_the_same():
     call = make(nq=6, nk=6)
     still = call.attend(longlens.Exact())
-    dropped = Call(call.query, call.key, call.value, scale=0.5, softcap=CAP, dropout=0.4)
+    dropped = AttentionArguments(call.query, call.key, call.value, scale=0.5, softcap=CAP, dropout=0.4)
     with torch.no_grad():
         runs = torch.stack([dropped.attend(longlens.Exact()) for _ in range(1500)])
     assert ((runs.mean(0) - still).abs() < 5 * runs.std(0) / 1500**0.5 + 1e-6).all()
@@ -105,5 +105,5 @@ def test_dropout_keeps_the_mean_and_the_backward_pass_drops_the_same():
 
 def test_float64_stays_float64():
     call = make()
-    wide = Call(call.query.double(), call.key.double(), call.value.double(), scale=0.5, softcap=CAP)
+    wide = AttentionArguments(call.query.double(), call.key.double(), call.value.double(), scale=0.5, softcap=CAP)
     torch.testing.assert_close(wide.attend(longlens.Exact()), dense(wide), rtol=1e-12, atol=1e-12)

@@ -38,6 +38,12 @@ def attend_capped(
             "longformer"
         )
     whole = check_inputs(query, key, value, **given, return_lse=False)
+    if whole.cu_seqlens is not None and len(query) > 1:
+        return torch.cat([_attend_row(method, row, cap, sinks) for row in whole.rows()])
+    return _attend_row(method, whole, cap, sinks)
+
+
+def _attend_row(method: Method, whole: Inputs, cap: float, sinks: Tensor | None) -> Tensor:
     sequences = [whole] if whole.cu_seqlens is None else list(whole.sequences())
     outputs = []
     for sequence in sequences:

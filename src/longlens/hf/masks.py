@@ -1,10 +1,10 @@
 """What a transformers model says about who may attend to whom, without the N x N mask.
 
 transformers asks the mask function of the chosen attention for a mask once per kind of layer, and hands whatever it
-gets to the attention function. Ours gets a `Carrier`: a key mask (B, Nk), offsets, and the closure
-`f(b, h, q, k) -> bool` that says the rest. `Carrier.plan` reads the closures that transformers itself composes (causal,
-sliding windows, packed sequences) as rules that skip what is masked; any other closure is kept and evaluated tile by
-tile, which costs time N^2 but no memory.
+gets to the attention function. Ours gets a `DeferredMask`: a key mask (B, Nk), offsets, and the closure
+`f(b, h, q, k) -> bool` that says the rest. `DeferredMask.plan` reads the closures that transformers itself composes
+(causal, sliding windows, packed sequences) as rules that skip what is masked; any other closure is kept and evaluated
+tile by tile, which costs time N^2 but no memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOME = "transformers.masking_utils"
 
 @dataclass(frozen=True)
 class Plan:
-    """A carrier in the terms of `longlens.attention`, for keys `keys` of the call.
+    """A deferred mask in the terms of `longlens.attention`, for keys `keys` of the call.
 
     The last query stands at the last of these keys (bottom-right alignment). `documents` (B, N): tokens with different
     numbers lie in different sequences, and all other rules count within a sequence.
@@ -58,7 +58,7 @@ class _Read:
     rest: list[Closure] = field(default_factory=list)
 
 
-class Carrier(BlockMask):
+class DeferredMask(BlockMask):
     """Stands where a model keeps its mask of shape (B, 1, Nq, Nk), and holds O(Nk).
 
     A `BlockMask` by type alone: that is the one kind of mask beside a tensor which transformers passes on untouched
@@ -112,20 +112,20 @@ class Carrier(BlockMask):
         """Where the model's hidden states are."""
         return self.place
 
-    def contiguous(self) -> Carrier:
+    def contiguous(self) -> DeferredMask:
         """Itself."""
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Carrier:
+    def to(self, *args: Any, **kwargs: Any) -> DeferredMask:
         """Itself: what it holds follows the query's device when it is used."""
         return self
 
     def __repr__(self) -> str:
-        return f"Carrier(shape={self.extent}, q_offset={self.q_offset}, kv_offset={self.kv_offset})"
+        return f"DeferredMask(shape={self.extent}, q_offset={self.q_offset}, kv_offset={self.kv_offset})"
 
     __str__ = __repr__
 
-    def __getitem__(self, index: Any) -> Carrier:
+    def __getitem__(self, index: Any) -> DeferredMask:
         raise _no_tensor("indexes it")
 
     def __getattr__(self, name: str) -> Any:
@@ -168,8 +168,7 @@ class Carrier(BlockMask):
             rule = more if rule is None else rule & more
         return Plan(
             slice(start, stop),
-            # one query at the end may see every key
-            causal=read.causal and queries > 1,
+            causal=read.causal,
             rule=rule,
             key_mask=self._kept(batch, start, stop),
             documents=read.documents,

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import CheckpointError, InputError, UnsupportedError
-from longlens.hf.attach import attention_modules
-from longlens.hf.trajectories import SERVED
-from longlens.lens.predict.logit_lens import trajectories
+from longlens.hf.modules import attention_modules
+from longlens.hf.trajectories import SERVED, trajectories_transformers
 from longlens.lens.predict.vocabulary import NO_TARGET, Predictions
 from longlens.models.pretrained import choose_device, choose_dtype
 
@@ -101,7 +100,7 @@ class TextModel:
             inputs = {
                 name: tensor for name, tensor in text.inputs.items() if name != "token_type_ids" or not kind.causal
             }
-            found = trajectories(self.model, inputs, targets, top=0, layers=[-1])
+            found = trajectories_transformers(self.model, inputs, targets, top=0, layers=[-1], chunk=None)
             predictions = next(iter(found.results.values()))
             return _shifted(predictions) if kind.causal else predictions
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from longlens.errors import CheckpointError, InputError
 from longlens.io.results import write_whole
 from longlens.io.structures import Example, read_pairs, read_structure
-from longlens.lens.contacts import PairFeatures, Regression, Watcher
+from longlens.lens.contacts import ContactObserver, PairFeatures, Regression
 from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
@@ -142,7 +142,7 @@ def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     """Corrected attention F_c of each channel (layer-major) at pairs (M, 2): (M, L H) float32."""
     config = model.config
     kept = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
-    model(model.pack([sequence]), attend=Watcher([kept]))
+    model(model.pack([sequence]), observers=[ContactObserver([kept])])
     return kept.features().cpu()
 
 

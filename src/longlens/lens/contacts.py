@@ -23,12 +23,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longlens.ops.attention import attention
+from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 
 LN2 = math.log(2.0)
 # weights made at a time, over heads: they stay in the second-level cache
@@ -278,24 +280,43 @@ def _stretches(count: int, step: int = STRETCH) -> Iterator[slice]:
 # ---- a model's layers, one after the other
 
 
-class Watcher:
-    """Attention for our models (`attend=`) that hands each layer of packed sequences to their maps."""
+class ContactObserver(Observer):
+    """Hands each layer of packed sequences, or of padded batch rows, to their maps.
 
-    def __init__(self, maps: Sequence[Layers]) -> None:
-        self.maps = maps
+    `maps` stand in the order of the sequences. Padded rows are given as `lengths`, their tokens from the left: what
+    attends to more than a row's own tokens is left out. Only passes of the thread that made it are seen.
+    """
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
-    ) -> Tensor:
-        found = attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, return_lse=True)
-        output, lse = found
-        if query.dtype != torch.float32:
-            lse = float_lse(query, key, scale=scale, cu_seqlens=cu_seqlens)
-        bounds = cu_seqlens.tolist()
-        for contact_map, (start, stop) in zip(self.maps, pairwise(bounds), strict=True):
+    needs_lse = True
+
+    def __init__(self, maps: Sequence[Layers], lengths: Sequence[int] | None = None) -> None:
+        self.maps, self.lengths = maps, lengths
+        self._thread = get_ident()
+
+    def begin(self) -> ForwardObserver:
+        # two threads may predict with one model at a time
+        return _ContactForward(self) if get_ident() == self._thread else ForwardObserver()
+
+
+class _ContactForward(ForwardObserver):
+    def __init__(self, observer: ContactObserver) -> None:
+        self.observer = observer
+
+    def attended(self, call: AttentionCall) -> None:
+        scale = call.settings.get("scale")
+        scale = call.query.shape[3] ** -0.5 if scale is None else scale
+        maps = self.observer.maps
+        if self.observer.lengths is not None:
+            for row, (contact_map, length) in enumerate(zip(maps, self.observer.lengths, strict=True)):
+                query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
+                contact_map.add(call.layer, query[0], key[0], float_lse(query, key, scale=scale)[0], scale)
+            return
+        packed, lse = call.settings["cu_seqlens"], call.lse
+        if lse is None or call.query.dtype != torch.float32:
+            lse = float_lse(call.query, call.key, scale=scale, cu_seqlens=packed)
+        for contact_map, (start, stop) in zip(maps, pairwise(packed.tolist()), strict=True):
             place = slice(start, stop)
-            contact_map.add(layer, query[0, :, place], key[0, :, place], lse[0, :, place], scale)
-        return output
+            contact_map.add(call.layer, call.query[0, :, place], call.key[0, :, place], lse[0, :, place], scale)
 
 
 def float_lse(query: Tensor, key: Tensor, **given: Any) -> Tensor:
