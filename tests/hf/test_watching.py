@@ -114,7 +114,9 @@ def test_packed_sequences(batch):
             torch.testing.assert_close(getattr(packed, name)[layer], whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["longformer:2,global_tokens=(0,)", "lsh:1,bucket=2", "window:1|dilated:1,dilation=3"])
+@pytest.mark.parametrize(
+    "method", ["longformer:2,global_tokens=(0,)", "lsh:1,bucket=2", "window:1|dilated:1,dilation=3"]
+)
 def test_methods_count_positions_within_each_packed_sequence(method):
     """What is seen of a batch that is packed is what ran: global tokens, hashes and strides begin anew in each one."""
     model, ids = eager(llama), tokens(2, 27)

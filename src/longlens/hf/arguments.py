@@ -43,16 +43,18 @@ class AttentionArguments:
         # one query at the end sees every key: exact attention then needs no mask, and is faster. The pattern of other
         # methods follows from it (LSH takes another number of buckets)
         causal = self.is_causal and not (self.query.shape[2] == 1 and isinstance(method, Exact))
-        return {
+        settings: dict[str, Any] = {
             "attn_mask": self.attn_mask, "is_causal": causal, "scale": self.scale, "key_mask": self.key_mask,
-            "cu_seqlens": self.cu_seqlens, "bias": self.bias, "softcap": self.softcap, "sinks": self.sinks,
-            "method": method, "dropout_p": self.dropout,
+            "cu_seqlens": self.cu_seqlens, "bias": self.bias, "method": method, "dropout_p": self.dropout,
         }  # fmt: skip
+        capped = {"softcap": self.softcap, "sinks": self.sinks}
+        return settings | {name: value for name, value in capped.items() if value is not None}
 
     def attend(self, method: Method) -> Tensor:
         """(B, H, Nq, Dv) by `method`."""
         given = self.settings(method)
-        del given["softcap"], given["sinks"]
+        given.pop("softcap", None)
+        given.pop("sinks", None)
         if self.softcap is not None:
             del given["method"]
             return attend_capped(method, self.query, self.key, self.value, self.softcap, self.sinks, **given)

@@ -21,7 +21,7 @@ from longlens.hf.arguments import no_weights, read_arguments
 from longlens.hf.copies import AttachedName, Hook
 from longlens.hf.masks import DeferredMask
 from longlens.hf.modules import attention_modules, inner_models
-from longlens.hf.observe import Subscription
+from longlens.hf.subscription import Subscription
 from longlens.ops.attention import resolve_method
 from longlens.ops.method import Method
 from longlens.ops.observe import keep_in_graph

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from longlens.ops.method import Method
@@ -76,11 +77,13 @@ class Telling:
         """Attention gave `output`; `make` makes the call."""
         keep_in_graph(self.observers, output)
         if self._open and self._forwards:
-            call = make()
-            for forward in self._forwards:
-                forward.attended(call)
+            with torch.no_grad():
+                call = make()
+                for forward in self._forwards:
+                    forward.attended(call)
 
     def passed(self, layer: int, stream: Tensor) -> None:
         """The residual stream after a layer."""
-        for forward in self._forwards:
-            forward.passed(layer, stream)
+        with torch.no_grad():
+            for forward in self._forwards:
+                forward.passed(layer, stream)

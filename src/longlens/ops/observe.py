@@ -81,7 +81,10 @@ class AttentionCall:
 
 
 class ForwardObserver:
-    """What sees one forward pass. Each method does nothing unless a subclass says otherwise."""
+    """What sees one forward pass. Each method does nothing unless a subclass says otherwise.
+
+    They are called under `torch.no_grad()`: what they compute is no part of the model's graph.
+    """
 
     def attended(self, call: AttentionCall) -> None:
         """A layer's attention ran, and its output has not been used yet."""

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from longlens.lens.predict.vocabulary import Head, Predictions, predictions
@@ -106,7 +105,6 @@ class _ReadForward(ForwardObserver):
         self.observer = observer
         self.predictions: dict[int, Predictions] = {}
 
-    @torch.no_grad()
     def passed(self, layer: int, stream: Tensor) -> None:
         if layer in self.observer.layers:
             self.predictions[layer] = self.observer.reading(stream, self.observer.norm)
