@@ -249,6 +249,40 @@ def test_layers_that_share_their_weights_are_refused():
             torch.testing.assert_close(run(model, ids), plain, rtol=1e-5, atol=1e-5)
 
 
+def test_an_attention_that_attends_in_parts_is_watched_as_packed_sequences():
+    """Qwen2.5-VL cuts an image's tokens at its windows and attends to each: together they are one layer."""
+    given = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32}
+    config = tf.AutoConfig.for_model("qwen2_5_vl").vision_config.__class__(
+        **given, patch_size=4, spatial_merge_size=2, window_size=16, fullatt_block_indexes=[1], initializer_range=0.3
+    )
+    model = tf.AutoModel.from_config(config).eval()
+    grid = torch.tensor([[1, 8, 12], [1, 4, 4]])
+    pixels = torch.randn(8 * 12 + 4 * 4, 3 * 2 * 4 * 4)
+    weights = []
+
+    def eager_weights(module, query, key, value, attention_mask=None, scaling=None, **more):
+        weights.append(torch.softmax(query.double() @ key.double().transpose(2, 3) * scaling, -1))
+        return (weights[-1].to(value.dtype) @ value).transpose(1, 2), None
+
+    tf.AttentionInterface.register("eager_weights", eager_weights)
+    try:
+        with torch.no_grad():
+            model.set_attn_implementation("eager_weights")
+            plain = model(pixels, grid_thw=grid).last_hidden_state
+            with watch(model, [Entropy(), Received()]) as seen:
+                found = model(pixels, grid_thw=grid).last_hidden_state
+    finally:
+        tf.AttentionInterface._global_mapping.pop("eager_weights")
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    # seven windows in the first layer, two images in the second
+    assert len(weights) == 7 + 2
+    for layer, parts in enumerate((weights[:7], weights[7:])):
+        entropy = torch.cat([-(p * p.clamp(min=1e-300).log()).sum(-1) for p in parts], -1)
+        torch.testing.assert_close(seen.entropy[layer].double(), entropy, rtol=1e-4, atol=1e-4)
+        received = torch.cat([p.sum(-2) for p in parts], -1)
+        torch.testing.assert_close(seen.received[layer].double(), received, rtol=1e-4, atol=1e-4)
+
+
 def test_names_and_tables():
     model, ids = eager(t5), tokens()
     with torch.no_grad(), watch(model, [Entropy()]) as seen:

@@ -37,6 +37,8 @@ class AttentionArguments:
     dropout: float = 0.0
     softcap: float | None = None
     sinks: Tensor | None = None
+    # keys before the first one here were dropped: by a cache, or since no window reaches them
+    trimmed: bool = False
 
     def settings(self, method: Method) -> dict[str, Any]:
         """Keywords of `longlens.attention` beside query, key and value; without dropout_p those of `longlens.scan`."""
@@ -52,6 +54,11 @@ class AttentionArguments:
 
     def attend(self, method: Method) -> Tensor:
         """(B, H, Nq, Dv) by `method`."""
+        if self.trimmed and not isinstance(method, Exact) and not (isinstance(method, Rule) and method.shift_invariant):
+            raise UnsupportedError(
+                f"method '{method}' depends on where the text begins, and this model's sliding window has dropped the "
+                "first keys from its cache; use exact, window or dilated, or run without a cache (use_cache=False)"
+            )
         given = self.settings(method)
         given.pop("softcap", None)
         given.pop("sinks", None)
@@ -115,12 +122,14 @@ def read_arguments(
         if bias is not None and attention_mask.is_floating_point():
             rule, bias = None, bias + attention_mask
     key_mask = None if plan.key_mask is None else plan.key_mask.to(query.device)
+    trimmed = cut.start > 0 or (isinstance(attention_mask, DeferredMask) and attention_mask.kv_offset > 0)
     documents = _packing(where, plan, query, key, given)
     if documents is not None and bias is not None and len(query) > 1:
         raise UnsupportedError(f"{where}: packed sequences with an additive bias are served at batch size 1 alone")
     return AttentionArguments(
         query, key, value, scaling, is_causal=plan.causal, attn_mask=rule, key_mask=key_mask, documents=documents,
         bias=bias, dropout=float(dropout), softcap=given.get("softcap"), sinks=given.get("s_aux"),
+        trimmed=trimmed,
     )  # fmt: skip
 
 

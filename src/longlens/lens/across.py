@@ -181,7 +181,7 @@ class _Gradient(_Step):
         if layer.output_gradient is None:
             raise InputError(
                 f"expected calls with output_gradient, layer {layer.layer} ({layer.name}) has none; call backward() on "
-                "what is to be explained, outside of torch.no_grad()"
+                "what is to be explained, outside of torch.no_grad() (an attention that attends in parts has none)"
             )
         groups = layer.query.shape[1] // layer.value.shape[1]
         value = layer.value.repeat_interleave(groups, 1) if groups > 1 else layer.value
