@@ -59,17 +59,17 @@ class AttentionArguments:
                 f"method '{method}' depends on where the text begins, and this model's sliding window has dropped the "
                 "first keys from its cache; use exact, window or dilated, or run without a cache (use_cache=False)"
             )
-        given = self.settings(method)
-        given.pop("softcap", None)
-        given.pop("sinks", None)
+        settings = self.settings(method)
+        settings.pop("softcap", None)
+        settings.pop("sinks", None)
         if self.softcap is not None:
-            del given["method"]
-            return attend_capped(method, self.query, self.key, self.value, self.softcap, self.sinks, **given)
+            del settings["method"]
+            return attend_capped(method, self.query, self.key, self.value, self.softcap, self.sinks, **settings)
         if self.sinks is None:
-            output = attention(self.query, self.key, self.value, **given)
+            output = attention(self.query, self.key, self.value, **settings)
             assert isinstance(output, Tensor)
             return output
-        output, lse = attention(self.query, self.key, self.value, return_lse=True, **given)
+        output, lse = attention(self.query, self.key, self.value, return_lse=True, **settings)
         # a further key of logit s that holds no value leaves the others e^lse / (e^lse + e^s) of the mass
         share = torch.sigmoid(lse - self.sinks.to(lse.dtype).view(-1, 1)).unsqueeze(-1)
         return output * share.to(output.dtype)
@@ -93,15 +93,15 @@ def read_arguments(
     attention_mask: DeferredMask | Tensor | None,
     dropout: float,
     scaling: float | None,
-    given: dict[str, Any],
+    keywords: dict[str, Any],
 ) -> AttentionArguments:
-    """What transformers hands to an attention function, as `AttentionArguments`. `given`: its further keywords.
+    """What transformers hands to an attention function, as `AttentionArguments`. `keywords`: its further keywords.
 
     Raises `UnsupportedError` for what cannot be served, by name.
     """
     where = type(module).__name__
-    _refuse(where, given)
-    bias = given.get("position_bias")
+    _refuse(where, keywords)
+    bias = keywords.get("position_bias")
     if isinstance(attention_mask, DeferredMask):
         plan = attention_mask.plan
         if attention_mask.shape[3] != key.shape[2] or attention_mask.shape[2] != query.shape[2]:
@@ -111,7 +111,7 @@ def read_arguments(
                 "was made"
             )
     else:
-        plan = _without_deferred_mask(module, query, key, attention_mask, given)
+        plan = _without_deferred_mask(module, query, key, attention_mask, keywords)
     cut = plan.keys
     if (cut.start, cut.stop) != (0, key.shape[2]):
         key, value = key[:, :, cut], value[:, :, cut]
@@ -123,23 +123,23 @@ def read_arguments(
             rule, bias = None, bias + attention_mask
     key_mask = None if plan.key_mask is None else plan.key_mask.to(query.device)
     trimmed = cut.start > 0 or (isinstance(attention_mask, DeferredMask) and attention_mask.kv_offset > 0)
-    documents = _packing(where, plan, query, key, given)
+    documents = _packing(where, plan, query, key, keywords)
     if documents is not None and bias is not None and len(query) > 1:
         raise UnsupportedError(f"{where}: packed sequences with an additive bias are served at batch size 1 alone")
     return AttentionArguments(
         query, key, value, scaling, is_causal=plan.causal, attn_mask=rule, key_mask=key_mask, documents=documents,
-        bias=bias, dropout=float(dropout), softcap=given.get("softcap"), sinks=given.get("s_aux"),
+        bias=bias, dropout=float(dropout), softcap=keywords.get("softcap"), sinks=keywords.get("s_aux"),
         trimmed=trimmed,
     )  # fmt: skip
 
 
-def _refuse(where: str, given: dict[str, Any]) -> None:
-    if given.get("output_attentions"):
+def _refuse(where: str, keywords: dict[str, Any]) -> None:
+    if keywords.get("output_attentions"):
         raise no_weights(where)
-    if given.get("cache") is not None:
+    if keywords.get("cache") is not None:
         raise UnsupportedError(f"{where}: continuous batching keeps its keys in a paged cache, which is not served")
     for name in UNSERVED:
-        if given.get(name) is not None:
+        if keywords.get(name) is not None:
             raise UnsupportedError(f"{where}: its attention takes '{name}', which is not served")
 
 
@@ -152,7 +152,7 @@ def no_weights(where: str) -> UnsupportedError:
 
 
 def _without_deferred_mask(
-    module: nn.Module, query: Tensor, key: Tensor, attention_mask: Any, given: dict[str, Any]
+    module: nn.Module, query: Tensor, key: Tensor, attention_mask: Any, keywords: dict[str, Any]
 ) -> Plan:
     """A call without a mask of ours: a user's 4-D tensor, or a model that makes no mask at all."""
     whole = slice(0, key.shape[2])
@@ -162,7 +162,7 @@ def _without_deferred_mask(
             got = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
             raise UnsupportedError(f"{where}: expected a mask of four axes (B, H, Nq, Nk), got {got}")
         return Plan(whole)
-    causal = given.get("is_causal")
+    causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if not causal or query.shape[2] == 1:
         return Plan(whole)
@@ -170,9 +170,9 @@ def _without_deferred_mask(
     return Plan(slice(0, min(query.shape[2], key.shape[2])), causal=True)
 
 
-def _packing(where: str, plan: Plan, query: Tensor, key: Tensor, given: dict[str, Any]) -> Tensor | None:
+def _packing(where: str, plan: Plan, query: Tensor, key: Tensor, keywords: dict[str, Any]) -> Tensor | None:
     """(B, N) numbers of packed sequences: from restarting positions, or from boundaries given to the model."""
-    bounds, others = given.get("cu_seq_lens_q"), given.get("cu_seq_lens_k")
+    bounds, others = keywords.get("cu_seq_lens_q"), keywords.get("cu_seq_lens_k")
     if bounds is None or others is None:
         return plan.documents
     if query.shape[0] != 1 or query.shape[2] != key.shape[2] or not torch.equal(bounds, others):

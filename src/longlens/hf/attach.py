@@ -88,10 +88,10 @@ class Attachment:
         attend: WeakMethod[Any] = WeakMethod(self._attend)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def registered(*args: Any, **given: Any) -> tuple[Tensor, None]:
+        def registered(*args: Any, **keywords: Any) -> tuple[Tensor, None]:
             own = attend()
             assert own is not None
-            return own(*args, **given)
+            return own(*args, **keywords)
 
         AttentionInterface.register(self._name, registered)
         AttentionMaskInterface.register(self._name, _make_mask)
@@ -135,7 +135,7 @@ class Attachment:
         attention_mask: DeferredMask | Tensor | None,
         dropout: float = 0.0,
         scaling: float | None = None,
-        **given: Any,
+        **keywords: Any,
     ) -> tuple[Tensor, None]:
         """transformers' attention function: (B, H, N, D) in, (B, Nq, H, Dv) out, and no weights."""
         if module not in self._modules:
@@ -144,16 +144,16 @@ class Attachment:
                 "was built from the same configuration object and so was switched with it; build each from a copy of "
                 "its own (copy.deepcopy(config))"
             )
-        arguments = read_arguments(module, query, key, value, attention_mask, dropout, scaling, given)
+        arguments = read_arguments(module, query, key, value, attention_mask, dropout, scaling, keywords)
         output = arguments.attend(self.method)
         keep_in_graph([subscription.observer for subscription in self._subscriptions], output)
         for subscription in self._subscriptions:
             subscription.attended(module, arguments, self.method, output)
         return output.transpose(1, 2).contiguous(), None
 
-    def _refuse_weights(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _refuse_weights(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         # transformers would return an empty tuple
-        if given.get("output_attentions") and attachment_of(module) is not None:
+        if keywords.get("output_attentions") and attachment_of(module) is not None:
             raise no_weights(type(module).__name__)
 
 
@@ -162,21 +162,21 @@ def _forget(name: str, configs: list[Any]) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for config in configs:
-        held = config._attn_implementation_internal
-        if isinstance(held, AttachedName) and held == name:
-            config._attn_implementation_internal = held.restored()
+        current = config._attn_implementation_internal
+        if isinstance(current, AttachedName) and current == name:
+            config._attn_implementation_internal = current.restored()
     for interface in (AttentionInterface, AttentionMaskInterface):
         interface._global_mapping.pop(name, None)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _make_mask(**given: Any) -> DeferredMask:
+def _make_mask(**keywords: Any) -> DeferredMask:
     """transformers' mask function."""
-    if "cache_position" in given:
+    if "cache_position" in keywords:
         # transformers 5.0 says where the queries stand by their positions, later ones by length and offset
-        places = given.pop("cache_position")
-        given |= {"q_length": len(places), "q_offset": int(places[0])}
-    return DeferredMask(**given)
+        places = keywords.pop("cache_position")
+        keywords |= {"q_length": len(places), "q_offset": int(places[0])}
+    return DeferredMask(**keywords)
 
 
 def attached_method(model: nn.Module) -> Method | None:

@@ -192,26 +192,26 @@ def read_closure(closure: Closure) -> _Read:
 
 def _read(closure: Closure) -> _Read:
     """One closure, or a composition; parts that mean something only together are checked by `_intersection`."""
-    name, held = _known(closure)
+    name, variables = _known(closure)
     if name == "causal_mask_function":
         return _Read(causal=True)
     if name == "bidirectional_mask_function":
         return _Read()
     if name == "sliding_window_overlay":
-        return _Read(left=int(held["sliding_window"]) - 1)
+        return _Read(left=int(variables["sliding_window"]) - 1)
     if name == "sliding_window_bidirectional_overlay":
-        return _Read(both=int(held["sliding_window"]))
+        return _Read(both=int(variables["sliding_window"]))
     if name == "packed_sequence_mask_function":
-        return _Read(documents=held["packed_sequence_mask"])
+        return _Read(documents=variables["packed_sequence_mask"])
     if name == "remap_positions_for_packed_sequence":
         # positions rise by 1 within a sequence, so rules on distances stay what they are
-        inner = read_closure(held["mask_function"])
+        inner = read_closure(variables["mask_function"])
         if inner.rest:
             return _Read(rest=[closure])
         inner.remapped = True
         return inner
     if name == "and_masks":
-        return _intersection(closure, [_read(member) for member in held["mask_functions"]])
+        return _intersection(closure, [_read(member) for member in variables["mask_functions"]])
     return _Read(rest=[closure])
 
 
@@ -221,8 +221,8 @@ def _known(closure: Closure) -> tuple[str, dict[str, Any]]:
     if code is None or getattr(closure, "__module__", None) != HOME:
         return "", {}
     cells = getattr(closure, "__closure__", None) or ()
-    held = dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
-    return closure.__qualname__.partition(".")[0], held
+    variables = dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+    return closure.__qualname__.partition(".")[0], variables
 
 
 def _intersection(closure: Closure, members: list[_Read]) -> _Read:

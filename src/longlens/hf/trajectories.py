@@ -96,8 +96,8 @@ def _observed_stream(blocks: list[nn.Module], observer: Observer) -> Iterator[No
     """One forward pass: tell `observer` of the residual stream before the first of `blocks`, and after each."""
     forward = observer.begin()
 
-    def before(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        forward.passed(0, args[0] if args else given["hidden_states"])
+    def before(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        forward.passed(0, args[0] if args else keywords["hidden_states"])
 
     def after(number: int) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, args, output: forward.passed(number, _stream(output))

@@ -13,7 +13,7 @@ blocks, summed over rows. Each step is one walk of the scan, with x (N, C): C ro
         model(**inputs)
     rollout(calls, queries=[5])                                # Weights (B, 1, 1, N)
 
-The model may be one of ours or of transformers (BERT, GPT-2, ViT, ...): all its attentions that are given must be
+The model may be one of ours or of transformers (BERT, GPT-2, ViT, ...): all its attentions that are passed must be
 self-attention over the same tokens. Of a model with an encoder and a decoder, give the calls of one.
 """
 
@@ -224,11 +224,11 @@ class _Carried(State[Weights]):
         self.collector, self.extent = collector, extent
 
     def update(self, block: Block) -> None:
-        given, heads = self.collector, self.extent.heads
+        collector, heads = self.collector, self.extent.heads
         # p = weights x inverse
         weights, inverse = block.e, block.inverse
-        if given.product is not None:
-            weights = given.product.of(block).mul_(block.e).relu_()
+        if collector.product is not None:
+            weights = collector.product.of(block).mul_(block.e).relu_()
             if block.allowed is not None:
                 # a masked value may be anything: it must not count
                 weights.masked_fill_(~block.allowed, 0.0)
@@ -240,18 +240,18 @@ class _Carried(State[Weights]):
                 index[own] if isinstance(index, Tensor) and index.ndim == 2 else index
                 for index in (block.absolute_rows(), block.absolute_keys())
             )
-            source, target = (rows, keys) if given.transposed else (keys, rows)
-            x = take(given.x[batch : batch + 1].expand(count, -1, -1), slice(None), source)
+            source, target = (rows, keys) if collector.transposed else (keys, rows)
+            x = take(collector.x[batch : batch + 1].expand(count, -1, -1), slice(None), source)
             scaled = inverse[own] / heads
-            if given.transposed:
+            if collector.transposed:
                 part = torch.bmm(weights[own].transpose(1, 2), x * scaled)
             else:
                 part = torch.bmm(weights[own], x) * scaled
             if isinstance(target, Tensor) and target.ndim == 2:
                 for lane in range(count):
-                    add(given.sums, slice(batch, batch + 1), target[lane], part[lane : lane + 1])
+                    add(collector.sums, slice(batch, batch + 1), target[lane], part[lane : lane + 1])
             else:
-                add(given.sums, slice(batch, batch + 1), target, part.sum(0, keepdim=True))
+                add(collector.sums, slice(batch, batch + 1), target, part.sum(0, keepdim=True))
 
     def merge(self, other: _Carried) -> None:
         self.collector.sums += other.collector.sums

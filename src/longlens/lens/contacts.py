@@ -125,15 +125,15 @@ class WholeMap(ContactMap):
                         logits -= left[i].to(logits) @ right[j].to(logits).T
                         if i == j:
                             _mirror(logits)
-                        found = logits.add_(self.regression.bias).sigmoid_()
-                        self._map[i, j] = found
-                        self._map[j, i] = found.T
+                        probabilities = logits.add_(self.regression.bias).sigmoid_()
+                        self._map[i, j] = probabilities
+                        self._map[j, i] = probabilities.T
         return self._map
 
     def rows(self) -> Iterator[Rows]:
-        found = self.finish()
+        probabilities = self.finish()
         for i in _stretches(self.residues):
-            yield Rows(i.start, found[i, i.start :])
+            yield Rows(i.start, probabilities[i, i.start :])
 
 
 class KeptMap(ContactMap):
@@ -160,12 +160,12 @@ class KeptMap(ContactMap):
 
 
 class PairFeatures(Layers):
-    """The corrected attention F_c of every channel at given `pairs` (M, 2): what a head is fitted to."""
+    """The corrected attention F_c of every channel at chosen `pairs` (M, 2): what a head is fitted to."""
 
     def __init__(self, residues: int, layers: int, heads: int, pairs: Tensor) -> None:
         super().__init__(residues, Regression(torch.ones(layers, heads), 0.0))
         self.pairs = pairs
-        self._found: list[Tensor] = []
+        self._features: list[Tensor] = []
 
     def _add(self, channels: _Channels) -> None:
         i, j = self.pairs.T
@@ -174,11 +174,11 @@ class PairFeatures(Layers):
         sums = channels.walk(None)
         total = sums.sum(1, keepdim=True)
         expected = torch.where(total > 0, sums[:, i] * sums[:, j] / total, 0.0)
-        self._found.append((both - expected).float().T)
+        self._features.append((both - expected).float().T)
 
     def features(self) -> Tensor:
         """(M, L H), layer-major."""
-        return torch.cat(self._found, 1)
+        return torch.cat(self._features, 1)
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ class _Channels:
         heads, residues = len(self.weight), self.residues
         sums = torch.zeros(heads, residues, dtype=torch.float64, device=self.query.device)
         keys = self.keys(slice(0, residues)).transpose(1, 2)
-        held = _Held(self.query.device)
+        scratch = _Scratch(self.query.device)
         for rows in _stretches(residues, ROWS):
             queries = self.queries(rows)
             for columns in _stretches(residues, _width(heads, rows)):
-                e = held.weights(queries, keys[:, :, columns])
+                e = scratch.weights(queries, keys[:, :, columns])
                 sums[:, rows] += e.sum(2)
                 sums[:, columns] += e.sum(1)
                 if into is not None:
@@ -235,12 +235,12 @@ class _Channels:
         """Add w (p_ij + p_ji) to `into` (m, T - first), for residues i of `rows` and j from rows.start on."""
         heads = len(self.weight)
         queries, keys = self.queries(rows), self.keys(rows)
-        held = _Held(self.query.device)
+        scratch = _Scratch(self.query.device)
         for columns in _stretches(into.shape[1], _width(heads, rows)):
             place = slice(rows.start + columns.start, rows.start + columns.stop)
             part = into[:, columns]
-            self._join(part, held.weights(queries, self.keys(place).transpose(1, 2)))
-            self._join(part, held.weights(keys, self.queries(place).transpose(1, 2)))
+            self._join(part, scratch.weights(queries, self.keys(place).transpose(1, 2)))
+            self._join(part, scratch.weights(keys, self.queries(place).transpose(1, 2)))
 
     def _join(self, into: Tensor, e: Tensor) -> None:
         if self.positive:
@@ -254,7 +254,7 @@ def _mirror(square: Tensor) -> None:
     square.copy_(square.triu() + square.triu(1).T)
 
 
-class _Held:
+class _Scratch:
     """One stretch of memory for the weights of a tile."""
 
     def __init__(self, device: torch.device) -> None:
@@ -319,10 +319,10 @@ class _ContactForward(ForwardObserver):
             contact_map.add(call.layer, call.query[0, :, place], call.key[0, :, place], lse[0, :, place], scale)
 
 
-def float_lse(query: Tensor, key: Tensor, **given: Any) -> Tensor:
+def float_lse(query: Tensor, key: Tensor, **settings: Any) -> Tensor:
     """Log-sum-exp of scores in float32, (B, H, N): a half-precision kernel's own would not make rows sum to 1."""
     wide = key.float()
-    return attention(query.float(), wide, wide[..., :1], return_lse=True, **given)[1]
+    return attention(query.float(), wide, wide[..., :1], return_lse=True, **settings)[1]
 
 
 def kept_bytes(layers: int, heads: int, head_width: int, element: int, residues: int) -> int:

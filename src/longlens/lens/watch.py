@@ -121,12 +121,12 @@ def chosen_layers(layers: Collection[int] | None, count: int) -> set[int]:
     """Layer numbers from 0, checked."""
     if layers is None:
         return set(range(count))
-    found = set()
+    numbers = set()
     for layer in layers:
         if not -count <= layer < count:
             raise InputError(f"expected layers of 0..{count - 1} (or negative, from the end), got {layer!r}")
-        found.add(layer % count)
-    return found
+        numbers.add(layer % count)
+    return numbers
 
 
 class WatchObserver(Observer):

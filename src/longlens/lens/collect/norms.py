@@ -148,11 +148,11 @@ class JointNorm(Collector):
     def start(self, extent: Extent) -> State[Result]:
         if self.value is None or self.projection is None:
             raise InputError("expected value and projection outside of a watched model")
-        found = (self.value.shape[0], self.projection.shape[-1] // self.value.shape[3], self.value.shape[2])
-        if found != (extent.batch, extent.heads, extent.keys):
+        shape = (self.value.shape[0], self.projection.shape[-1] // self.value.shape[3], self.value.shape[2])
+        if shape != (extent.batch, extent.heads, extent.keys):
             raise InputError(
                 f"expected value and projection of (batch, heads, keys) {(extent.batch, extent.heads, extent.keys)}, "
-                f"got {found}"
+                f"got {shape}"
             )
         return _JointNorm(self, extent)
 
@@ -218,14 +218,14 @@ def _grams(value: Tensor, projection: Tensor, extent: Extent) -> Tensor:
     own = _by_head(projection, value).to(extent.device, extent.dtype)
     heads = torch.arange(extent.heads, device=extent.device) // (extent.heads // value.shape[1])
     products = torch.einsum("hdx,gdy->hgxy", own, own)
-    found = torch.empty(extent.batch, extent.keys, extent.heads, extent.heads, dtype=extent.dtype, device=extent.device)
+    grams = torch.empty(extent.batch, extent.keys, extent.heads, extent.heads, dtype=extent.dtype, device=extent.device)
     step = max(1, PAIRS // (extent.heads * value.shape[3]))
     for start in range(0, extent.keys, step):
         rows = slice(start, start + step)
         part = value[:, heads, rows].to(extent.dtype)
         for first in range(extent.heads):
-            found[:, rows, first] = torch.einsum("bnx,gxy,bgny->bng", part[:, first], products[first], part)
-    return found
+            grams[:, rows, first] = torch.einsum("bnx,gxy,bgny->bng", part[:, first], products[first], part)
+    return grams
 
 
 def _by_head(projection: Tensor, value: Tensor) -> Tensor:
