@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from longlens.hf import attach
 from longlens.lens.collect.columns import Received
 from longlens.lens.collect.rows import Entropy, Largest
-from longlens.lens.watch import watch
+from longlens.watching import watch
 
 HEAVY = (
     "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRY"

@@ -12,7 +12,7 @@ import longlens
 from esm_peer import SIZES, esm, protein, save
 from longlens.errors import InputError
 from longlens.lens import contacts
-from longlens.lens.contacts import KeptMap, Watcher
+from longlens.lens.contacts import ContactObserver, KeptMap
 from longlens.models.pretrained import load
 from longlens.testing import peak_growths
 
@@ -45,7 +45,7 @@ def kept(ours, packed):
     """The maps of the form that keeps queries and keys, whole."""
     maps = [KeptMap(int(stop - start) - 2, ours.contact_regression()) for start, stop in pairwise(packed.cu_seqlens)]
     with torch.no_grad():
-        ours(packed, attend=Watcher(maps))
+        ours(packed, observers=[ContactObserver(maps)])
     found = []
     for contact_map in maps:
         whole = torch.zeros(contact_map.residues, contact_map.residues)

@@ -12,8 +12,9 @@ from longlens.lens.collect.columns import Received
 from longlens.lens.collect.maps import Cells
 from longlens.lens.collect.rows import Entropy, TopKeys
 from longlens.lens.scan import scan
-from longlens.lens.watch import STANDARD, watch
+from longlens.lens.watch import STANDARD
 from longlens.models.encoder import attend_with
+from longlens.watching import watch
 
 TEXTS = ["MKTAYIAKQRQISFVKSHFSRQ", "GAVLI", "MKWVTFISLLFLFSSAYS"]
 
@@ -103,9 +104,13 @@ def test_another_method_runs_and_is_seen(model):
             assert torch.equal(model(packed).last, near)
             assert torch.equal(model(packed, attend=attend_with("window:2")).last, near)
     assert torch.equal(seen.row[0][0, 0, 0].nonzero().flatten(), torch.arange(8, 13))
-    # an `attend` that does something else than was said
-    with torch.no_grad(), watch(model, [Entropy()]), pytest.raises(LensError, match="layer 0"):
+    with torch.no_grad(), watch(model, [Cells(queries=(10,), label="row")]) as seen:
         model(packed, attend=attend_with("window:2"))
+    assert torch.equal(seen.row[0][0, 0, 0].nonzero().flatten(), torch.arange(8, 13))
+    # attention of which nothing is known, and which is not exact
+    unknown = lambda *args, **given: attend_with("window:2")(*args, **given)  # noqa: E731
+    with torch.no_grad(), watch(model, [Entropy()]), pytest.raises(LensError, match="layer 0"):
+        model(packed, attend=unknown)
 
 
 def test_training_with_recomputed_layers(monkeypatch):
@@ -115,7 +120,7 @@ def test_training_with_recomputed_layers(monkeypatch):
         scans.append(given["where"])
         return scan(*args, **given)
 
-    monkeypatch.setattr("longlens.lens.watch.scan", counted)
+    monkeypatch.setattr("longlens.lens.calls.scan", counted)
     model = longlens.load("tiny").requires_grad_(True)
     model.encoder.recompute = True
     packed = model.pack(TEXTS)

@@ -50,7 +50,8 @@ WRONG = [
     ((Q, K, K), {"bias": ll.RelativePosition(torch.zeros(3, 5))}, MaskError, "4 query heads"),
     ((Q, K, K), {"key_mask": torch.ones(2, 5)}, MaskError, "key_padding_mask"),
     ((Q, K, K), {"key_mask": torch.ones(2, 6, dtype=torch.bool)}, MaskError, r"\(B, Nk\) = \(2, 5\)"),
-    ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "batch size 1"),
+    ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "from 0 to B N"),
+    ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 5, 12], dtype=torch.int32)}, MaskError, "end of each batch row"),
     ((Q[:1], K[:1], K[:1]), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "as many queries"),
     (
         (Q[:1], Q[:1], Q[:1]),

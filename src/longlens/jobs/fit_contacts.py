@@ -33,7 +33,7 @@ from longlens.jobs.contact_precision import (
     measure_precision,
     similar_groups,
 )
-from longlens.lens.contacts import PairFeatures, Regression, Watcher
+from longlens.lens.contacts import ContactObserver, PairFeatures, Regression
 from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
@@ -216,7 +216,7 @@ def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     """Corrected attention F_c of each channel (layer-major) at pairs (M, 2): (M, L H) float32."""
     config = model.config
     kept = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
-    model(model.pack([sequence]), attend=Watcher([kept]))
+    model(model.pack([sequence]), observers=[ContactObserver([kept])])
     return kept.features().cpu()
 
 

@@ -20,13 +20,14 @@ from longlens.io.results import ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.jobs.job_key import job_identity, refuse_changed
 from longlens.jobs.profiles import write_profile
-from longlens.lens.predict.logit_lens import trajectories
+from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
 from longlens.lens.profile import Profile, Tokens, collectors, profile
-from longlens.lens.watch import check_heads, chosen_layers, watch
+from longlens.lens.watch import chosen_layers
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
 from longlens.report import figures
+from longlens.watching import trajectories, watch
 
 STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_queries", "pooled", "surprise")
 

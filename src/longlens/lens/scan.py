@@ -120,10 +120,12 @@ def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
     if inputs.query.numel() == 0 or inputs.keys == 0:
         return
     if inputs.cu_seqlens is not None:
-        for (start, _), sequence in zip(pairwise(inputs.cu_seqlens), inputs.sequences(), strict=True):
-            if sequence.queries:
-                form, part = method.localise(sequence)[0]
-                yield _Part(form, part, 0, start, start)
+        for index, row in enumerate(inputs.rows()):
+            assert row.cu_seqlens is not None
+            for (start, _), sequence in zip(pairwise(row.cu_seqlens), row.sequences(), strict=True):
+                if sequence.queries:
+                    form, part = method.localise(sequence)[0]
+                    yield _Part(form, part, index * inputs.heads, start, start)
         return
     first = 0
     for form, part in method.localise(inputs):

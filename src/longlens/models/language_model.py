@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet, clean_proteins
-from longlens.lens.contacts import Regression, Watcher, WholeMap
+from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, pack
 from longlens.models.heads import ContactHead, MaskedLMHead
+from longlens.ops.method import Method
+from longlens.ops.observe import Observer
 
 # tokens whose logits are held at a time
 CHUNK = 4096
@@ -50,9 +53,24 @@ class MaskedLM(nn.Module):
         """
         return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
 
-    def forward(self, packed: Packed, *, attend: Attend | None = None, keep: Collection[int] = ()) -> Encoded:
+    def forward(
+        self,
+        packed: Packed,
+        *,
+        attend: Attend | None = None,
+        keep: Collection[int] = (),
+        observers: Sequence[Observer] = (),
+    ) -> Encoded:
         """`Encoder.forward`: hidden vectors (T, d) of the last layer, and of those in `keep`."""
-        return self.encoder(packed, attend=attend, keep=keep)
+        return self.encoder(packed, attend=attend, keep=keep, observers=observers)
+
+    def attentions(self) -> Sequence[str]:
+        """Names of the layers, as observers are told them."""
+        return self.encoder.attentions()
+
+    def observed(self, observer: Observer, method: Method | str | None = None) -> AbstractContextManager[None]:
+        """`Encoder.observed`."""
+        return self.encoder.observed(observer, method)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, d) of the last layer -> (T, V). Raises `InputError` where the model has no head (`require_head`)."""
@@ -94,7 +112,7 @@ class MaskedLM(nn.Module):
         regression = self.contact_regression()
         bounds = packed.cu_seqlens.tolist()
         maps = [WholeMap(stop - start - 2, regression, self.device) for start, stop in pairwise(bounds)]
-        self(packed, attend=Watcher(maps))
+        self(packed, observers=[ContactObserver(maps)])
         return [contact_map.finish() for contact_map in maps]
 
     def contact_regression(self) -> Regression:

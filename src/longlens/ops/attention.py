@@ -50,7 +50,8 @@ def attention(
         scale: factor of the scores; D**-0.5 where None.
         method: a method object (`longlens.Performer(features=256)`) or its string form ("performer:256").
         key_mask: (B, Nk) bool, True = keep: padding in linear memory.
-        cu_seqlens: (S + 1,) int32 boundaries of S sequences packed along N, with B = 1; none attends to another.
+        cu_seqlens: (S + 1,) int32 boundaries of S sequences packed along N; none attends to another. With B > 1 they
+            count along the rows laid end to end, from 0 to B N, and each row's end is one of them.
         bias: a rule (`longlens.Alibi(heads)`, `longlens.RelativePosition(table)`) or a tensor; both get gradients.
         return_lse: also return the log-sum-exp of the scores, (B, H, Nq), natural logarithm; float32, or float64 for
             float64 inputs.
@@ -96,6 +97,8 @@ def resolve_method(method: Method | str) -> Method:
 def _attend(method: Method, inputs: Inputs) -> AttentionOutput:
     if inputs.query.numel() == 0 or inputs.keys == 0 or inputs.value.shape[3] == 0:
         return _nothing(inputs)
+    if inputs.cu_seqlens is not None and len(inputs.query) > 1:
+        return _join([_attend(method, row) for row in inputs.rows()], axis=0)
     if inputs.cu_seqlens is not None:
         return _join([_attend(method, part) for part in inputs.sequences()], axis=2)
     return _join([attend_guarded(form, part) for form, part in method.localise(inputs)], axis=0)

@@ -11,10 +11,11 @@ from torch import nn
 
 import longlens
 from longlens.errors import InputError
-from longlens.lens import Head, Predictions, predictions, trajectories
+from longlens.lens import Head, Predictions, predictions
 from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
 from longlens.testing import peak_growths
+from longlens.watching import trajectories
 
 TEXTS = ["MKTAYIAKQRQISFVKSHFSRQ", "GAVLI"]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from longlens.errors import InputError
 from longlens.lens.block import Block, Extent
 from longlens.lens.statistic import Statistic
+from longlens.ops.observe import AttentionCall
 
 R = TypeVar("R", bound=Statistic, covariant=True)
 
@@ -55,6 +56,10 @@ class Collector(ABC):
     @abstractmethod
     def start(self, extent: Extent) -> State[Statistic]:
         """An empty state."""
+
+    def of_call(self, call: AttentionCall) -> Collector:
+        """The collector for one layer of a model; itself unless it takes something of that layer."""
+        return self
 
 
 def by_name(collect: Sequence[Collector]) -> dict[str, Collector]:
