@@ -127,8 +127,10 @@ def work_of(model: str, turn: Round) -> float:
 def expected_seconds(
     rows: Sequence[Row], model: str, turn: int, rounds: Sequence[Round], names: Sequence[str]
 ) -> float:
-    """What a round will take, from the rounds in the log and their operations, this model's before another's; 0 where
-    nothing is known."""
+    """What a round will take, from the rounds in the log and their operations; 0 where there are none yet.
+
+    Rounds of this model count before those of another.
+    """
     for other in dict.fromkeys([model, *(row["model"] for row in reversed(rows) if "round" in row)]):
         whole = completed(rows, other, names)
         if whole:
