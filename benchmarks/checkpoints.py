@@ -41,7 +41,7 @@ def untrained(name: str) -> MaskedLM:
         assert model.contact_head is not None
         model.contact_head.regression.weight.normal_(0, 1.0)
         model.contact_head.regression.bias.fill_(-2.0)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def make_model(name: str, folder: Path) -> Path:

@@ -127,8 +127,10 @@ def work_of(model: str, turn: Round) -> float:
 def expected_seconds(
     rows: Sequence[Row], model: str, turn: int, rounds: Sequence[Round], names: Sequence[str]
 ) -> float:
-    """What a round will take, from the rounds in the log and their operations, this model's before another's; 0 where
-    nothing is known."""
+    """What a round will take, from the rounds in the log and their operations; 0 where there are none yet.
+
+    Rounds of this model count before those of another.
+    """
     for other in dict.fromkeys([model, *(row["model"] for row in reversed(rows) if "round" in row)]):
         whole = completed(rows, other, names)
         if whole:
@@ -306,6 +308,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--peer-python", default=None, help="a Python that has fair-esm or esm-cpp")
     parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
+    parser.add_argument("--fresh", action="store_true", help="begin anew instead of going on with the newest file")
     parser.add_argument("--dry-run", action="store_true", help="a tiny model and sample; the page is left alone")
     chosen = parser.parse_args(argv)
     if chosen.dry_run:
@@ -324,42 +327,64 @@ def python_of(contender: Contender, peer: str | None) -> str | None:
     return None
 
 
+def library_digest() -> str:
+    """Of longlens' own files: rounds of two versions must not stand in one table."""
+    import longlens
+
+    files = sorted(Path(longlens.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = parse(argv)
     deadline = time.monotonic() + 60 * chosen.minutes
     whole = read(chosen.fasta)
     rounds = draw(whole, chosen.rounds, chosen.groups, chosen.seed)
     digest = hashlib.sha256(json.dumps(rounds).encode()).hexdigest()[:16]
+    library = library_digest()
     theme = "embedding-dry" if chosen.dry_run else "embedding"
     stem = f"{theme}_{harness.hardware()}_"
-    log = max(chosen.out.glob(f"{stem}*.jsonl"), default=chosen.out / f"{stem}{time.strftime('%Y-%m-%d')}.jsonl")
+    fresh = chosen.out / f"{stem}{time.strftime('%Y-%m-%d')}.jsonl"
+    log = fresh if chosen.fresh else max(chosen.out.glob(f"{stem}*.jsonl"), default=fresh)
+    if chosen.fresh:
+        log.unlink(missing_ok=True)
     about = {
         "machine": facts(), "fasta": chosen.fasta.name, "seed": chosen.seed, "digest": digest,
-        "threads": chosen.threads, "sample": describe(rounds, whole),
+        "library": library, "threads": chosen.threads, "sample": describe(rounds, whole),
     }  # fmt: skip
     earlier = next((row for row in read_lines(log) if "sample" in row), None)
     if earlier is None:
         append_line(log, about)
-    elif (earlier["digest"], earlier["threads"]) != (digest, chosen.threads):
-        raise SystemExit(f"{log.name} is of another sample or number of threads: move it away, or ask for the same")
+    elif (earlier["digest"], earlier["threads"], earlier["library"]) != (digest, chosen.threads, library):
+        raise SystemExit(
+            f"{log.name} is of another sample, number of threads or version of longlens: ask for the same, or begin "
+            "anew with --fresh"
+        )
+    page = None if chosen.dry_run else DOCS / "benchmarks.md"
+    asked = [contender for contender in CONTENDERS if any(part in contender.name for part in chosen.only)]
+    pythons = {
+        contender.name: python for contender in asked
+        if (python := python_of(contender, chosen.peer_python)) is not None
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         for model in chosen.models:
             if time.monotonic() > deadline:
                 print(f"{model}: left for the next run", flush=True)
                 continue
+            if len(completed(read_lines(log), model, list(pythons))) == len(rounds):
+                continue
             folder = make_model(model, Path(place))
             processes: dict[str, Process] = {}
             try:
-                for contender in CONTENDERS:
-                    python = python_of(contender, chosen.peer_python)
-                    if python is not None and any(part in contender.name for part in chosen.only):
-                        processes[contender.name] = Process(contender, python, model, folder, chosen.threads)
+                for contender in (contender for contender in CONTENDERS if contender.name in pythons):
+                    python = pythons[contender.name]
+                    processes[contender.name] = Process(contender, python, model, folder, chosen.threads)
                 measure_rounds(model, rounds, processes, log, deadline)
             finally:
                 for process in processes.values():
                     process.close()
-            conclude(log, rounds, None if chosen.dry_run else DOCS / "benchmarks.md")
-    data = conclude(log, rounds, None)
+            conclude(log, rounds, page)
+    data = conclude(log, rounds, page)
     for row in data["rows"]:
         print(json.dumps(row), flush=True)
 

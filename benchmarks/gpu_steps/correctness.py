@@ -26,6 +26,8 @@ CHOOSES = ("lsh",)
 def run(setup: Setup) -> None:
     """The step: forward and gradients."""
     methods = list_of_methods()
+    for dtype in ("float32", "bfloat16"):
+        setup.measure(f"alone as among others, {dtype}", lambda dtype=dtype: alone(setup, dtype))
     for method in setup.pick(methods, ["exact", "window:16", "linear"]):
         for case, keywords in cases(method):
             for dtype in setup.pick(("float32", "bfloat16", "float16"), ("float32",)):
@@ -94,6 +96,18 @@ def errors(setup: Setup, method: str, keywords: dict[str, Any], dtype: str) -> d
     }  # fmt: skip
 
 
+def alone(setup: Setup, dtype: str) -> dict[str, Any]:
+    """Sequences of a pack, each also by itself: does the company of others change bits?"""
+    lengths = [1, 2, 63, 64, 65, 127, 128, 129, 300]
+    query, key, value = (setup.draw(1, HEADS, sum(lengths), 32, dtype=dtype, seed=seed) for seed in (0, 1, 2))
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(setup.device, torch.int32)
+    together = longlens.attention(query, key, value, cu_seqlens=bounds)
+    parts = zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True)
+    apart = torch.cat([longlens.attention(*part) for part in parts], 2)
+    error = relative(together, apart)
+    return {"same_bits": torch.equal(together, apart), "apart": error, "ok": error <= LIMITS[dtype]}
+
+
 def move(value: Any, device: str, kind: torch.dtype) -> Any:
     """A mask or bias on the device; numbers in the dtype of the call."""
     if not isinstance(value, Tensor):
@@ -116,7 +130,7 @@ def attend(method: str, tensors: list[Tensor], keywords: dict[str, Any]) -> dict
 
 def relative(got: Tensor, want: Tensor) -> float:
     """Relative Frobenius error in float64; infinite where finite numbers became others."""
-    got, want = got.double().cpu(), want.double()
+    got, want = got.double().cpu(), want.double().cpu()
     finite = want.isfinite()
     if not torch.equal(finite, got.isfinite()):
         return float("inf")

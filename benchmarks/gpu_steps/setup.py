@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -65,7 +66,9 @@ class Setup:
         """Record that a measurement could not be made, and let go of the memory that it held."""
         self.record(name, **{"not_run" if optional else "error": brief(error)})
         if self.device == "cuda":
-            torch.cuda.empty_cache()
+            # after some errors nothing works any more on the device until the process ends
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def draw(self, *shape: int, dtype: str = "float32", seed: int = 0, grad: bool = False) -> torch.Tensor:
         """Standard normal numbers, drawn on the device, which is much the quicker for large ones."""

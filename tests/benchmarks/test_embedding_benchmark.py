@@ -166,7 +166,7 @@ def test_a_round_that_would_not_fit_is_foreseen_from_this_model_or_another() -> 
 
 
 def test_a_dry_run_measures_goes_on_where_it_stopped_and_makes_the_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [str(PROTEINS), "--dry-run", "--out", str(tmp_path), "--threads", "1", "--only", "longlens"]
     # no round fits into no time
@@ -186,6 +186,9 @@ def test_a_dry_run_measures_goes_on_where_it_stopped_and_makes_the_table(
     assert [json.loads(line) for line in log.read_text().splitlines()] == rows
     with pytest.raises(SystemExit, match="another sample"):
         embedding.main([*command, "--seed", "1"])
+    monkeypatch.setattr(embedding, "library_digest", lambda: "another version")
+    with pytest.raises(SystemExit, match="version of longlens"):
+        embedding.main(command)
     data = json.loads(log.with_suffix(".json").read_text())
     text = page_text(data)
     assert text.startswith(machine_line(data["machine"]))
@@ -193,3 +196,5 @@ def test_a_dry_run_measures_goes_on_where_it_stopped_and_makes_the_table(
     assert re.search(r"GFLOP/s in bfloat16 and [\d,]+ in float32", text)
     assert re.search(r"\| longlens, packed, bfloat16 \| [\d,]+ \| 1\.00x \(1\.00 to 1\.00\) \| [\d.]+x \(", text)
     assert "residues_per_second" in capsys.readouterr().out
+    embedding.main([*command, "--fresh", "--minutes", "0"])
+    assert len(log.read_text().splitlines()) == 1
