@@ -1,61 +1,71 @@
-"""PyTorch's fused attention, only where its memory is linear.
+"""PyTorch's fused attention, only where its memory is linear, and chosen without touching any setting of PyTorch.
 
 `torch.nn.functional.scaled_dot_product_attention` (FlashAttention, Dao et al. 2022, arXiv:2205.14135) turns to an N x N
 path for dropout on a CPU, for expanded masks and for value width != head width. `refusals` keeps such calls away; a
 value width that differs is padded with zeros up to the larger of the two, which changes no score.
+
+Which kernel `scaled_dot_product_attention` picks can be steered by `torch.nn.attention.sdpa_kernel` alone, which sets
+flags of the whole process: two threads that use it restore each other's values, and other code's calls fail meanwhile.
+So on a CPU the operator behind it is called directly, which also gives the log-sum-exp, and on CUDA PyTorch is asked
+beforehand which kernel it would pick.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.backends.cuda import (
-    SDPAParams,
-    can_use_cudnn_attention,
-    can_use_efficient_attention,
-    can_use_flash_attention,
-)
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
+from longlens.errors import UnsupportedError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import Attended
 
-LINEAR_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+LINEAR_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
 def refusals(inputs: Inputs) -> list[str]:
     """Why PyTorch's fused attention cannot serve these inputs in linear memory."""
     aligned = inputs.offset == 0
+    on_cpu = inputs.device_type == "cpu"
     wants = {
-        "it gives no log-sum-exp": inputs.need_lse,
+        "it gives no log-sum-exp": inputs.need_lse and not on_cpu,
+        "no gradient flows through its log-sum-exp": inputs.need_lse and on_cpu and inputs.needs_grad,
         "it would expand a mask rule to N x N": inputs.rule is not None,
         "it would expand a bias to N x N": inputs.bias is not None,
         "dropout is quadratic on this device": inputs.dropout > 0 and inputs.device_type != "cuda",
         "its causal mask is top-left aligned and Nq != Nk": inputs.causal and not aligned,
         "causal with a key mask would expand to N x N": inputs.causal and inputs.key_mask is not None,
-        "no fused CUDA kernel takes these inputs": inputs.query.is_cuda and not _cuda_serves(inputs),
+        "this PyTorch has no fused CPU operator that passes our check": on_cpu and not cpu_serves(inputs.query.dtype),
+        "no kernel of linear memory is known on this device": inputs.device_type not in ("cpu", "cuda"),
+        "PyTorch would pick a kernel of quadratic memory": inputs.query.is_cuda and not _cuda_serves(inputs),
     }
     return [reason for reason, refused in wants.items() if refused]
 
 
-def _cuda_serves(inputs: Inputs) -> bool:
-    query, key, value, _ = _padded(inputs.query, inputs.key, inputs.value)
-    mask = None if inputs.key_mask is None else inputs.key_mask[:, None, None, :]
-    asked = SDPAParams(query, key, value, mask, inputs.dropout, inputs.causal, inputs.groups > 1)
-    return can_use_flash_attention(asked) or can_use_efficient_attention(asked) or can_use_cudnn_attention(asked)
-
-
 def attend(inputs: Inputs) -> Attended:
-    """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels."""
-    query, key, value, width = _padded(inputs.query, inputs.key, inputs.value)
+    """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels; on a CPU also the log-sum-exp."""
+    query, key, value, width = _padded(*_once_differentiable(inputs))
     mask = filled = None
     if inputs.key_mask is not None:
         # a row without keys attends to all of them and is zeroed afterwards: the kernels differ in what they make of it
         filled = inputs.key_mask.any(1, keepdim=True)
         # (B, 1, 1, Nk) stays a row; expanded to Nq rows it would be quadratic
         mask = (inputs.key_mask | ~filled)[:, None, None, :]
-    with sdpa_kernel(LINEAR_BACKENDS):
+    lse = None
+    if inputs.device_type == "cpu":
+        if query.dtype == torch.float16:
+            # CPUs multiply float16 slowly: by way of float32 it takes half the time, and is more exact
+            query, key, value = query.float(), key.float(), value.float()
+        if mask is not None:
+            mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        output, lse = attend_cpu(query, key, value, inputs.scale, causal=inputs.causal, mask=mask)
+        output = output.to(inputs.query.dtype)
+        output, lse = _pass_on_nan(inputs.query, output, lse)
+    else:
         output = F.scaled_dot_product_attention(
             query, key, value, mask, inputs.dropout, inputs.causal,
             scale=inputs.scale, enable_gqa=inputs.groups > 1,
@@ -63,7 +73,99 @@ def attend(inputs: Inputs) -> Attended:
     output = output[..., :width]
     if filled is not None and not (filled.device.type == "cpu" and bool(filled.all())):
         output = torch.where(filled[:, :, None, None], output, output.new_zeros(()))
-    return Attended(output, None)
+        lse = None if lse is None else lse.masked_fill(~filled[:, :, None], -torch.inf)
+    return Attended(output, lse.contiguous() if inputs.need_lse and lse is not None else None)
+
+
+def scratch_elements(inputs: Inputs) -> int:
+    """What padding to one width, and float32 in place of float16, hold, in elements of the inputs' dtype."""
+    width = max(inputs.query.shape[3], inputs.value.shape[3])
+    rows = [tensor.numel() // tensor.shape[3] for tensor in (inputs.query, inputs.key, inputs.value, inputs.query)]
+    if inputs.device_type == "cpu" and inputs.query.dtype == torch.float16:
+        return 2 * width * sum(rows)
+    short = width - inputs.value.shape[3]
+    if short > 0:
+        return width * (rows[2] + rows[3])
+    return width * (rows[0] + rows[1]) if width > inputs.query.shape[3] else 0
+
+
+def _pass_on_nan(query: Tensor, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator takes a row of NaN scores for a row without keys and gives it 0: here it stays NaN."""
+    # a sum is finite only if every term is, and reads the queries once
+    if bool(query.detach().sum(dtype=lse.dtype).isfinite()):
+        return output, lse
+    lost = ~query.detach().isfinite().all(3)
+    return output.masked_fill(lost.unsqueeze(3), torch.nan), lse.masked_fill(lost, torch.nan)
+
+
+def _once_differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, whose gradients refuse by our own message to be differentiated again."""
+    tensors = (inputs.query, inputs.key, inputs.value)
+    return _Once.apply(*tensors) if inputs.needs_grad else tensors
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return _Refusal.apply(*grads)
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *grads: Tensor | None) -> Any:
+        return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise UnsupportedError(
+            "second derivatives are not supported by the fused kernel; use method='exact:path=math' (quadratic memory) "
+            "or an approximator such as 'linear', whose gradients are differentiable"
+        )
+
+
+def attend_cpu(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The fused CPU operator: output (B, H, Nq, D), and log-sum-exp (B, H, Nq), float32 or float64, without gradient.
+
+    Heads may be grouped. Widths must be equal and numbers within a row adjacent; `mask` is additive, in the query's
+    dtype, and broadcasts; rows without keys give 0 and 0. Ask `cpu_serves` first.
+    """
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return output, lse
+
+
+@cache
+def cpu_serves(dtype: torch.dtype) -> bool:
+    """Whether the fused CPU operator, whose name is private to PyTorch, exists and gives what we take it to give."""
+    # two query heads to a key head, fewer queries than keys; no random numbers, which belong to the caller
+    query = torch.linspace(-2.0, 2.0, 2 * 3 * 8).view(1, 2, 3, 8).to(dtype)
+    key = torch.linspace(1.0, -3.0, 5 * 8).sin().view(1, 1, 5, 8).to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        try:
+            output, lse = attend_cpu(query, key, key, 0.5)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+        scores = query.double() @ key.double().mT * 0.5
+        weights = (scores - lse.double().unsqueeze(-1)).exp()
+        right = (weights.sum(-1) - 1).abs().max() < 1e-3 and (output - weights @ key.double()).abs().max() < 5e-2
+    return bool(right) and lse.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def _cuda_serves(inputs: Inputs) -> bool:
+    query, key, value, _ = _padded(inputs.query, inputs.key, inputs.value)
+    mask = None if inputs.key_mask is None else inputs.key_mask[:, None, None, :]
+    choice = torch._fused_sdp_choice(
+        query, key, value, mask, inputs.dropout, inputs.causal, scale=inputs.scale, enable_gqa=inputs.groups > 1
+    )
+    return choice in [backend.value for backend in LINEAR_BACKENDS]
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
