@@ -12,7 +12,7 @@ from longlens.errors import UnsupportedError
 # the compiler's own imports warn of things to come in PyTorch
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_past_the_recompile_limit_it_raises_instead_of_turning_dense():
-    import torch._dynamo  # noqa: F401
+    from torch import _dynamo
 
     _dynamo.reset()
     first, second = (torch.randn(1, 1, length, 16) for length in (130, 140))
