@@ -32,6 +32,8 @@ def said(*arguments: str, shape: str = "2,4,256,64") -> dict[str, Any]:
         (["--method", "window:16", "--causal"], {"method": "window:16", "is_causal": True}),
         (["--method", "linear", "--padded"], {"method": "linear", "key_mask": True}),
         (["--dropout", "0.1", "--lse"], {"dropout_p": 0.1, "return_lse": True}),
+        (["--softcap", "30"], {"softcap": 30.0}),
+        (["--sinks", "--method", "window:16"], {"sinks": True, "method": "window:16"}),
         (["--bias", "alibi"], {"bias": longlens.Alibi(4)}),
         (["--bias", "tensor"], {"bias": torch.zeros(1, 4, 256, 256)}),
         (["--mask", "window:16"], {"attn_mask": longlens.Window(16)}),

@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from longlens.cli.methods import methods
+from longlens.cli.methods import LEGEND, methods
 from longlens.ops.registry import ENTRIES
 
 
@@ -51,6 +51,13 @@ def test_json_holds_every_capability() -> None:
             "bias",
             "dropout",
             "lse",
+            "softcap",
+            "sinks",
             "second_derivatives",
             "paper",
         }
+
+
+def test_the_legend_is_right_about_softcap_and_sinks() -> None:
+    assert "softcap and sinks go with all that\n        are not approximations" in LEGEND
+    assert all(entry.softcap == entry.sinks == (entry.exact != "no") for entry in ENTRIES)

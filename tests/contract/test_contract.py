@@ -50,6 +50,8 @@ REQUESTS: dict[str, Callable[[], dict[str, Any]]] = {
     "bias": lambda: {"bias": longlens.Alibi(2)},
     "dropout": lambda: {"dropout_p": 0.1},
     "lse": lambda: {"return_lse": True},
+    "softcap": lambda: {"softcap": 2.0},
+    "sinks": lambda: {"sinks": torch.zeros(2)},
 }
 REFUSED = [
     pytest.param(method, ability, id=f"{method}-{ability}")

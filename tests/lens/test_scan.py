@@ -25,18 +25,20 @@ COLLECT = (
 )  # fmt: skip
 
 
-def dense_weights(inputs, pattern=None, softcap=None):
+def dense_weights(inputs, pattern=None):
     """(B, H, Nq, Nk) weights, allowed pairs and lse, in float64."""
     query, key = inputs.query.double(), inputs.key.double().repeat_interleave(inputs.groups, 1)
     scores = query @ key.transpose(2, 3) * inputs.scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    if inputs.softcap is not None:
+        scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     if inputs.bias is not None:
         q = (torch.arange(inputs.queries) + inputs.offset).unsqueeze(1)
         scores = scores + inputs.bias.tile(q, torch.arange(inputs.keys).unsqueeze(0), inputs.keys).double()
     keep = allowed_pairs(inputs, pattern)
     scores = scores.masked_fill(~keep, -torch.inf)
     lse = torch.logsumexp(scores, -1)
+    if inputs.sinks is not None:
+        lse = torch.where(lse == -torch.inf, lse, torch.logaddexp(lse, inputs.sinks.double().view(1, -1, 1)))
     weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
     return weights, keep, lse
 
@@ -49,12 +51,14 @@ def dense_statistics(weights, keep, lse, offset):
     d = (i - j).abs().double()
     entropy, first = -(weights * logs).sum(-1), (weights * d).sum(-1)
     received = weights.sum(-2)
+    # a sink keeps part of the mass: the spread is that of the keys' distances among themselves
+    mass = weights.sum(-1).masked_fill(~keep.any(-1), 1.0)
     share = weights / received.unsqueeze(-2).clamp(min=1e-300)
     segment = (((j >= 2) & (j < 5)) | ((j >= 9) & (j < 12))).double()
     return {
         "log_sum_exp": lse, "entropy": entropy,
         "effective_keys": entropy.exp(), "distance": first,
-        "distance_spread": ((weights * d * d).sum(-1) - first * first).clamp(min=0).sqrt(),
+        "distance_spread": ((weights * d * d).sum(-1) / mass - (first / mass).square()).clamp(min=0).sqrt(),
         "mass_first_3": weights[..., :3].sum(-1), "mass_window_10": (weights * (d <= 10)).sum(-1),
         "mass_segments_2_5_9_12": (weights * segment).sum(-1),
         "received": received, "received_mean": received / keep.sum(-2), "received_max": weights.amax(-2),
@@ -123,6 +127,9 @@ def padding(batch, n):
     return keep
 
 
+SINKS = torch.tensor([-1.0, 0.5, 2.0, 4.0])
+NOTHING = longlens.Predicate(lambda b, h, q, k: (q % 3 > 0) & (k >= 0))
+
 CASES = {
     "plain": {},
     "causal": {"is_causal": True},
@@ -131,7 +138,7 @@ CASES = {
     "bias": {"bias": longlens.Alibi(4)},
     "predicate": {"attn_mask": longlens.Predicate(lambda b, h, q, k: (q * 7 + k * 3 + h + b) % 5 > 1)},
     "window as a mask": {"attn_mask": longlens.Window(20, 5), "is_causal": True},
-    "rows with nothing": {"attn_mask": longlens.Predicate(lambda b, h, q, k: (q % 3 > 0) & (k >= 0))},
+    "rows with nothing": {"attn_mask": NOTHING},
     "softcap": {"softcap": 3.0, "is_causal": True},
     "window": {"method": longlens.Window(17)},
     "window, causal": {"method": longlens.Window(17), "is_causal": True},
@@ -139,7 +146,16 @@ CASES = {
     "bigbird": {"method": longlens.BigBird(16, 2, 1)},
     "dilated": {"method": longlens.Dilated(8, 3)},
     "strided": {"method": longlens.Strided(12)},
-    "union with a lane": {"method": longlens.Window(9) | longlens.Dilated(4, 5), "key_mask": True},
+    "union with strided keys": {"method": longlens.Window(9) | longlens.Dilated(4, 5), "key_mask": True},
+    "sinks": {"sinks": SINKS, "is_causal": True, "key_mask": True},
+    "sinks, rows with nothing": {"sinks": SINKS, "attn_mask": NOTHING, "softcap": 3.0},
+    "sinks, window": {"sinks": SINKS, "softcap": 3.0, "method": longlens.Window(17), "key_mask": True},
+    "sinks, union with strided keys": {
+        "sinks": SINKS,
+        "softcap": 3.0,
+        "method": longlens.Window(9) | longlens.Dilated(4, 5),
+        "is_causal": True,
+    },
 }
 
 
@@ -149,19 +165,19 @@ def test_every_statistic_equals_the_dense_one(case):
     query, key, value = draw()
     if given.get("key_mask"):
         given["key_mask"] = padding(2, 150)
-    softcap, method = given.pop("softcap", None), given.pop("method", "exact")
-    found = scan(query, key, collect=COLLECT, softcap=softcap, method=method, **given)
-    settings = {"attn_mask": None, "is_causal": False, "key_mask": None, "bias": None} | given
+    method = given.pop("method", "exact")
+    found = scan(query, key, collect=COLLECT, method=method, **given)
+    settings = dict.fromkeys(("attn_mask", "key_mask", "bias", "softcap", "sinks")) | {"is_causal": False} | given
     inputs = check_inputs(
         query, key, value, settings["attn_mask"], 0.0, settings["is_causal"], None, settings["key_mask"], None,
-        settings["bias"], False,
+        settings["bias"], False, settings["softcap"], settings["sinks"],
     )  # fmt: skip
     pattern = method if isinstance(method, Rule) else None
     if pattern is not None and inputs.key_mask is not None:
-        parts = [dense_weights(part, form, softcap) for form, part in pattern.localise(inputs)]
+        parts = [dense_weights(part, form) for form, part in pattern.localise(inputs)]
         weights, keep, lse = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     else:
-        weights, keep, lse = dense_weights(inputs, pattern.localise(inputs)[0][0] if pattern else None, softcap)
+        weights, keep, lse = dense_weights(inputs, pattern.localise(inputs)[0][0] if pattern else None)
     compare(found, weights, keep, lse)
 
 
@@ -241,7 +257,7 @@ def test_states_merge():
     collect = (*COLLECT, columns.TopQueries(3))
     halves = [{c.name: c.start(extent) for c in collect} for _ in range(2)]
     whole = scan(query, key, collect=collect)
-    for block in _blocks(_Part(longlens.Exact(), inputs, 0, 0, 0), None, None, 4, torch.float32):
+    for block in _blocks(_Part(longlens.Exact(), inputs, 0, 0, 0), 4, torch.float32):
         for state in halves[block.rows.start >= 64].values():
             state.update(block)
     for name, state in halves[0].items():

@@ -101,6 +101,8 @@ def test_every_undeclared_capability_is_refused(entry):
         "bias": {"bias": ll.Alibi(4)},
         "dropout": {"dropout_p": 0.5},
         "lse": {"return_lse": True},
+        "softcap": {"softcap": 2.0},
+        "sinks": {"sinks": torch.zeros(4)},
     }.items():
         if getattr(entry, capability):
             ll.attention(Q, Q, Q, method=method, **arguments)

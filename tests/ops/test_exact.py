@@ -10,9 +10,9 @@ from compare import check, check_lse, make
 
 import longlens
 from longlens.errors import MethodError, UnsupportedError
-from longlens.ops import tiles
 from longlens.ops.exact import exact as exact_module
-from longlens.ops.exact.blockwise import _dropout_seed
+from longlens.ops.tiles import dense, grid
+from longlens.ops.tiles.kernel import dropout_seed
 
 PATHS = ["auto", "blockwise", "math"]
 
@@ -21,9 +21,9 @@ PATHS = ["auto", "blockwise", "math"]
 def tiling(request, monkeypatch):
     """Tiles as they are, and so small that rows come in several pieces and heads in several groups."""
     if request.param == "many pieces":
-        small = tiles.TileShape(16, 24, 600)
+        small = grid.TileShape(16, 24, 600)
         monkeypatch.setattr(exact_module, "dense_shape", lambda inputs: small)
-        monkeypatch.setattr(tiles, "dense_shape", lambda inputs: small)
+        monkeypatch.setattr(dense, "dense_shape", lambda inputs: small)
 
 
 def holes(batch: int, keys: int) -> torch.Tensor:
@@ -273,6 +273,6 @@ def test_nothing_but_what_autograd_saves_holds_the_inputs(method):
 
 def test_tiles_draw_dropout_masks_of_their_own():
     one = slice(0, 1)
-    seeds = {_dropout_seed(5, number, one) % 2**32 for number in (0, 1, 65_536, 2**20)}
-    seeds |= {_dropout_seed(5, 0, slice(1, 2)) % 2**32, _dropout_seed(6, 0, one) % 2**32}
+    seeds = {dropout_seed(5, number, one) % 2**32 for number in (0, 1, 65_536, 2**20)}
+    seeds |= {dropout_seed(5, 0, slice(1, 2)) % 2**32, dropout_seed(6, 0, one) % 2**32}
     assert len(seeds) == 6

@@ -47,6 +47,7 @@ ONLY_SOFTMAX = {
     "documents": {"attn_mask": ll.SameDocument(torch.arange(N) // 9)},
     "tensor mask": {"attn_mask": torch.ones(N, N, dtype=torch.bool).tril(3)},
     "alibi": {"bias": ll.Alibi(2)},
+    "softcap": {"softcap": 2.0},
 }
 
 
@@ -70,15 +71,23 @@ def test_a_whole_graph_gives_what_an_uncompiled_call_gives(method, case):
     torch.testing.assert_close(results(compiled(call), tensors, tensors), want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "table"])
-def test_biases_have_their_gradients(kind):
-    bias = torch.randn((N, N) if kind == "tensor" else (2, 9), dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize(
+    ("shape", "argument"),
+    [
+        ((N, N), lambda tensor: {"bias": tensor}),
+        ((2, 9), lambda table: {"bias": ll.RelativePosition(table)}),
+        ((2,), lambda logits: {"sinks": logits}),
+    ],
+    ids=["tensor bias", "table", "sinks"],
+)
+def test_biases_and_sinks_have_their_gradients(shape, argument):
+    learned = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     tensors = [torch.randn(1, 2, N, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
     def call(query, key, value):
-        return ll.attention(query, key, value, bias=bias if kind == "tensor" else ll.RelativePosition(bias))
+        return ll.attention(query, key, value, **argument(learned))
 
-    wanted = [*tensors, bias]
+    wanted = [*tensors, learned]
     torch.testing.assert_close(results(compiled(call), tensors, wanted), results(call, tensors, wanted))
 
 
@@ -146,5 +155,5 @@ def test_a_refusal_keeps_its_words():
 
 def test_the_operator_keeps_pytorchs_rules():
     tensors = [torch.randn(1, 2, 12, 4, requires_grad=True) for _ in range(3)]
-    arguments = (*tensors, None, None, None, None, "window:4", "", "", True, None, True)
+    arguments = (*tensors, None, None, None, None, None, "window:4", "", "", True, None, None, True)
     torch.library.opcheck(torch.ops.longlens.attention.default, arguments)

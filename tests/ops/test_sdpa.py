@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import longlens
 from longlens.errors import UnsupportedError
-from longlens.ops.exact import sdpa
+from longlens.ops import fused_cpu
 from longlens.ops.inputs import check_inputs
 from longlens.ops.reference import softmax_attention
 
@@ -144,16 +144,16 @@ def test_an_operator_that_fails_its_check_is_not_used(monkeypatch):
 
     query = torch.randn(1, 2, 40, 8)
     want = longlens.attention(query, query, query, method="window:8")
-    sdpa.cpu_serves.cache_clear()
+    fused_cpu.cpu_serves.cache_clear()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(sdpa, "attend_cpu", other)
+            patch.setattr(fused_cpu, "attend_cpu", other)
             explanation = longlens.explain(query)
             assert explanation.path == "blockwise"
             assert "operator" in explanation.why_not["sdpa"][0]
             torch.testing.assert_close(longlens.attention(query, query, query, method="window:8"), want)
     finally:
-        sdpa.cpu_serves.cache_clear()
+        fused_cpu.cpu_serves.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

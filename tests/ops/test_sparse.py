@@ -10,8 +10,9 @@ import longlens as ll
 from longlens.errors import MaskError, MethodError, UnsupportedError
 from longlens.ops.inputs import check_inputs
 from longlens.ops.registry import parse_method
-from longlens.ops.sparse.pattern import strata_tiles
-from longlens.ops.tiles import size, sparse_shape
+from longlens.ops.sparse.strata import strata_tiles
+from longlens.ops.tiles.grid import sparse_shape
+from longlens.ops.tiles.index import size
 
 LAYOUT = tuple(tuple((5 * row + 3 * place) % 13 for place in range(3)) for row in range(13))
 PATTERNS = [

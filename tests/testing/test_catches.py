@@ -30,6 +30,8 @@ CLAIMS = Claims(
     second_derivatives=True,
     dropout=True,
     lse="return_lse",
+    softcap=True,
+    sinks=True,
 )
 # without a definition only what must not matter is checked, so that one defect fails one check
 LOOSE = replace(CLAIMS, kind="approximate", lse=None)
@@ -47,14 +49,16 @@ def attend(
     key_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     return_lse: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     broken: str = "",
 ) -> Any:
     """Softmax attention done right in float32 or wider, unless `broken` says where not."""
     if cu_seqlens is not None and broken != "pack neighbours":
+        given = {"is_causal": is_causal, "scale": scale, "softcap": softcap, "sinks": sinks}
         bounds = cu_seqlens.tolist()
         parts = [
-            attend(*(t[:, :, a:b] for t in (query, key, value)), is_causal=is_causal, scale=scale, broken=broken)
-            for a, b in pairwise(bounds)
+            attend(*(t[:, :, a:b] for t in (query, key, value)), broken=broken, **given) for a, b in pairwise(bounds)
         ]
         return torch.cat(parts, 2)
     dtype, groups = query.dtype, query.shape[1] // key.shape[1]
@@ -72,17 +76,25 @@ def attend(
     if broken != "NaN leak":
         k_bad = (keep & bad).any(-1, keepdim=True)
         k, v = (tensor.where(~bad.transpose(2, 3), 0.0) for tensor in (k, v))
-    scores = (q @ k.transpose(2, 3) * _scale(q, scale, broken)).masked_fill(~keep, -torch.inf)
+    scores = q @ k.transpose(2, 3) * _scale(q, scale, broken)
+    if softcap is not None:
+        capped = softcap * torch.tanh(scores / softcap)
+        # a backward pass that forgets the cap
+        scores = scores + (capped - scores).detach() if broken == "cap without slope" else capped
+    scores = scores.masked_fill(~keep, -torch.inf)
     empty = ~keep.any(-1, keepdim=True)
     if broken == "uniform empty rows":
         scores = scores.masked_fill(empty, 0.0)
+    if sinks is not None:
+        column = sinks.to(wide).view(1, -1, 1, 1).masked_fill(empty, -torch.inf)
+        scores = torch.cat([scores, column.detach() if broken == "sinks without gradient" else column], -1)
     top = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(wide).min).detach()
     if broken == "no stabiliser":
         top = torch.zeros_like(top)
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
     lse = (total.log() + top).squeeze(-1)
-    weights = weights / total.clamp(min=torch.finfo(wide).tiny)
+    weights = weights[..., :nk] / total.clamp(min=torch.finfo(wide).tiny)
     if broken == "eps in the sum":
         weights = weights * (total / (total + 1e-3))
     if dropout_p:
@@ -169,26 +181,31 @@ def test_what_is_right_passes() -> None:
 
 VALUES = {"agreement", "odd lengths", "cross lengths", "scale", "dtypes", "gradients"}
 
+# these judge output and gradients, packed sequences among them
+SCORES = {"softcap", "sinks"}
+
 MUTANTS = [
     ("sees one ahead", LOOSE, {"causality", "masked NaN", "fully masked rows"}),
     ("key mask ignored", LOOSE, {"padding left", "padding right", "fully masked rows", "masked NaN"}),
     ("NaN leak", CLAIMS, {"masked NaN"}),
     ("top-left causal", CLAIMS, {"cross lengths", "fully masked rows"}),
     ("mask inverted", CLAIMS, {"tensor mask", "fully masked rows"}),
-    ("pack neighbours", CLAIMS, {"packing"}),
+    ("pack neighbours", CLAIMS, {"packing"} | SCORES),
     ("scale ignored", CLAIMS, {"scale"}),
     ("rows coupled", LOOSE, {"batch", "padding left", "padding right", "fully masked rows", "masked NaN"}),
     ("not repeatable", LOOSE, {"determinism"}),
-    ("strides assumed", CLAIMS, {"layouts", "padding left", "padding right"}),
+    ("strides assumed", CLAIMS, {"layouts", "padding left", "padding right"} | SCORES),
     ("odd last row", CLAIMS, {"odd lengths", "cross lengths", "padding left", "padding right"}),
     ("group order", CLAIMS, {"grouped heads"}),
     ("biased dropout", CLAIMS, {"dropout"}),
-    ("lse in base 2", CLAIMS, {"log-sum-exp"}),
-    ("wrong gradient", CLAIMS, {"gradients", "dropout"}),
+    ("lse in base 2", CLAIMS, {"log-sum-exp", "sinks"}),
+    ("cap without slope", CLAIMS, {"softcap"}),
+    ("sinks without gradient", CLAIMS, {"sinks"}),
+    ("wrong gradient", CLAIMS, {"gradients", "dropout"} | SCORES),
     ("uniform empty rows", CLAIMS, {"fully masked rows", "cross lengths"}),
     ("no stabiliser", CLAIMS, {"agreement"}),
     ("low precision", CLAIMS, {"dtypes", "gradients"}),
-    ("eps in the sum", CLAIMS, VALUES | {"tensor mask"}),
+    ("eps in the sum", CLAIMS, VALUES | {"tensor mask"} | SCORES),
     ("length in the result", LOOSE, {"padding left", "padding right"}),
 ]
 

@@ -60,6 +60,8 @@ class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 @click.option("--bias", type=click.Choice(["alibi", "tensor"]), help="An additive bias: a rule, or a quadratic tensor.")
 @click.option("--mask", metavar="RULE",
               help="attn_mask: sparse methods, prefix:LENGTH, joined by &; or tensor (quadratic).")  # fmt: skip
+@click.option("--softcap", type=float, metavar="CAP", help="softcap.")
+@click.option("--sinks", is_flag=True, help="With a sink of each head.")
 @click.option("--lse", is_flag=True, help="With the log-sum-exp.")
 @click.option("--grad", is_flag=True, help="Forward and backward.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -76,6 +78,8 @@ def explain(
     dropout: float,
     bias: str | None,
     mask: str | None,
+    softcap: float | None,
+    sinks: bool,
     lse: bool,
     grad: bool,
     as_json: bool,
@@ -102,6 +106,8 @@ def explain(
         cu_seqlens=None if packed is None else torch.linspace(0, shape[2], packed + 1).to(torch.int32),
         bias=None if bias is None else _bias(bias, shape, key),
         return_lse=lse,
+        softcap=softcap,
+        sinks=sinks or None,
         dtype=getattr(torch, dtype),
         device=device,
         requires_grad=grad,

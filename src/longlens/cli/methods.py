@@ -15,7 +15,8 @@ from longlens.ops.registry import ENTRIES, Entry
 
 LEGEND = """\
 exact   softmax attention over all pairs, over the pairs of the method's
-        pattern, or no: an approximation
+        pattern, or no: an approximation; softcap and sinks go with all that
+        are not approximations
 masks   any: rules, tensors, additive biases; keys: padding and packing only
 grad    1st: first derivatives; 2nd: second derivatives too
 memory  order in the length N, as for time; other letters are its parameters"""

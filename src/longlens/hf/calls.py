@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import MaskError, UnsupportedError
-from longlens.hf.capped import attend_capped
 from longlens.hf.masks import Carrier, Plan
 from longlens.ops.attention import attention
 from longlens.ops.masks import Rule, SameDocument
@@ -41,20 +40,13 @@ class Call:
         """(B, H, Nq, Dv) by `method`."""
         if self.documents is not None and self.query.shape[0] > 1:
             return self._folded().attend(method).unflatten(2, (len(self.query), -1)).squeeze(0).transpose(0, 1)
-        given: dict[str, Any] = {
-            "attn_mask": self.attn_mask, "dropout_p": self.dropout, "is_causal": self.is_causal, "scale": self.scale,
-            "key_mask": self.key_mask, "cu_seqlens": self.cu_seqlens(), "bias": self.bias,
-        }  # fmt: skip
-        if self.softcap is not None:
-            return attend_capped(method, self.query, self.key, self.value, self.softcap, self.sinks, **given)
-        if self.sinks is None:
-            output = attention(self.query, self.key, self.value, method=method, **given)
-            assert isinstance(output, Tensor)
-            return output
-        output, lse = attention(self.query, self.key, self.value, method=method, return_lse=True, **given)
-        # a further key of logit s that holds no value leaves the others e^lse / (e^lse + e^s) of the mass
-        share = torch.sigmoid(lse - self.sinks.to(lse.dtype).view(-1, 1)).unsqueeze(-1)
-        return output * share.to(output.dtype)
+        output = attention(
+            self.query, self.key, self.value, self.attn_mask, self.dropout, self.is_causal, self.scale, method=method,
+            key_mask=self.key_mask, cu_seqlens=self.cu_seqlens(), bias=self.bias, softcap=self.softcap,
+            sinks=self.sinks,
+        )  # fmt: skip
+        assert isinstance(output, Tensor)
+        return output
 
     def for_scan(self) -> dict[str, Any]:
         """Keyword arguments of `longlens.lens.scan.scan`, beside query, key, value and method."""

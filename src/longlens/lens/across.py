@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import Block, Extent, add, take
+from longlens.lens.block import Block, Extent
 from longlens.lens.collect.collector import Collector, State
 from longlens.lens.results import PooledMap, Weights
 from longlens.lens.scan import scan
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
+from longlens.ops.tiles.index import add, take
 
 # what `kind` may be of a map
 KINDS = ("mean", "sum")

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from longlens.ops.tiles import Index, positions, size
+from longlens.ops.tiles.index import Index, positions, shift
 
 LN2 = math.log(2.0)
 # masked scores stand this far below their row's largest, so that weight x logarithm is 0 and not NaN
@@ -105,11 +105,11 @@ class Block:
 
     def absolute_rows(self) -> Index:
         """`rows` in the numbering of the whole."""
-        return _shift(self.rows, self.first_row)
+        return shift(self.rows, self.first_row)
 
     def absolute_keys(self) -> Index:
         """`keys` in the numbering of the whole."""
-        return _shift(self.keys, self.first_key)
+        return shift(self.keys, self.first_key)
 
     def largest(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` largest exponents of each row, or all, and their places in the block: (lanes, rows, count)."""
@@ -157,62 +157,3 @@ def group_largest(scores: Tensor) -> Tensor | None:
 
 def _group(width: int) -> int:
     return GROUP if width < LONG else LONG_GROUP
-
-
-def take(state: Tensor, lanes: slice, index: Index) -> Tensor:
-    """state[lanes, index]: (lanes, m, ...)."""
-    part = state[lanes]
-    if isinstance(index, slice):
-        return part[:, index]
-    if index.ndim == 1:
-        return part.index_select(1, index)
-    return part.gather(1, _like(index, part))
-
-
-def put(state: Tensor, lanes: slice, index: Index, values: Tensor) -> None:
-    """state[lanes, index] = values."""
-    part = state[lanes]
-    if isinstance(index, slice):
-        part[:, index] = values
-    elif index.ndim == 1:
-        part.index_copy_(1, index, values)
-    else:
-        part.scatter_(1, _like(index, part), values)
-
-
-def add(state: Tensor, lanes: slice, index: Index, values: Tensor) -> None:
-    """state[lanes, index] += values; indices may repeat."""
-    part = state[lanes]
-    if isinstance(index, slice):
-        part[:, index] += values
-    elif index.ndim == 1:
-        part.index_add_(1, index, values)
-    else:
-        part.scatter_add_(1, _like(index, part), values)
-
-
-def maximise(state: Tensor, lanes: slice, index: Index, values: Tensor) -> None:
-    """state[lanes, index] = max(itself, values); indices may repeat."""
-    part = state[lanes]
-    if isinstance(index, slice):
-        torch.maximum(part[:, index], values, out=part[:, index])
-    else:
-        part.scatter_reduce_(1, _like(index.expand(len(part), -1), part), values, "amax")
-
-
-def lanes_index(index: Index, lanes: int, device: torch.device) -> Tensor:
-    """Any index as (lanes, m)."""
-    if isinstance(index, slice):
-        index = torch.arange(index.start, index.stop, index.step or 1, device=device)
-    return index.expand(lanes, size(index))
-
-
-def _like(index: Tensor, part: Tensor) -> Tensor:
-    """(lanes, m) -> (lanes, m, ...) as `part` has more axes."""
-    return index.view(*index.shape, *(1,) * (part.ndim - 2)).expand(*index.shape, *part.shape[2:])
-
-
-def _shift(index: Index, by: int) -> Index:
-    if isinstance(index, slice):
-        return slice(index.start + by, index.stop + by, index.step)
-    return index + by

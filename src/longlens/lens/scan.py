@@ -16,18 +16,21 @@ import torch
 from torch import Tensor
 
 from longlens.errors import LensError, UnsupportedError
-from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest, take
+from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest
 from longlens.lens.collect.collector import Collector, by_name
 from longlens.lens.results import Result
 from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.exact.blockwise import TileKernel
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 from longlens.ops.registry import ENTRIES
-from longlens.ops.tiles import Piece, Tile, TileShape, size
+from longlens.ops.tiles.forward import sinks_by_head
+from longlens.ops.tiles.grid import Piece, Tile, TileShape
+from longlens.ops.tiles.index import take
+from longlens.ops.tiles.kernel import TileKernel, head_groups
+from longlens.ops.tiles.scratch import Scratch
 
 # scores held at a time, over heads: they and what is made of them stay in the second-level cache
 ROWS = 64
@@ -64,8 +67,8 @@ def scan(
         collect: what to collect (`longlens.lens.collect.collector`); names must differ.
         value: (B, Hkv, Nk, Dv), and `output` (B, H, Nq, Dv), what the model's attention gave: where both are given,
             sampled rows are checked to sum to 1 and to give that output.
-        softcap: scores become softcap tanh(s / softcap) before bias and masks (Gemma 2).
-        sinks: (H,) logits of a key that holds no value and takes part of each row's mass (GPT-OSS).
+        softcap, sinks: as `longlens.attention` takes them; a sink takes part of each row's mass, so that the weights
+            of the keys sum to less than 1.
         where: what messages call this attention ("layer 3").
 
     Returns:
@@ -80,7 +83,7 @@ def scan(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         inputs = check_inputs(
             query, key, key if value is None else value, attn_mask, 0.0, is_causal, scale, key_mask, cu_seqlens, bias,
-            False,
+            False, softcap, sinks,
         )  # fmt: skip
         chosen = resolve_method(method)
         refuse_unless_able(chosen, inputs)
@@ -92,7 +95,7 @@ def scan(
             check = _Check(where, output.detach().flatten(0, 1), TOLERANCE[query.dtype], sinks is not None)
         most = max((collector.largest for collector in collect), default=0)
         for part in _parts(chosen, inputs):
-            for block in _blocks(part, softcap, sinks, most, wide):
+            for block in _blocks(part, most, wide):
                 for state in states.values():
                     state.update(block)
                 if check is not None:
@@ -128,16 +131,16 @@ def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
         lane += part.query.shape[0] * part.query.shape[1]
 
 
-def _blocks(part: _Part, softcap: float | None, sinks: Tensor | None, most: int, wide: torch.dtype) -> Iterator[Block]:
-    inputs = replace(part.inputs, softcap=softcap)
+def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
+    inputs = part.inputs
     if inputs.key_mask is not None:
         keep = inputs.key_mask[:, None, :, None]
         inputs = replace(inputs, key=inputs.key.masked_fill(~keep, 0.0))
     widened = replace(
         inputs, query=inputs.query.to(wide), key=inputs.key.to(wide), value=inputs.value[..., :0].to(wide)
     )
-    # scores in bits: for nothing, unless something is added to them in between
-    plain = softcap is None and inputs.bias is None
+    # scores in bits: for nothing, unless something is done to them in between
+    plain = inputs.softcap is None and inputs.bias is None
     in_bits = replace(widened, scale=widened.scale / LN2) if plain else widened
     rows = ROWS if inputs.device_type == "cpu" else 1024
     # whole rows: no tile is cut along its keys
@@ -149,94 +152,79 @@ def _blocks(part: _Part, softcap: float | None, sinks: Tensor | None, most: int,
             f"  methods that have: {', '.join(able)}"
         )
     q, k = tiled.inputs.query.flatten(0, 1), tiled.inputs.key.flatten(0, 1)
-    lse: Tensor | None = None
-    scratch = _Scratch()
+    make = _BlockMaker(part, most, sinks_by_head(inputs.sinks, widened.query), Scratch(q.device))
     for tile in tiled.tiles:
-        if not tile.once and lse is None:
-            if softcap is not None or sinks is not None:
-                raise UnsupportedError(
-                    f"method '{part.method}' has no softcap and no sinks; use exact with a mask rule"
-                )
+        if not tile.once and make.lse is None:
             lse = part.method.attend(replace(widened, value=widened.key[..., :1], need_lse=True)).lse
             assert lse is not None
-            lse = lse.flatten(0, 1)
-        for piece in tile.pieces:
-            for heads in _head_ranges(tiled.inputs, tile, piece, len(k)):
-                kernel = TileKernel(tiled.inputs, q, k, heads, tile.rows, 0)
-                scores = kernel.scores(piece) if plain else kernel.scores(piece).div_(LN2)
-                yield _block(part, kernel, scores, tile, piece, lse, sinks, most, scratch)
+            make.lse = lse.flatten(0, 1)
+        for heads in head_groups(tiled.inputs, tile, len(k), SCORES):
+            kernel = TileKernel(tiled.inputs, q, k, heads, tile.rows, make.scratch)
+            for piece in tile.pieces:
+                scores = kernel.scores(piece)
+                yield make.block(kernel, scores if plain else scores.div_(LN2), tile, piece)
 
 
-def _head_ranges(inputs: Inputs, tile: Tile, piece: Piece, kv_heads: int) -> Iterator[slice]:
-    per_head = inputs.groups * size(tile.rows) * size(piece.keys)
-    step = max(1, min(kv_heads, SCORES // max(1, per_head)))
-    for start in range(0, kv_heads, step):
-        yield slice(start, min(start + step, kv_heads))
+@dataclass
+class _BlockMaker:
+    """Makes the blocks of a part from scores in bits. `sinks` (B H,) are logits; `lse` (B H, Nq) is that of rows whose
+    keys are in several tiles, sinks included."""
 
+    part: _Part
+    most: int
+    sinks: Tensor | None
+    scratch: Scratch
+    lse: Tensor | None = None
 
-class _Scratch:
-    """Memory for a temporary of a block's size, kept from one block to the next."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-
-    def like(self, name: str, tensor: Tensor) -> Tensor:
-        held = self._held.get(name)
-        if held is None or held.numel() < tensor.numel():
-            held = self._held[name] = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-        return held[: tensor.numel()].view(tensor.shape)
-
-
-def _block(
-    part: _Part, kernel: TileKernel, scores: Tensor, tile: Tile, piece: Piece, lse: Tensor | None, sinks: Tensor | None,
-    most: int, scratch: _Scratch,
-) -> Block:  # fmt: skip
-    inputs = kernel.inputs
-    masked = bool(piece.edges) or inputs.bias is not None
-    largest = group_largest(scores) if most else None
-    lanes = slice(kernel.heads.start + part.first_lane, kernel.heads.stop + part.first_lane)
-    if tile.once:
-        ground = (scores if largest is None else largest).amax(-1, keepdim=True)
-        logits = None
-        if sinks is not None:
-            heads = torch.arange(lanes.start, lanes.stop, device=scores.device) % inputs.heads
-            logits = sinks.to(scores)[heads].view(-1, 1, 1) / LN2
-            ground = torch.maximum(ground, logits)
-    else:
-        assert lse is not None
-        index = (
-            tile.rows if isinstance(tile.rows, slice) or tile.rows.ndim == 1 else tile.rows.flatten(0, 1)[kernel.heads]
-        )
-        ground = take(lse, kernel.heads, index).unsqueeze(-1).to(scores.dtype) / LN2
-    # a row that may attend to nothing: subtract 0
-    ground = ground.masked_fill(ground == -torch.inf, 0.0)
-    exponents = scores.sub_(ground)
-    if largest is not None:
-        largest = largest.sub_(ground)
-    if masked:
-        exponents.clamp_(min=FLOOR)
-    e = torch.exp2(exponents, out=scratch.like("e", exponents))
-    if tile.once:
+    def block(self, kernel: TileKernel, scores: Tensor, tile: Tile, piece: Piece) -> Block:
+        """One block; the memory of `scores` becomes its exponents'."""
+        part, heads = self.part, kernel.heads
+        masked = bool(piece.edges) or kernel.inputs.bias is not None
+        largest = group_largest(scores) if self.most else None
+        # of a row whose keys are all here: its sink, and a number near its largest score; else its log-sum-exp
+        sinks = lse = None
+        if tile.once:
+            ground = (scores if largest is None else largest).amax(-1, keepdim=True)
+            if self.sinks is not None:
+                sinks = self.sinks[heads].view(-1, 1, 1) / LN2
+                ground = torch.maximum(ground, sinks)
+        else:
+            assert self.lse is not None
+            lse = take(self.lse, heads, kernel.rows).to(scores.dtype)
+            ground = lse.unsqueeze(-1) / LN2
+        # a row that may attend to nothing: subtract 0
+        ground = ground.masked_fill(ground == -torch.inf, 0.0)
+        exponents = scores.sub_(ground)
+        if largest is not None:
+            largest = largest.sub_(ground)
+        if masked:
+            exponents.clamp_(min=FLOOR)
+        e = torch.exp2(exponents, out=self.scratch.empty("e", exponents.shape, exponents.dtype))
         total = e.sum(-1, keepdim=True)
-        whole = total if logits is None else total + (logits - ground).exp2_()
-        log_total = whole.log2()
-        row_lse = (ground + log_total).squeeze(-1) * LN2
-        inverse = whole.reciprocal()
-        dead = total == 0
-        if masked and bool(dead.any()):
-            inverse, log_total = inverse.masked_fill(dead, 0.0), log_total.masked_fill(dead, 0.0)
-            row_lse = row_lse.masked_fill(dead.squeeze(-1), -torch.inf)
-    else:
-        total = e.sum(-1, keepdim=True)
-        inverse, log_total = torch.ones_like(total), torch.zeros_like(total)
-        row_lse = take(lse, kernel.heads, index).to(e.dtype)  # type: ignore[arg-type]
-    flat = [i if isinstance(i, slice) or i.ndim < 3 else i.flatten(0, 1)[kernel.heads] for i in (tile.rows, piece.keys)]
-    block = Block(
-        lanes, flat[0], flat[1], exponents, e, inverse, log_total, row_lse, part.first_row, part.first_key,
-        inputs.offset, tile.once, masked, largest, most,
-    )  # fmt: skip
-    block.__dict__["total"] = total
-    return block
+        if lse is None:
+            inverse, log_total, lse = _normalisers(total, ground, sinks)
+        else:
+            inverse, log_total = torch.ones_like(total), torch.zeros_like(total)
+        block = Block(
+            slice(heads.start + part.first_lane, heads.stop + part.first_lane), kernel.rows, kernel.keys(piece),
+            exponents, e, inverse, log_total, lse, part.first_row, part.first_key, kernel.inputs.offset, tile.once,
+            masked, largest, self.most,
+        )  # fmt: skip
+        block.__dict__["total"] = total
+        return block
+
+
+def _normalisers(total: Tensor, ground: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / the sum of a row's exponentials, its logarithm in bits (both (heads, rows, 1), 0 for a row without keys), and
+    the log-sum-exp (heads, rows), sinks included."""
+    whole = total if sinks is None else total + (sinks - ground).exp2_()
+    log_total = whole.log2()
+    lse = (ground + log_total).squeeze(-1) * LN2
+    inverse, dead = whole.reciprocal(), total == 0
+    if bool(dead.any()):
+        inverse, log_total = inverse.masked_fill(dead, 0.0), log_total.masked_fill(dead, 0.0)
+        lse = lse.masked_fill(dead.squeeze(-1), -torch.inf)
+    return inverse, log_total, lse
 
 
 class _Check:

@@ -1,4 +1,4 @@
-"""The door: check, refuse or choose, call."""
+"""The entry point of attention: check, refuse or choose, call."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
 from longlens.ops.inputs import Inputs, check_inputs, under_autocast
 from longlens.ops.masks import Rule
-from longlens.ops.method import Attended, Method
+from longlens.ops.method import Method
 from longlens.ops.nonfinite import attend_guarded
 from longlens.ops.operator import attention_traced, can_trace, serve
+from longlens.ops.outputs import AttentionOutput
 from longlens.ops.registry import parse_method
 from longlens.shapes import CuSeqlens, Key, KeyMask, LogSumExp, Output, Query, Value
 
@@ -31,10 +32,12 @@ def attention(
     cu_seqlens: CuSeqlens | None = None,
     bias: Bias | Tensor | None = None,
     return_lse: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Output | tuple[Output, LogSumExp]:
     """Attention in memory linear in the length, by any of three families behind one call.
 
-        softmax(scale query key^T + bias, over the allowed keys) value
+        softmax(cap(scale query key^T) + bias, over the allowed keys) value
 
     Args:
         query: (B, H, Nq, D).
@@ -52,10 +55,16 @@ def attention(
         bias: a rule (`longlens.Alibi(heads)`, `longlens.RelativePosition(table)`) or a tensor; both get gradients.
         return_lse: also return the log-sum-exp of the scores, (B, H, Nq), natural logarithm; float32, or float64 for
             float64 inputs.
+        softcap: scores become softcap tanh(s / softcap) before bias and masks (Gemma 2); positive and finite. No cap
+            where None.
+        sinks: (H,) logits of one further key for each head, which holds no value and takes part of each row's mass
+            (GPT-OSS); they get gradients. The log-sum-exp then includes the sink, so that exp(score - lse) is the
+            weight of a key.
 
     Returns:
-        (B, H, Nq, Dv) in the inputs' dtype; with `return_lse`, a pair of it and the log-sum-exp. A query with nothing
-        to attend to gets 0 and -inf. A non-finite key or value reaches only the queries that may attend to it.
+        (B, H, Nq, Dv) in the inputs' dtype; with `return_lse`, a pair of it and the log-sum-exp. A query with no key
+        to attend to gets 0 and -inf, sink or not. A non-finite key or value reaches only the queries that may attend
+        to it.
 
     Raises:
         InputError, MaskError, DtypeError: inputs that do not fit together.
@@ -66,15 +75,17 @@ def attention(
         if not can_trace(attn_mask, dropout_p, bias):
             return _uncompiled(
                 query, key, value, attn_mask, dropout_p, is_causal, scale, method=method, key_mask=key_mask,
-                cu_seqlens=cu_seqlens, bias=bias, return_lse=return_lse,
+                cu_seqlens=cu_seqlens, bias=bias, return_lse=return_lse, softcap=softcap, sinks=sinks,
             )  # fmt: skip
         query, key, value = under_autocast(query, key, value)
         return attention_traced(
-            query, key, value, attn_mask, is_causal, scale, method, key_mask, cu_seqlens, bias, return_lse
-        )
+            query, key, value, attn_mask, is_causal, scale, method, key_mask, cu_seqlens, bias, return_lse, softcap,
+            sinks,
+        )  # fmt: skip
     inputs = check_inputs(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, key_mask, cu_seqlens, bias, return_lse
-    )
+        query, key, value, attn_mask, dropout_p, is_causal, scale, key_mask, cu_seqlens, bias, return_lse, softcap,
+        sinks,
+    )  # fmt: skip
     chosen = resolve_method(method)
     refuse_unless_able(chosen, inputs)
     with torch.autocast(inputs.query.device.type, enabled=False):
@@ -102,7 +113,7 @@ def resolve_method(method: Method | str) -> Method:
     return method
 
 
-def _attend(method: Method, inputs: Inputs) -> Attended:
+def _attend(method: Method, inputs: Inputs) -> AttentionOutput:
     if inputs.query.numel() == 0 or inputs.keys == 0 or inputs.value.shape[3] == 0:
         return _nothing(inputs)
     if inputs.cu_seqlens is not None:
@@ -110,7 +121,7 @@ def _attend(method: Method, inputs: Inputs) -> Attended:
     return _join([attend_guarded(form, part) for form, part in method.localise(inputs)], axis=0)
 
 
-def _join(parts: list[Attended], axis: int) -> Attended:
+def _join(parts: list[AttentionOutput], axis: int) -> AttentionOutput:
     """Packed sequences (axis 2) or batch rows (axis 0), one after the other."""
     if len(parts) == 1:
         return parts[0]
@@ -121,10 +132,10 @@ def _join(parts: list[Attended], axis: int) -> Attended:
         joined = torch.cat([output.transpose(1, 2) for output in outputs], 1).transpose(1, 2)
     else:
         joined = torch.cat(outputs, axis)
-    return Attended(joined, torch.cat(lses, axis) if lses else None)
+    return AttentionOutput(joined, torch.cat(lses, axis) if lses else None)
 
 
-def _nothing(inputs: Inputs) -> Attended:
+def _nothing(inputs: Inputs) -> AttentionOutput:
     """No queries, or no keys to attend to: zeros that are still part of the graph."""
     shape = (*inputs.query.shape[:3], inputs.value.shape[3])
     zero = inputs.query[:0].sum() + inputs.key[:0].sum() + inputs.value[:0].sum()
@@ -132,4 +143,4 @@ def _nothing(inputs: Inputs) -> Attended:
     if inputs.need_lse:
         wide = torch.promote_types(inputs.query.dtype, torch.float32)
         lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=wide, device=inputs.query.device)
-    return Attended(inputs.query.new_zeros(shape) + zero, lse)
+    return AttentionOutput(inputs.query.new_zeros(shape) + zero, lse)

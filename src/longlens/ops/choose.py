@@ -16,6 +16,8 @@ def refusals(entry: Entry, inputs: Inputs) -> list[str]:
         "takes no additive bias": inputs.bias is not None and not entry.bias,
         "has no attention weights to drop": inputs.dropout > 0 and not entry.dropout,
         "has no exact log-sum-exp": inputs.need_lse and not entry.lse,
+        "forms no scores to cap": inputs.softcap is not None and not entry.softcap,
+        "has no softmax that a sink could join": inputs.sinks is not None and not entry.sinks,
     }
     return [reason for reason, refused in wants.items() if refused]
 

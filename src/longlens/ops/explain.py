@@ -71,6 +71,8 @@ def explain(
     cu_seqlens: Tensor | None = None,
     bias: Bias | Tensor | None = None,
     return_lse: bool = False,
+    softcap: float | None = None,
+    sinks: Tensor | bool | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     requires_grad: bool | None = None,
@@ -78,7 +80,8 @@ def explain(
     """What `longlens.attention` would do with these arguments; nothing is computed.
 
     Takes what `attention` takes. `query`, `key` and `value` may be shapes, with `dtype` (float32) and `device`
-    ("cpu"); key and value default to the query's. `key_mask=True` stands for any key mask. `requires_grad` asks for a
+    ("cpu"); key and value default to the query's. `key_mask=True` and `sinks=True` stand for
+    any key mask and any sinks. `requires_grad` asks for a
     backward pass.
 
     Raises `InputError`, `MaskError`, `DtypeError` or `MethodError` as `attention` does. A request that the method
@@ -98,7 +101,11 @@ def explain(
     if requires_grad is None:
         requires_grad = any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (query, key, value))
     chosen = resolve_method(method)
-    inputs = check_inputs(q, k, v, attn_mask, dropout_p, is_causal, scale, mask, cu_seqlens, bias, return_lse)
+    if isinstance(sinks, bool):
+        sinks = torch.empty(q.shape[1], device="meta") if sinks else None
+    inputs = check_inputs(
+        q, k, v, attn_mask, dropout_p, is_causal, scale, mask, cu_seqlens, bias, return_lse, softcap, sinks
+    )
     inputs = replace(inputs, assumed_device=kind, assumed_grad=requires_grad)
     entry = BY_NAME.get(chosen.name)
     against = (refusals(entry, inputs) if entry else []) + chosen.refusals(inputs)
@@ -144,7 +151,11 @@ def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
         banded = "banded (overlapping views in PyTorch's fused kernel)"
         if fast:
             return banded, {"tiles": ["runs only where the window meets the ends"]}
-        return "tiles", {banded: ["serves one window in float32 on a CPU, without masks, bias, dropout or log-sum-exp"]}
+        return "tiles", {
+            banded: [
+                "serves one window in float32 on a CPU, without masks, bias, softcap, sinks, dropout or log-sum-exp"
+            ]
+        }
     return ("tiles" if method.name == "lsh" else method.name), {}
 
 

@@ -41,6 +41,8 @@ class Inputs:
     need_lse: bool = False
     # scores become softcap tanh(s / softcap) before bias and masks
     softcap: float | None = None
+    # (H,) logits of a further key of each head, which holds no value and takes part of each row's mass
+    sinks: Tensor | None = None
     cu_seqlens: tuple[int, ...] | None = None
     # set by explain() for inputs that are shapes only
     assumed_device: str | None = None
@@ -70,7 +72,8 @@ class Inputs:
 
     @property
     def needs_grad(self) -> bool:
-        tensors = (self.query, self.key, self.value, *(self.bias.parameters() if self.bias else ()))
+        learned = (*(self.bias.parameters() if self.bias else ()), *(() if self.sinks is None else (self.sinks,)))
+        tensors = (self.query, self.key, self.value, *learned)
         return self.assumed_grad or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
     def mask_rule(self) -> Rule | None:
@@ -140,6 +143,8 @@ class Inputs:
             "bias": self.bias is not None,
             f"dropout_p={self.dropout}": self.dropout > 0,
             "return_lse": self.need_lse,
+            f"softcap={self.softcap}": self.softcap is not None,
+            "sinks": self.sinks is not None,
         }
         return ", ".join(said + [name for name, on in flags.items() if on])
 
@@ -156,6 +161,8 @@ def check_inputs(
     cu_seqlens: Tensor | None,
     bias: Bias | Tensor | None,
     return_lse: bool,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Inputs:
     """Check everything the door takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
     query, key, value = under_autocast(query, key, value)
@@ -167,6 +174,8 @@ def check_inputs(
     rule, bias = _check_mask(attn_mask, bias, query, key)
     if key_mask is not None:
         _check_key_mask(key_mask, key)
+    if sinks is not None:
+        _check_sinks(sinks, query)
     return Inputs(
         query=query,
         key=key,
@@ -179,6 +188,8 @@ def check_inputs(
         bias=bias,
         dropout=float(dropout_p),
         need_lse=bool(return_lse),
+        softcap=None if softcap is None else _check_softcap(softcap),
+        sinks=sinks,
         cu_seqlens=None if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, query, key),
     )
 
@@ -287,6 +298,22 @@ def _check_key_mask(key_mask: Tensor, key: Tensor) -> None:
     want = (key.shape[0], key.shape[2])
     if tuple(key_mask.shape) != want:
         raise MaskError(f"expected key_mask of shape (B, Nk) = {want}, got {tuple(key_mask.shape)}")
+
+
+def _check_softcap(softcap: float) -> float:
+    number = not isinstance(softcap, bool) and isinstance(softcap, (int, float))
+    if not number or not (math.isfinite(softcap) and softcap > 0):
+        raise InputError(f"expected softcap to be a positive, finite number, got {softcap!r}; None for no cap")
+    return float(softcap)
+
+
+def _check_sinks(sinks: Tensor, query: Tensor) -> None:
+    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
+        got = sinks.dtype if isinstance(sinks, Tensor) else type(sinks).__name__
+        raise InputError(f"expected sinks to be a floating tensor of one logit for each query head, got {got}")
+    if tuple(sinks.shape) != (query.shape[1],):
+        raise InputError(f"expected sinks of shape (H,) = ({query.shape[1]},), got {tuple(sinks.shape)}")
+    _check_device("sinks", sinks, query)
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> tuple[int, ...]:

@@ -24,14 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from longlens.ops.inputs import Inputs
-    from longlens.ops.tiles import Tile, TileShape
-
-
-class Attended(NamedTuple):
-    """What a method returns: `output` (B, H, Nq, Dv) and, where asked for, `lse` (B, H, Nq) float32."""
-
-    output: Tensor
-    lse: Tensor | None
+    from longlens.ops.outputs import AttentionOutput
+    from longlens.ops.tiles.grid import Tile, TileShape
 
 
 class Tiled(NamedTuple):
@@ -47,7 +41,7 @@ class Method(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Compute attention on checked inputs (one sequence to a batch row: packing is resolved before)."""
 
     @abstractmethod

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
-from longlens.ops.method import Attended, Method
+from longlens.ops.method import Method
+from longlens.ops.outputs import AttentionOutput
 
 # queries, and keys, asked about at a time
 PAIRS = 512
 
 
-def attend_guarded(method: Method, inputs: Inputs) -> Attended:
+def attend_guarded(method: Method, inputs: Inputs) -> AttentionOutput:
     """`method.attend(inputs)`, with NaN and infinity behind masks kept from the output."""
     if inputs.key_mask is not None:
         inputs = _silence(inputs, inputs.key_mask[:, None, :, None])
@@ -32,7 +33,7 @@ def attend_guarded(method: Method, inputs: Inputs) -> Attended:
     out = method.attend(_silence(inputs, finite))
     touched = _touched(inputs, ~finite.squeeze(3), pattern)
     lse = None if out.lse is None else out.lse.masked_fill(touched, torch.nan)
-    return Attended(out.output.masked_fill(touched.unsqueeze(-1), torch.nan), lse)
+    return AttentionOutput(out.output.masked_fill(touched.unsqueeze(-1), torch.nan), lse)
 
 
 def _finite(tensor: Tensor) -> Tensor:

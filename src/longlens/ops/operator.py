@@ -61,14 +61,17 @@ def attention_traced(
     cu_seqlens: Tensor | None,
     bias: Bias | Tensor | None,
     return_lse: bool,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What `longlens.attention` puts into a compiled program where `can_trace`; arguments and results are its own."""
     mask, rule = _rule_text(attn_mask)
     table, bias_rule = _bias_text(bias)
     text = method if isinstance(method, str) else _text(method)
     output, lse = torch.ops.longlens.attention(
-        query, key, value, mask, key_mask, cu_seqlens, table, text, rule, bias_rule, is_causal, scale, return_lse
-    )
+        query, key, value, mask, key_mask, cu_seqlens, table, sinks, text, rule, bias_rule, is_causal, scale, softcap,
+        return_lse,
+    )  # fmt: skip
     return (output, lse) if return_lse else output
 
 
@@ -146,17 +149,19 @@ def _operator(
     key_mask: Tensor | None,
     cu_seqlens: Tensor | None,
     bias: Tensor | None,
+    sinks: Tensor | None,
     method: str,
     rule: str,
     bias_rule: str,
     is_causal: bool,
     scale: float | None,
+    softcap: float | None,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq), the latter empty where it is not asked for; both contiguous."""
     out = _uncompiled["attention"](
         query, key, value, _read_rule(attn_mask, rule), 0.0, is_causal, scale, method=method, key_mask=key_mask,
-        cu_seqlens=cu_seqlens, bias=_read_bias(bias, bias_rule), return_lse=return_lse,
+        cu_seqlens=cu_seqlens, bias=_read_bias(bias, bias_rule), return_lse=return_lse, softcap=softcap, sinks=sinks,
     )  # fmt: skip
     output, lse = out if isinstance(out, tuple) else (out, _no_lse(query))
     return output.contiguous(), lse.contiguous()
@@ -169,13 +174,13 @@ def _no_lse(query: Tensor) -> Tensor:
 @_operator.register_fake
 def _(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, key_mask: Tensor | None,
-    cu_seqlens: Tensor | None, bias: Tensor | None, method: str, rule: str, bias_rule: str, is_causal: bool,
-    scale: float | None, return_lse: bool,
+    cu_seqlens: Tensor | None, bias: Tensor | None, sinks: Tensor | None, method: str, rule: str, bias_rule: str,
+    is_causal: bool, scale: float | None, softcap: float | None, return_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # boundaries are numbers, which the compiler does not have: they are checked when the program runs
     inputs = check_inputs(
         query, key, value, _read_rule(attn_mask, rule), 0.0, is_causal, scale, key_mask, None,
-        _read_bias(bias, bias_rule), return_lse,
+        _read_bias(bias, bias_rule), return_lse, softcap, sinks,
     )  # fmt: skip
     refuse_unless_able(parse_method(method), inputs)
     shape = query.shape[:3]
@@ -196,26 +201,28 @@ def _operator_backward(
     key_mask: Tensor | None,
     cu_seqlens: Tensor | None,
     bias: Tensor | None,
+    sinks: Tensor | None,
     method: str,
     rule: str,
     bias_rule: str,
     is_causal: bool,
     scale: float | None,
+    softcap: float | None,
     return_lse: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """The gradients of query, key, value and bias that are `wanted`, in this order."""
+    """The gradients of query, key, value, bias and sinks that are `wanted`, in this order."""
     # inside an operator autograd is switched off below the reach of enable_grad; this switches it on again
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [
             None if tensor is None else tensor.detach().requires_grad_(need)
-            for tensor, need in zip((query, key, value, bias), wanted, strict=True)
+            for tensor, need in zip((query, key, value, bias, sinks), wanted, strict=True)
         ]
-        q, k, v, b = leaves
+        q, k, v, b, s = leaves
         assert q is not None and k is not None and v is not None  # noqa: PT018
         out = _uncompiled["attention"](
             q, k, v, _read_rule(attn_mask, rule), 0.0, is_causal, scale, method=method, key_mask=key_mask,
-            cu_seqlens=cu_seqlens, bias=_read_bias(b, bias_rule), return_lse=return_lse,
+            cu_seqlens=cu_seqlens, bias=_read_bias(b, bias_rule), return_lse=return_lse, softcap=softcap, sinks=s,
         )  # fmt: skip
         outputs = out if isinstance(out, tuple) else (out,)
         sources = [leaf for leaf, need in zip(leaves, wanted, strict=True) if need and leaf is not None]
@@ -226,23 +233,24 @@ def _operator_backward(
 @_operator_backward.register_fake
 def _(
     d_output: Tensor, d_lse: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-    key_mask: Tensor | None, cu_seqlens: Tensor | None, bias: Tensor | None, method: str, rule: str, bias_rule: str,
-    is_causal: bool, scale: float | None, return_lse: bool, wanted: Sequence[bool],
+    key_mask: Tensor | None, cu_seqlens: Tensor | None, bias: Tensor | None, sinks: Tensor | None, method: str,
+    rule: str, bias_rule: str, is_causal: bool, scale: float | None, softcap: float | None, return_lse: bool,
+    wanted: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    tensors = zip((query, key, value, bias), wanted, strict=True)
+    tensors = zip((query, key, value, bias, sinks), wanted, strict=True)
     return [tensor.new_empty(tensor.shape) for tensor, need in tensors if need and tensor is not None]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.settings = inputs[7:]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.settings = inputs[8:]
 
 
 def _differentiate(ctx: Any, d_output: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
-    places = (0, 1, 2, 6)
+    places = (0, 1, 2, 6, 7)
     wanted = [ctx.needs_input_grad[place] for place in places]
     grads = torch.ops.longlens.attention_backward(d_output, d_lse, *ctx.saved_tensors, *ctx.settings, wanted)
-    out: list[Tensor | None] = [None] * 13
+    out: list[Tensor | None] = [None] * 15
     for place, grad in zip([place for place, need in zip(places, wanted, strict=True) if need], grads, strict=True):
         out[place] = grad
     return tuple(out)

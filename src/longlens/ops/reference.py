@@ -27,11 +27,14 @@ def allowed_pairs(inputs: Inputs, pattern: Rule | None = None) -> Tensor:
 def softmax_attention(inputs: Inputs, pattern: Rule | None = None) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq), both float64; no dropout. N x N memory.
 
-    softmax(scale q k^T + bias) v over the allowed pairs; 0 and -inf for a query with none.
+    softmax(cap(scale q k^T) + bias) v over the allowed pairs, cap(s) = softcap tanh(s / softcap), with the sink as a
+    further key without value; 0 and -inf for a query with no key, sink or not.
     """
     query, key, value = (t.double() for t in (inputs.query, inputs.key, inputs.value))
     key, value = (t.repeat_interleave(inputs.groups, 1) for t in (key, value))
     scores = query @ key.transpose(2, 3) * inputs.scale
+    if inputs.softcap is not None:
+        scores = inputs.softcap * torch.tanh(scores / inputs.softcap)
     if inputs.bias is not None:
         q = (torch.arange(inputs.queries, device=key.device) + inputs.offset).unsqueeze(1)
         k = torch.arange(inputs.keys, device=key.device).unsqueeze(0)
@@ -39,6 +42,9 @@ def softmax_attention(inputs: Inputs, pattern: Rule | None = None) -> tuple[Tens
     keep = allowed_pairs(inputs, pattern)
     scores = scores.masked_fill(~keep, -torch.inf)
     lse = torch.logsumexp(scores, -1)
+    if inputs.sinks is not None:
+        with_sink = torch.logaddexp(lse, inputs.sinks.double().unsqueeze(-1))
+        lse = torch.where(lse == -torch.inf, lse, with_sink)
     # a row with nothing to attend to: subtract 0, not -inf, so that its weights are exp(-inf) = 0
     weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
     # a weight of 0 must also silence a non-finite value

@@ -21,7 +21,8 @@ class Entry:
     """One method: its class, and what it can do.
 
     `exact`: softmax attention over all pairs ("all"), over the pairs of its pattern ("pairs"), or an approximation
-    ("no"). `masks`: mask rules and bool tensors as `attn_mask`. `bias`: additive bias. All take key masks, packing,
+    ("no"). `masks`: mask rules and bool tensors as `attn_mask`. `bias`: additive bias.
+    `softcap`, `sinks`: capped scores, and logits that take part of each row's mass. All take key masks, packing,
     grouped heads, any value width and `scale`. `memory` and `time` are orders in the length N.
     """
 
@@ -37,6 +38,8 @@ class Entry:
     bias: bool = True
     dropout: bool = True
     lse: bool = True
+    softcap: bool = True
+    sinks: bool = True
     second_derivatives: bool = False
 
     def load(self) -> type[Method]:
@@ -51,7 +54,8 @@ def _sparse(name: str, path: str, time: str, paper: str, *, masks: bool = True, 
 
 def _approximate(name: str, path: str, paper: str, *, causal: bool = True, time: str = "N") -> Entry:
     return Entry(name, f"longlens.ops.approximate.{path}", "approximate", "no", "N", time, paper,
-                 causal=causal, masks=False, bias=False, dropout=False, lse=False, second_derivatives=True)  # fmt: skip
+                 causal=causal, masks=False, bias=False, dropout=False, lse=False, softcap=False, sinks=False,
+                 second_derivatives=True)  # fmt: skip
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -104,6 +108,6 @@ def parse_method(text: str) -> Method:
         built.append(build_method(entry(name.strip()).load(), arguments))
     if len(built) == 1:
         return built[0]
-    from longlens.ops.sparse.union import unite
+    from longlens.ops.sparse.pattern import unite
 
     return unite(built)

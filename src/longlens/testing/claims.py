@@ -32,6 +32,8 @@ class Request:
     key_mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
     dropout_p: float = 0.0
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,13 +54,14 @@ class Request:
 
     def cast(self, dtype: torch.dtype) -> Request:
         """The same request with its tensors in `dtype`."""
-        return self.on(*(tensor.to(dtype) for tensor in self.tensors))
+        sinks = None if self.sinks is None else self.sinks.to(dtype)
+        return replace(self.on(*(tensor.to(dtype) for tensor in self.tensors)), sinks=sinks)
 
     def inputs(self) -> Inputs:
         """The request as the library's own checked inputs."""
         return check_inputs(
             *self.tensors, self.attn_mask, self.dropout_p, self.is_causal, self.scale, self.key_mask, self.cu_seqlens,
-            None, False,
+            None, False, self.softcap, self.sinks,
         )  # fmt: skip
 
 
@@ -89,6 +92,8 @@ class Claims:
     lengths: lengths to be tried beside the usual ones.
     gradients, second_derivatives, dropout: they are there.
     lse: the keyword that adds the log-sum-exp, or None.
+    softcap: `softcap=` is taken: scores become softcap tanh(s / softcap) before the masks.
+    sinks: `sinks=` is taken: (H,) logits of a further key without value; the log-sum-exp includes it.
     memory: "N" where peak memory is linear in the length, else None.
     keywords: given in every call.
     """
@@ -116,6 +121,8 @@ class Claims:
     second_derivatives: bool = False
     dropout: bool = False
     lse: str | None = None
+    softcap: bool = False
+    sinks: bool = False
     memory: Literal["N"] | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
 

@@ -39,6 +39,8 @@ CHECKS: tuple[Check, ...] = (
     Check("gradients", "gradients", lambda c: c.gradients, values.gradient_values),
     Check("second derivatives", "second_derivatives", lambda c: c.second_derivatives, values.second_derivatives),
     Check("log-sum-exp", "lse", lambda c: c.lse is not None, values.log_sum_exp),
+    Check("softcap", "softcap", lambda c: c.softcap and c.defined, values.softcap),
+    Check("sinks", "sinks", lambda c: c.sinks and c.defined, values.sinks),
     Check("dropout", "dropout", lambda c: c.dropout, values.dropout),
     Check("padding left", "key_mask", lambda c: c.key_mask is not None, independence.padding_left),
     Check("padding right", "key_mask", lambda c: c.key_mask is not None, independence.padding_right),

@@ -44,6 +44,8 @@ def claims_of(method: Method | str) -> Claims:
         second_derivatives=entry.second_derivatives,
         dropout=entry.dropout,
         lse="return_lse" if entry.lse else None,
+        softcap=entry.softcap,
+        sinks=entry.sinks,
         memory="N" if entry.memory == "N" else None,
         keywords={"method": str(method)},
     )

@@ -55,6 +55,10 @@ class Subject:
             given["dropout_p"] = request.dropout_p
         if request.attn_mask is not None:
             given["attn_mask"] = request.attn_mask
+        if request.softcap is not None:
+            given["softcap"] = request.softcap
+        if request.sinks is not None:
+            given["sinks"] = request.sinks
         if request.cu_seqlens is not None:
             assert claims.packing is not None
             given[claims.packing] = request.cu_seqlens
@@ -198,17 +202,24 @@ def plain_softmax(request: Request, claims: Claims) -> Tensor:
         if top_left:
             keep = keep.tril()
         key, value = (tensor.repeat_interleave(part.groups, 1) for tensor in (part.key, part.value))
-        scores = (part.query @ key.transpose(2, 3) * part.scale).masked_fill(~keep, -torch.inf)
+        scores = part.query @ key.transpose(2, 3) * part.scale
+        if part.softcap is not None:
+            scores = part.softcap * torch.tanh(scores / part.softcap)
         empty = ~keep.any(-1, keepdim=True)
-        weights = torch.softmax(scores.masked_fill(empty, 0.0), -1).masked_fill(empty, 0.0)
+        scores = scores.masked_fill(~keep, -torch.inf).masked_fill(empty, 0.0)
+        if part.sinks is not None:
+            column = part.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, column], -1)
+        weights = torch.softmax(scores, -1)[..., : part.keys].masked_fill(empty, 0.0)
         outputs.append(weights @ value)
     return torch.cat(outputs, 2)
 
 
 def gradients(function: Callable[[Request], Tensor], request: Request) -> tuple[Tensor, ...]:
-    """Gradients of a fixed weighting of the output, with respect to query, key and value."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in request.tensors]
-    out = function(request.on(*leaves))
+    """Gradients of a fixed weighting of the output, with respect to query, key, value and, where given, sinks."""
+    given = (*request.tensors, *(() if request.sinks is None else (request.sinks,)))
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+    out = function(replace(request.on(*leaves[:3]), sinks=leaves[3] if len(leaves) > 3 else None))
     generator = torch.Generator(out.device).manual_seed(99)
     # small halves are the same number in every dtype
     weight = torch.randint(-4, 5, out.shape, generator=generator, device=out.device).to(out.dtype) / 2

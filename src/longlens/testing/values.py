@@ -134,6 +134,43 @@ def log_sum_exp(subject: Subject) -> Iterator[Finding]:
                 yield within(f"lse, {mode}, queries times {size:.0f}", error, limit)
 
 
+def softcap(subject: Subject) -> Iterator[Finding]:
+    """Scores are capped before the masks, in the output and in every gradient."""
+    for mode, causal in subject.modes():
+        request = subject.draw(is_causal=causal, seed=4)
+        # scores up to 20 and a cap of 3: most of them well into the bend
+        yield from _judge_both(subject, mode, replace(request, query=request.query * 5, softcap=3.0))
+
+
+def sinks(subject: Subject) -> Iterator[Finding]:
+    """A further key of each head takes part of the mass, in the output, the log-sum-exp and every gradient."""
+    for mode, causal in subject.modes():
+        request = subject.draw(is_causal=causal, seed=5)
+        logits = torch.linspace(-2.0, 6.0, request.query.shape[1], dtype=request.query.dtype)
+        request = replace(request, sinks=logits)
+        yield from _judge_both(subject, mode, request)
+        if subject.claims.lse is not None and subject.claims.kind != "approximate":
+            error = relative_error(subject.with_lse(request)[1], subject.expected_lse(request))
+            yield within(f"lse, {mode}", error, 8 * torch.finfo(torch.float32).eps)
+
+
+def _judge_both(subject: Subject, mode: str, request: Request) -> Iterator[Finding]:
+    """Output and gradients, alone and with what else is claimed."""
+    variants = {mode: request}
+    if subject.claims.key_mask is not None and (not request.is_causal or subject.claims.masks_with_causal):
+        keep = torch.ones(request.key.shape[0], request.key.shape[2], dtype=torch.bool)
+        keep[0, -7:] = False
+        variants[f"{mode}, padded"] = replace(request, key_mask=keep)
+    if subject.claims.packing is not None:
+        one = request.on(*(tensor[:1] for tensor in request.tensors))
+        bounds = torch.tensor([0, 20, 22, request.query.shape[2]], dtype=torch.int32)
+        variants[f"{mode}, packed"] = replace(one, cu_seqlens=bounds)
+    for case, variant in variants.items():
+        yield subject.judge(case, variant)
+        if subject.claims.gradients:
+            yield _judge_gradients(subject, f"gradients, {case}", variant)
+
+
 def dropout(subject: Subject) -> Iterator[Finding]:
     """Unbiased, drawn afresh for every row from torch's generator, and the same backward as forward."""
     for mode, causal in subject.modes():

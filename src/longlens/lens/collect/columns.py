@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError, UnsupportedError
-from longlens.lens.block import LN2, Block, Extent, add, lanes_index, maximise, put, take
+from longlens.lens.block import LN2, Block, Extent
 from longlens.lens.collect.collector import Collector, State, Sums, best_of
 from longlens.lens.results import ColumnValues, TopK
+from longlens.ops.tiles.index import add, expanded, maximise, put, take
 
 
 class _ColumnSums(Sums[ColumnValues]):
@@ -158,7 +159,7 @@ class _TopQueries(State[TopK]):
         weights = block.weights if block.allowed is None else block.weights.masked_fill(~block.allowed, -1.0)
         found, where = torch.topk(weights, min(self.collector.count, weights.shape[-2]), -2)
         found, where = found.transpose(1, 2), where.transpose(1, 2)
-        queries = lanes_index(block.absolute_rows(), len(found), found.device)
+        queries = expanded(block.absolute_rows(), len(found), found.device)
         index = queries.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where).masked_fill(found < 0, -1)
         # a key stands once in a block, so what it holds can be taken, compared and put back
         keys = block.absolute_keys()

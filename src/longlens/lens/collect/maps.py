@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import Block, Extent, lanes_index
+from longlens.lens.block import Block, Extent
 from longlens.lens.collect.collector import Collector, State, Sums
 from longlens.lens.results import Histogram, PooledMap, Weights
+from longlens.ops.tiles.index import expanded
 
 KINDS = ("mean", "sum", "max")
 
@@ -47,7 +48,7 @@ class _Pooled(Sums[PooledMap]):
     def update(self, block: Block) -> None:
         lanes = len(block.e)
         row_cells, key_cells = (
-            lanes_index(index, lanes, block.e.device) // width
+            expanded(index, lanes, block.e.device) // width
             for index, width in zip((block.absolute_rows(), block.absolute_keys()), self.widths, strict=True)
         )
         present = torch.unique(row_cells)
@@ -210,7 +211,7 @@ class _Cells(Sums[Weights]):
     def update(self, block: Block) -> None:
         lanes = len(block.e)
         rows, keys = (
-            place[lanes_index(index, lanes, block.e.device)]
+            place[expanded(index, lanes, block.e.device)]
             for place, index in zip(self.place, (block.absolute_rows(), block.absolute_keys()), strict=True)
         )
         if not bool((rows >= 0).any()) or not bool((keys >= 0).any()):

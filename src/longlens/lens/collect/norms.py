@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError, UnsupportedError
-from longlens.lens.block import Block, Extent, take
+from longlens.lens.block import Block, Extent
 from longlens.lens.collect.collector import Collector, State
 from longlens.lens.collect.columns import Received, ReceivedMax, ReceivedMean, TopQueries
 from longlens.lens.collect.maps import Cells, DistanceHistogram, Pooled
 from longlens.lens.collect.rows import Largest, Mass, TopKeys
 from longlens.lens.results import Result
+from longlens.ops.tiles.index import take
 
 # collectors that ask nothing of the rows' sums
 WRAPPABLE = (Received, ReceivedMean, ReceivedMax, TopQueries, TopKeys, Largest, Mass, Pooled, Cells, DistanceHistogram)

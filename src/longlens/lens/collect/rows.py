@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import LN2, Block, Extent, add, lanes_index, put, take
+from longlens.lens.block import LN2, Block, Extent
 from longlens.lens.collect.collector import Collector, State, Sums, best_of
 from longlens.lens.results import RowValues, TopK
+from longlens.ops.tiles.index import add, expanded, put, take
 
 
 class _RowSums(Sums[RowValues]):
@@ -118,7 +119,7 @@ class _Distance(_RowSums):
 
 @dataclass(frozen=True)
 class DistanceSpread(Collector):
-    """Standard deviation of |i - j| under p_i, in tokens."""
+    """Standard deviation of |i - j| under p_i, in tokens; p_i is divided by its sum where a sink keeps part of it."""
 
     @property
     def name(self) -> str:
@@ -267,7 +268,7 @@ class _TopKeys(State[TopK]):
 
     def update(self, block: Block) -> None:
         found, where = block.largest(self.count)
-        keys = lanes_index(block.absolute_keys(), len(found), found.device)
+        keys = expanded(block.absolute_keys(), len(found), found.device)
         index = keys.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where)
         weight = torch.exp2(found).mul_(block.inverse)
         if block.masked:

@@ -12,7 +12,8 @@ from torch import Tensor
 from longlens.ops.approximate.blocks import compute_dtype, reference_attention, repeat_heads
 from longlens.ops.approximate.kernel_sum import Features, Sums, feature_attention, scratch_elements
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.method import Method, check_count
+from longlens.ops.outputs import AttentionOutput
 
 
 @final
@@ -55,9 +56,11 @@ class CosFormer(Method):
         }
         return [reason for reason, refused in reasons.items() if refused]
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional, or causal with a horizon."""
-        return Attended(feature_attention(inputs, self._build, 2 * inputs.query.shape[3], underflows=False), None)
+        return AttentionOutput(
+            feature_attention(inputs, self._build, 2 * inputs.query.shape[3], underflows=False), None
+        )
 
     def _build(self, inputs: Inputs, dtype: torch.dtype) -> Features:
         of_query, of_key = self._angles(inputs)

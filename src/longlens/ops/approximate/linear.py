@@ -11,7 +11,8 @@ from torch import Tensor
 from longlens.ops.approximate.blocks import reference_attention, repeat_heads
 from longlens.ops.approximate.kernel_sum import Features, Sums, feature_attention, scratch_elements
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method
+from longlens.ops.method import Method
+from longlens.ops.outputs import AttentionOutput
 
 
 @final
@@ -31,10 +32,10 @@ class Linear(Method):
 
     name: ClassVar[str] = "linear"
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional or causal."""
         width = inputs.query.shape[3]
-        return Attended(feature_attention(inputs, lambda part, dtype: _Elu(_ratio(part), dtype), width), None)
+        return AttentionOutput(feature_attention(inputs, lambda part, dtype: _Elu(_ratio(part), dtype), width), None)
 
     def reference(self, inputs: Inputs) -> Tensor:
         """The weights as an N x N matrix."""

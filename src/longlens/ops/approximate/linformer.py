@@ -12,7 +12,8 @@ from longlens.errors import MethodError
 from longlens.ops.approximate.blocks import recompute, repeat_heads
 from longlens.ops.approximate.landmarks import attend_pooled, block_rows, pooled_scratch, segment_means
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.method import Method, check_count
+from longlens.ops.outputs import AttentionOutput
 
 
 @final
@@ -83,7 +84,7 @@ class Linformer(Method):
                 reasons.append(f"{inputs.key.shape[1]} key heads, but projections for {given.shape[0]}")
         return list(dict.fromkeys(reasons))
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional."""
 
         def few(query: Tensor, paired: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +95,7 @@ class Linformer(Method):
                 return key, value
             return segment_means(key, self.rank), segment_means(value, self.rank)
 
-        return Attended(attend_pooled(inputs, few, self.rank), None)
+        return AttentionOutput(attend_pooled(inputs, few, self.rank), None)
 
     def reference(self, inputs: Inputs) -> Tensor:
         """The formula, row of the batch by row, with E and F as they stand."""

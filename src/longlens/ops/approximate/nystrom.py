@@ -11,7 +11,8 @@ from torch import Tensor
 from longlens.ops.approximate.blocks import repeat_heads
 from longlens.ops.approximate.landmarks import attend_of_few, attend_pooled, pooled_scratch, segment_means
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.method import Method, check_count
+from longlens.ops.outputs import AttentionOutput
 
 
 @final
@@ -40,7 +41,7 @@ class Nystrom(Method):
         check_count(self.name, "landmarks", self.landmarks)
         check_count(self.name, "iterations", self.iterations)
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional."""
 
         def few(query: Tensor, paired: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor] | Tensor:
@@ -52,7 +53,7 @@ class Nystrom(Method):
             middle = torch.softmax(q @ k.mT * inputs.scale, -1)
             return k, pseudo_inverse(middle, self.iterations) @ attend_of_few(q, key, value, inputs.scale)
 
-        return Attended(attend_pooled(inputs, few, self.landmarks), None)
+        return AttentionOutput(attend_pooled(inputs, few, self.landmarks), None)
 
     def reference(self, inputs: Inputs) -> Tensor:
         """The formula, row of the batch by row, with its N x m matrices as they stand."""

@@ -13,7 +13,8 @@ from longlens.errors import MethodError
 from longlens.ops.approximate.blocks import reference_attention, repeat_heads
 from longlens.ops.approximate.kernel_sum import Features, Sums, feature_attention, scratch_elements
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.method import Method, check_count
+from longlens.ops.outputs import AttentionOutput
 
 # added to the ReLU features so that no row is without weight: the 1e-3 of the paper's code, rounded to a power of two,
 # because a long sum of a constant that is no multiple of the sum's last place drifts
@@ -50,9 +51,9 @@ class Performer(Method):
         if self.kernel not in ("softmax", "relu"):
             raise MethodError(f"performer: expected kernel to be 'softmax' or 'relu', got {self.kernel!r}")
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional or causal."""
-        return Attended(feature_attention(inputs, self.build, self.features), None)
+        return AttentionOutput(feature_attention(inputs, self.build, self.features), None)
 
     def build(self, inputs: Inputs, dtype: torch.dtype, scaled: bool = False) -> Features:
         """The feature map for `inputs`; `scaled` where the queries' logarithms are wanted too."""

@@ -15,7 +15,8 @@ from longlens.ops.approximate.blocks import compute_dtype, grouped, recompute, r
 from longlens.ops.approximate.kernel_sum import NO_KEY, Sums, attend_sums, causal_sums, scratch_elements
 from longlens.ops.approximate.performer import Performer
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method, check_count
+from longlens.ops.method import Method, check_count
+from longlens.ops.outputs import AttentionOutput
 
 
 @final
@@ -45,9 +46,9 @@ class Scatterbrain(Method):
         check_count(self.name, "features", self.features)
         check_count(self.name, "seed", self.seed, 0)
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional or causal."""
-        return Attended(attend_sums(inputs, self._sums, self._width), None)
+        return AttentionOutput(attend_sums(inputs, self._sums, self._width), None)
 
     @property
     def _width(self) -> int:

@@ -21,7 +21,8 @@ from longlens.ops.approximate.kernel_sum import (
     scratch_elements,
 )
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method
+from longlens.ops.method import Method
+from longlens.ops.outputs import AttentionOutput
 
 # entries multiplied together at once; a block with itself has each product twice, two blocks once at weight 2
 BLOCK = 8
@@ -46,12 +47,12 @@ class Taylor(Method):
 
     name: ClassVar[str] = "taylor"
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional or causal."""
         width = feature_count(inputs.query.shape[3])
         if not inputs.causal and inputs.keys <= width // 2:
-            return Attended(attend_sums(inputs, _pair_sums, inputs.keys), None)
-        return Attended(feature_attention(inputs, lambda part, dtype: _Products(part.scale, dtype), width), None)
+            return AttentionOutput(attend_sums(inputs, _pair_sums, inputs.keys), None)
+        return AttentionOutput(feature_attention(inputs, lambda part, dtype: _Products(part.scale, dtype), width), None)
 
     def reference(self, inputs: Inputs) -> Tensor:
         """The weights as an N x N matrix."""

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from longlens.errors import MethodError, UnsupportedError
 from longlens.ops.exact import flex, sdpa
-from longlens.ops.exact.blockwise import Walk, attend_tiles
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended, Method, Tiled
+from longlens.ops.method import Method, Tiled
+from longlens.ops.outputs import AttentionOutput
 from longlens.ops.reference import softmax_attention
-from longlens.ops.tiles import TileShape, dense_shape, dense_tiles, tile_elements
+from longlens.ops.tiles.dense import dense_tiles
+from longlens.ops.tiles.engine import attend_tiles
+from longlens.ops.tiles.grid import TileShape, dense_shape, tile_elements
+from longlens.ops.tiles.problem import TiledProblem
 
 PATHS = ("sdpa", "blockwise", "flex", "math")
 # the paths to try, first to last; never "math", which is quadratic. The fused kernels come first: they sum in float32
@@ -43,7 +46,7 @@ class Exact(Method):
         if self.path not in ("auto", *PATHS):
             raise MethodError(f"exact: expected path to be one of {('auto', *PATHS)}, got {self.path!r}")
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Run the chosen path."""
         path = choose_path(inputs) if self.path == "auto" else self.path
         if path == "sdpa":
@@ -52,7 +55,7 @@ class Exact(Method):
             return flex.attend(inputs)
         if path == "math":
             return attend_math(inputs)
-        return attend_tiles(Walk(inputs, lambda shapes, _: dense_tiles(shapes), dense_shape(inputs).scores))
+        return attend_tiles(TiledProblem(inputs, lambda shapes, _: dense_tiles(shapes), dense_shape(inputs).scores))
 
     def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled:
         """All pairs that the masks leave."""
@@ -94,10 +97,10 @@ def choose_path(inputs: Inputs) -> str:
     return next(path for path in ORDER if not reasons[path])
 
 
-def attend_math(inputs: Inputs) -> Attended:
+def attend_math(inputs: Inputs) -> AttentionOutput:
     """The N x N definition in the inputs' dtype: quadratic memory, every derivative."""
     if inputs.dropout:
         raise UnsupportedError("exact:path=math has no dropout; use exact")
     output, lse = softmax_attention(inputs)
     wide = torch.promote_types(inputs.query.dtype, torch.float32)
-    return Attended(output.to(inputs.query.dtype), lse.to(wide) if inputs.need_lse else None)
+    return AttentionOutput(output.to(inputs.query.dtype), lse.to(wide) if inputs.need_lse else None)

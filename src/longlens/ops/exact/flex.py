@@ -17,7 +17,7 @@ from torch import Tensor
 from longlens.errors import UnsupportedError
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import AllOf, Causal, Prefix, Rule
-from longlens.ops.method import Attended
+from longlens.ops.outputs import AttentionOutput
 
 # rules that are plain arithmetic on positions, which the compiler can trace
 TRACEABLE = (Causal, Prefix)
@@ -32,6 +32,8 @@ def refusals(inputs: Inputs) -> list[str]:
     wants = {
         "it has no dropout": inputs.dropout > 0,
         "it takes no bias object here": inputs.bias is not None,
+        "it takes no softcap here": inputs.softcap is not None,
+        "it takes no sinks here": inputs.sinks is not None,
         "a rule is not plain arithmetic on positions": any(not _traceable(member) for member in members),
         "on a CPU it has no backward pass": not cuda and inputs.needs_grad,
         "on a CPU it gives no log-sum-exp": not cuda and inputs.need_lse,
@@ -46,7 +48,7 @@ def _traceable(rule: Rule) -> bool:
     return isinstance(rule, TRACEABLE) or getattr(rule, "traceable", False)
 
 
-def attend(inputs: Inputs) -> Attended:
+def attend(inputs: Inputs) -> AttentionOutput:
     """softmax(scale q k^T) v under the rules and the key mask; log-sum-exp where asked for (CUDA)."""
     # the compiler takes a second to import, which only those who use it should wait for
     from torch._dynamo.exc import FailOnRecompileLimitHit
@@ -62,7 +64,7 @@ def attend(inputs: Inputs) -> Attended:
         ) from error
 
 
-def _attend(inputs: Inputs) -> Attended:
+def _attend(inputs: Inputs) -> AttentionOutput:
     attention, make_mask = _compiled()
     batch, nq = inputs.query.shape[0], inputs.queries
     rule, key_mask, offset, n = inputs.mask_rule(), inputs.key_mask, inputs.offset, inputs.keys
@@ -80,8 +82,8 @@ def _attend(inputs: Inputs) -> Attended:
     options: dict[str, Any] = {"block_mask": block_mask, "scale": inputs.scale, "enable_gqa": inputs.groups > 1}
     if inputs.need_lse:
         output, lse = attention(inputs.query, inputs.key, inputs.value, return_lse=True, **options)
-        return Attended(output, lse)
-    return Attended(attention(inputs.query, inputs.key, inputs.value, **options), None)
+        return AttentionOutput(output, lse)
+    return AttentionOutput(attention(inputs.query, inputs.key, inputs.value, **options), None)
 
 
 @lru_cache(1)

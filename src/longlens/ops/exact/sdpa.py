@@ -12,7 +12,6 @@ beforehand which kernel it would pick.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,8 +20,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from longlens.errors import UnsupportedError
+from longlens.ops.fused_cpu import attend_cpu, cpu_serves
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Attended
+from longlens.ops.outputs import AttentionOutput
 
 LINEAR_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
@@ -36,6 +36,8 @@ def refusals(inputs: Inputs) -> list[str]:
         "no gradient flows through its log-sum-exp": inputs.need_lse and on_cpu and inputs.needs_grad,
         "it would expand a mask rule to N x N": inputs.rule is not None,
         "it would expand a bias to N x N": inputs.bias is not None,
+        "it has no softcap": inputs.softcap is not None,
+        "it has no sinks": inputs.sinks is not None,
         "dropout is quadratic on this device": inputs.dropout > 0 and inputs.device_type != "cuda",
         "its causal mask is top-left aligned and Nq != Nk": inputs.causal and not aligned,
         "causal with a key mask would expand to N x N": inputs.causal and inputs.key_mask is not None,
@@ -46,7 +48,7 @@ def refusals(inputs: Inputs) -> list[str]:
     return [reason for reason, refused in wants.items() if refused]
 
 
-def attend(inputs: Inputs) -> Attended:
+def attend(inputs: Inputs) -> AttentionOutput:
     """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels; on a CPU also the log-sum-exp."""
     query, key, value, width = _padded(*_once_differentiable(inputs))
     mask = filled = None
@@ -74,7 +76,7 @@ def attend(inputs: Inputs) -> Attended:
     if filled is not None and not (filled.device.type == "cpu" and bool(filled.all())):
         output = torch.where(filled[:, :, None, None], output, output.new_zeros(()))
         lse = None if lse is None else lse.masked_fill(~filled[:, :, None], -torch.inf)
-    return Attended(output, lse.contiguous() if inputs.need_lse and lse is not None else None)
+    return AttentionOutput(output, lse.contiguous() if inputs.need_lse and lse is not None else None)
 
 
 def scratch_elements(inputs: Inputs) -> int:
@@ -126,37 +128,6 @@ class _Refusal(torch.autograd.Function):
             "second derivatives are not supported by the fused kernel; use method='exact:path=math' (quadratic memory) "
             "or an approximator such as 'linear', whose gradients are differentiable"
         )
-
-
-def attend_cpu(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The fused CPU operator: output (B, H, Nq, D), and log-sum-exp (B, H, Nq), float32 or float64, without gradient.
-
-    Heads may be grouped. Widths must be equal and numbers within a row adjacent; `mask` is additive, in the query's
-    dtype, and broadcasts; rows without keys give 0 and 0. Ask `cpu_serves` first.
-    """
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
-    )
-    return output, lse
-
-
-@cache
-def cpu_serves(dtype: torch.dtype) -> bool:
-    """Whether the fused CPU operator, whose name is private to PyTorch, exists and gives what we take it to give."""
-    # two query heads to a key head, fewer queries than keys; no random numbers, which belong to the caller
-    query = torch.linspace(-2.0, 2.0, 2 * 3 * 8).view(1, 2, 3, 8).to(dtype)
-    key = torch.linspace(1.0, -3.0, 5 * 8).sin().view(1, 1, 5, 8).to(dtype)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        try:
-            output, lse = attend_cpu(query, key, key, 0.5)
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            return False
-        scores = query.double() @ key.double().mT * 0.5
-        weights = (scores - lse.double().unsqueeze(-1)).exp()
-        right = (weights.sum(-1) - 1).abs().max() < 1e-3 and (output - weights @ key.double()).abs().max() < 5e-2
-    return bool(right) and lse.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def _cuda_serves(inputs: Inputs) -> bool:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from longlens.ops.exact.sdpa import attend_cpu, cpu_serves
+from longlens.ops.fused_cpu import attend_cpu, cpu_serves
 from longlens.ops.inputs import Inputs
-from longlens.ops.masks import Rule
-from longlens.ops.sparse.window import Window
-from longlens.ops.tiles import sparse_shape
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import sparse_shape
 
 # queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
 ROWS = 32
@@ -26,28 +25,27 @@ RUN = 64
 HeadStart = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]
 
 
-def head_start(strata: Sequence[Rule], inputs: Inputs) -> HeadStart | None:
+def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
     """The route for these inputs, or None where it does not serve."""
+    band = strata[0].band if len(strata) == 1 and isinstance(strata[0], Intervals) else None
     serves = (
-        len(strata) == 1
-        and isinstance(strata[0], Window)
-        and inputs.device_type == "cpu"
+        inputs.device_type == "cpu"
         and inputs.query.element_size() >= 4
         and cpu_serves(inputs.query.dtype)
         and inputs.rule is None
         and inputs.key_mask is None
         and inputs.bias is None
+        and inputs.softcap is None
+        and inputs.sinks is None
         and inputs.value.shape[3] == inputs.query.shape[3]
     )
-    if not serves:
+    if band is None or not serves:
         return None
-    window = strata[0]
-    assert isinstance(window, Window)
-    left, right = window.reach
+    left, right = band
     right = 0 if inputs.causal else right
     # the backward pass rebuilds a row without its log-sum-exp only where all its keys fit one piece
     shape = sparse_shape(inputs)
-    if inputs.needs_grad and shape.rows + sum(window.reach) > shape.keys:
+    if inputs.needs_grad and shape.rows + sum(band) > shape.keys:
         return None
 
     def run(q: Tensor, k: Tensor, v: Tensor, output: Tensor) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
+from longlens.ops.sparse.pattern import Pattern
 from longlens.ops.sparse.random_blocks import Random
-from longlens.ops.tiles import Interval
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import Interval
 
 
 @final
@@ -47,7 +48,7 @@ class BigBird(Pattern, Intervals):
         """Random blocks drawn from the past."""
         return replace(self, past=True)
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    def strata(self) -> tuple[Stratum, ...]:
         """One: itself."""
         return (self,)
 

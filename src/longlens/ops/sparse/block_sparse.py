@@ -13,8 +13,9 @@ from torch import Tensor
 from longlens.errors import MaskError, MethodError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
-from longlens.ops.tiles import Interval
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import Interval
 
 
 @final
@@ -38,7 +39,7 @@ class BlockSparse(Pattern, Intervals):
     def shift_invariant(self) -> bool:
         return False
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    def strata(self) -> tuple[Stratum, ...]:
         """One: itself."""
         return (self,)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Stratum, StridedKeys
 
 
 @final
@@ -27,6 +28,6 @@ class Dilated(Pattern):
         check_count("dilated", "window", self.window, 0)
         check_count("dilated", "dilation", self.dilation)
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
-        """One lane of step `dilation`."""
-        return (Lane(self.dilation, self.window, self.window),)
+    def strata(self) -> tuple[Stratum, ...]:
+        """Strided keys of step `dilation`."""
+        return (StridedKeys(self.dilation, self.window, self.window),)

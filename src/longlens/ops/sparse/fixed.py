@@ -9,8 +9,9 @@ from torch import Tensor
 
 from longlens.errors import MethodError
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
-from longlens.ops.tiles import Interval
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import Interval
 
 
 @final
@@ -41,7 +42,7 @@ class Fixed(Pattern, Intervals):
         """Queries of one block share their keys."""
         return self.stride
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    def strata(self) -> tuple[Stratum, ...]:
         """One: itself."""
         return (self,)
 

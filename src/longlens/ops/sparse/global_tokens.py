@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from longlens.errors import MethodError
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
-from longlens.ops.tiles import Interval
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import Interval
 
 
 @final
@@ -37,7 +38,7 @@ class Global(Pattern, Intervals):
     def shift_invariant(self) -> bool:
         return False
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    def strata(self) -> tuple[Stratum, ...]:
         """One: itself."""
         return (self,)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from longlens.ops.sparse.global_tokens import Global
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Stratum
 from longlens.ops.sparse.window import Window
 
 
@@ -29,6 +30,6 @@ class Longformer(Pattern):
         object.__setattr__(self, "global_tokens", Global(self.global_tokens).tokens)
         Window(self.window)
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    def strata(self) -> tuple[Stratum, ...]:
         """A window and the global tokens."""
         return (Window(self.window), Global(self.global_tokens))

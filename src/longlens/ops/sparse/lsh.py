@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from longlens.errors import MethodError
-from longlens.ops.exact.blockwise import Walk, attend_tiles
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
-from longlens.ops.method import Attended, Method, Tiled, check_count
+from longlens.ops.method import Method, Tiled, check_count
+from longlens.ops.outputs import AttentionOutput
 from longlens.ops.reference import softmax_attention
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern, strata_tiles
-from longlens.ops.tiles import Edge, Piece, Tile, TileShape, sparse_shape, tile_elements
+from longlens.ops.sparse.pattern import Pattern, SparseMethod
+from longlens.ops.sparse.strata import Stratum, strata_tiles
+from longlens.ops.tiles.engine import attend_tiles
+from longlens.ops.tiles.grid import Edge, Piece, Tile, TileShape, sparse_shape, tile_elements
+from longlens.ops.tiles.problem import TiledProblem
 
 # under a causal mask the number of buckets must not tell the length
 CAUSAL_BUCKETS = 64
@@ -27,7 +30,7 @@ ROWS = 8192
 
 @final
 @dataclass(frozen=True)
-class LSH(Method):
+class LSH(SparseMethod):
     """LSH attention: exact softmax over pairs that share a hash bucket in any of `rounds` (Reformer, Kitaev et al.
     2020).
 
@@ -68,7 +71,7 @@ class LSH(Method):
         """The pairs that share a bucket."""
         return hashed_tiled(self, (), inputs, shape)
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Exact softmax over the pairs that share a bucket."""
         return attend_hashed(self, (), inputs)
 
@@ -83,15 +86,14 @@ class LSH(Method):
         """Softmax over the pairs that share a bucket, by definition."""
         return torch.cat([hashed_reference(self, (), part) for _, part in self.localise(inputs)])
 
-    def __or__(self, other: Method) -> Method:
-        from longlens.ops.sparse.union import unite
-
-        return unite((self, other)) if isinstance(other, Method) else NotImplemented
+    def united(self, patterns: tuple[Pattern, ...]) -> Method:
+        """The pairs of the patterns and of the hashes."""
+        return HashedUnion(patterns, self)
 
 
 @final
 @dataclass(frozen=True)
-class HashedUnion(Method):
+class HashedUnion(SparseMethod):
     """A union of patterns with LSH: `Window(64) | LSH()`."""
 
     members: tuple[Pattern, ...]
@@ -114,7 +116,7 @@ class HashedUnion(Method):
         """The pairs of any member."""
         return hashed_tiled(self.hashed, self.members, inputs, shape)
 
-    def attend(self, inputs: Inputs) -> Attended:
+    def attend(self, inputs: Inputs) -> AttentionOutput:
         """Exact softmax over the pairs of any member."""
         return attend_hashed(self.hashed, self.members, inputs)
 
@@ -125,10 +127,9 @@ class HashedUnion(Method):
             for form, part in self.localise(inputs) if isinstance(form, HashedUnion)
         ])  # fmt: skip
 
-    def __or__(self, other: Method) -> Method:
-        from longlens.ops.sparse.union import unite
-
-        return unite((self, other)) if isinstance(other, Method) else NotImplemented
+    def parts(self) -> tuple[SparseMethod, ...]:
+        """The patterns and the hashes."""
+        return (*self.members, self.hashed)
 
     def __str__(self) -> str:
         return "|".join(map(str, (*self.members, self.hashed)))
@@ -160,14 +161,16 @@ class _Round(NamedTuple):
         return same & (distance >= -reach) & (distance < reach)
 
 
-def attend_hashed(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> Attended:
+def attend_hashed(lsh: LSH, members: Sequence[Pattern], inputs: Inputs) -> AttentionOutput:
     """Exact softmax over the pairs of `members` and of the hashes."""
     inputs = _expanded(inputs)
     with torch.no_grad():
         rounds = _hash_rounds(lsh, inputs)
     shape = sparse_shape(inputs)
     strata = tuple(stratum for member in members for stratum in member.strata())
-    return attend_tiles(Walk(inputs, lambda shapes, _: _hashed_tiles(lsh, rounds, strata, shapes, shape), shape.scores))
+    return attend_tiles(
+        TiledProblem(inputs, lambda shapes, _: _hashed_tiles(lsh, rounds, strata, shapes, shape), shape.scores)
+    )
 
 
 def hashed_tiled(lsh: LSH, members: Sequence[Pattern], inputs: Inputs, shape: TileShape) -> Tiled:
@@ -178,7 +181,7 @@ def hashed_tiled(lsh: LSH, members: Sequence[Pattern], inputs: Inputs, shape: Ti
 
 
 def _hashed_tiles(
-    lsh: LSH, rounds: list[_Round], strata: Sequence[Intervals | Lane], inputs: Inputs, shape: TileShape
+    lsh: LSH, rounds: list[_Round], strata: Sequence[Stratum], inputs: Inputs, shape: TileShape
 ) -> Iterator[Tile]:
     for tile in strata_tiles(strata, inputs, shape) if strata else ():
         yield tile._replace(once=False)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
-from longlens.ops.tiles import Interval
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import Interval
 
 
 @final
@@ -44,7 +45,7 @@ class Random(Pattern, Intervals):
         """Blocks drawn from the past."""
         return replace(self, past=True)
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    def strata(self) -> tuple[Stratum, ...]:
         """One: itself."""
         return (self,)
 

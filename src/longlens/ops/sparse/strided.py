@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Stratum, StridedKeys
 from longlens.ops.sparse.window import Window
 
 
@@ -25,6 +26,6 @@ class Strided(Pattern):
     def __post_init__(self) -> None:
         check_count("strided", "stride", self.stride)
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
-        """A window and a lane."""
-        return (Window(self.stride), Lane(self.stride))
+    def strata(self) -> tuple[Stratum, ...]:
+        """A window and strided keys."""
+        return (Window(self.stride), StridedKeys(self.stride))

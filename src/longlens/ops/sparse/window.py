@@ -8,8 +8,9 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from longlens.ops.method import check_count
-from longlens.ops.sparse.pattern import Intervals, Lane, Pattern
-from longlens.ops.tiles import Interval
+from longlens.ops.sparse.pattern import Pattern
+from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.tiles.grid import Interval
 
 
 @final
@@ -42,7 +43,12 @@ class Window(Pattern, Intervals):
     def shift_invariant(self) -> bool:
         return True
 
-    def strata(self) -> tuple[Intervals | Lane, ...]:
+    @property
+    def band(self) -> tuple[int, int]:
+        """Keys to the left and to the right."""
+        return self.reach
+
+    def strata(self) -> tuple[Stratum, ...]:
         """One: itself."""
         return (self,)
 
