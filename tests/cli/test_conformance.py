@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,20 @@ def test_a_module_in_the_current_folder_and_a_report_in_json(tmp_path: Path, mon
         ("scale", "not claimed"),
         ("batch", "pass"),
     ]
+
+
+@pytest.mark.parametrize("words", [("--method", "window:16"), (SDPA,)], ids=["method", "function"])
+def test_a_file_in_the_current_folder_hides_no_module(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    code, output = run(*words, "--check", "agreement")
+    assert code == 0, output
+    importlib.import_module("colorsys")
+    assert (str(tmp_path) in sys.path) == (words == (SDPA,))
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ def conformance(
         raise click.UsageError("expected MODULE:FUNCTION or --method METHOD, one of the two")
     if method is not None and (claims or single):
         raise click.UsageError("--claims and --claim go with MODULE:FUNCTION; a method's claims are in the registry")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    # what the user names may lie in the current folder; a method of ours does not, and a file there must not be run
+    if function is not None and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     report = _run(function, method, claims, single, checks)
     click.echo(report.table())
     if target is not None:

@@ -8,10 +8,11 @@ from torch import Tensor
 from longlens.errors import MethodError
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.inputs import Inputs, check_inputs
+from longlens.ops.inputs import Inputs, check_inputs, under_autocast
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 from longlens.ops.nonfinite import attend_guarded
+from longlens.ops.operator import attention_traced, can_trace, serve
 from longlens.ops.outputs import AttentionOutput
 from longlens.ops.registry import parse_method
 from longlens.shapes import CuSeqlens, Key, KeyMask, LogSumExp, Output, Query, Value
@@ -71,6 +72,17 @@ def attention(
         MethodError: a method that does not exist.
         UnsupportedError: the method cannot serve this request; the message names the reasons and the methods that can.
     """
+    if torch.compiler.is_compiling():
+        if not can_trace(attn_mask, dropout_p, bias):
+            return _uncompiled(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, method=method, key_mask=key_mask,
+                cu_seqlens=cu_seqlens, bias=bias, return_lse=return_lse, softcap=softcap, sinks=sinks,
+            )  # fmt: skip
+        query, key, value = under_autocast(query, key, value)
+        return attention_traced(
+            query, key, value, attn_mask, is_causal, scale, method, key_mask, cu_seqlens, bias, return_lse, softcap,
+            sinks,
+        )  # fmt: skip
     inputs = check_inputs(
         query, key, value, attn_mask, dropout_p, is_causal, scale, key_mask, cu_seqlens, bias, return_lse, softcap,
         sinks,
@@ -83,6 +95,14 @@ def attention(
         return out.output
     assert out.lse is not None
     return out.output, out.lse
+
+
+serve(attention)
+_uncompiled = torch.compiler.disable(
+    attention,
+    reason="longlens.attention cannot be part of a compiled program with dropout, with a mask rule other than Causal, "
+    "Prefix, one SameDocument and sparse methods, or with a bias rule other than Alibi and RelativePosition",
+)
 
 
 def resolve_method(method: Method | str) -> Method:

@@ -11,7 +11,7 @@ from longlens.errors import DtypeError
 from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refusals
-from longlens.ops.exact.exact import Exact, choose_path, path_order, path_refusals
+from longlens.ops.exact.exact import ORDER, Exact, choose_path, path_refusals
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
@@ -136,19 +136,13 @@ def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
     if isinstance(method, Exact):
         path = choose_path(inputs) if method.path == "auto" else method.path
         reasons = path_refusals(inputs)
-        order = path_order(inputs)
-        why = (
-            f"{path} was named"
-            if method.path != "auto"
-            else f"{path} comes first for {inputs.query.dtype} on {inputs.device_type}"
-        )
+        why = f"{path} was named" if method.path != "auto" else f"{path} comes first"
         idle = {
             "math": "quadratic memory: runs only when named",
-            "sdpa": f"slower for {inputs.query.dtype} on {inputs.device_type}: runs only when named",
             "flex": "compiles anew for each shape: runs only when named",
         }
         return path, {
-            other: against or [why if other in order else idle[other]]
+            other: against or [why if other in ORDER else idle[other]]
             for other, against in reasons.items()
             if other != path
         }

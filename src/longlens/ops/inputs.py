@@ -176,7 +176,7 @@ def check_inputs(
     sinks: Tensor | None = None,
 ) -> Inputs:
     """Check everything that `attention()` takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
-    query, key, value = _autocast(query, key, value)
+    query, key, value = under_autocast(query, key, value)
     _check_tensors(query, key, value)
     if not 0.0 <= dropout_p < 1.0:
         raise InputError(f"expected dropout_p in [0, 1), got {dropout_p}")
@@ -234,8 +234,8 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         raise InputError(f"expected queries and keys of one width of at least 1, got {shapes}")
 
 
-def _autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast, cast as scaled_dot_product_attention does."""
+def under_autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, cast under autocast as scaled_dot_product_attention casts them."""
     kind = query.device.type if isinstance(query, Tensor) else "meta"
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return query, key, value

@@ -79,6 +79,12 @@ class Method(ABC):
 
 M = TypeVar("M", bound=Method)
 
+# bounds on string forms, which may come from a stranger: characters, nested brackets (a layout has two), whole numbers
+# (a product of two must fit 64 bits)
+LONGEST, DEEPEST, LARGEST = 100_000, 4, 2**31 - 1
+# seeds are multiplied by a million
+LARGEST_SEED = 2**40
+
 
 def build_method(kind: type[M], text: str) -> M:
     """Build `kind` from the part of its string form after the colon.
@@ -92,25 +98,30 @@ def build_method(kind: type[M], text: str) -> M:
         if not equals:
             if place >= len(names):
                 raise MethodError(
-                    f"'{kind.name}:{text}': expected at most {len(names)} parameters {names}; drop '{item}'"
+                    f"'{kind.name}:{shorten(text)}': expected at most {len(names)} parameters {names}; drop "
+                    f"'{shorten(item)}'"
                 )
             name, raw = names[place], item
         if name not in names:
-            raise MethodError(f"'{kind.name}:{text}': unknown parameter '{name}'; {kind.name} takes {names}")
+            raise MethodError(
+                f"'{kind.name}:{shorten(text)}': unknown parameter '{shorten(name)}'; {kind.name} takes {names}"
+            )
         if name in values:
-            raise MethodError(f"'{kind.name}:{text}': parameter '{name}' is given twice")
+            raise MethodError(f"'{kind.name}:{shorten(text)}': parameter '{name}' is given twice")
         values[name] = _literal(raw)
     try:
         return kind(**values)
     except TypeError as error:
-        raise MethodError(f"'{kind.name}:{text}': {error}; {kind.name} takes {names}") from None
+        raise MethodError(f"'{kind.name}:{shorten(text)}': {error}; {kind.name} takes {names}") from None
 
 
 def _split_arguments(text: str) -> list[str]:
     """Split at commas that stand outside brackets."""
     items, depth, start = [], 0, 0
     for place, letter in enumerate(text):
-        depth += (letter in "([") - (letter in ")]")
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth > DEEPEST:
+            raise MethodError(f"'{shorten(text)}': brackets nest deeper than {DEEPEST}; no parameter needs that")
         if letter == "," and depth == 0:
             items.append(text[start:place])
             start = place + 1
@@ -122,9 +133,25 @@ def _literal(raw: str) -> Any:
         return ast.literal_eval(raw)
     except (ValueError, SyntaxError):
         return raw
+    except (MemoryError, RecursionError):
+        # chains such as 1+1+..., which Python's parser follows by recursion
+        raise MethodError(f"expected a parameter to be a number, a word or a tuple, got '{shorten(raw)}'") from None
 
 
-def check_count(method: str, name: str, value: object, least: int = 1) -> None:
-    """Raise `MethodError` unless `value` is an int of at least `least`."""
+def shorten(value: object) -> str:
+    """At most 80 characters of what a message quotes."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:
+        # Python refuses to print integers of thousands of digits
+        return f"a {type(value).__name__} too long to print"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_count(method: str, name: str, value: object, least: int = 1, most: int = LARGEST) -> None:
+    """Raise `MethodError` unless `value` is an int from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise MethodError(f"{method}: expected {name} to be an int of at least {least}, got {value!r}")
+        got = repr(shorten(value)) if isinstance(value, str) else shorten(value)
+        raise MethodError(f"{method}: expected {name} to be an int of at least {least}, got {got}")
+    if value > most:
+        raise MethodError(f"{method}: expected {name} to be at most {most}, got {shorten(value)}")

@@ -89,6 +89,7 @@ def method_info(name: str) -> MethodInfo:
         return BY_NAME[name]
     from difflib import get_close_matches
 
+    name = name if len(name) <= 40 else f"{name[:37]}..."
     near = get_close_matches(name, BY_NAME, n=3)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else "`longlens methods` lists them"
     raise MethodError(f"unknown method '{name}': expected one of {', '.join(BY_NAME)}; {hint}")
@@ -97,10 +98,15 @@ def method_info(name: str) -> MethodInfo:
 def parse_method(text: str) -> Method:
     """The method that a string form names: `"exact"`, `"window:256"`, `"window:64|global:(0,)"`.
 
-    Raises `MethodError` for an unknown name or parameter.
+    Raises `MethodError` for an unknown name or parameter, and for a text of more than 100,000 characters.
     """
-    from longlens.ops.method import build_method
+    from longlens.ops.method import LONGEST, build_method
 
+    if len(text) > LONGEST:
+        raise MethodError(
+            f"expected the string form of a method to have at most {LONGEST:,} characters, got {len(text):,}; build "
+            "the method from its class instead"
+        )
     parts = [part.strip() for part in text.split("|")]
     built = []
     for part in parts:

@@ -13,7 +13,7 @@ from longlens.errors import MethodError
 from longlens.ops.approximate.blocks import reference_attention, repeat_heads
 from longlens.ops.approximate.kernel_sum import Features, Sums, feature_attention, scratch_elements
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Method, check_count
+from longlens.ops.method import LARGEST_SEED, Method, check_count
 from longlens.ops.outputs import AttentionOutput
 
 # added to the ReLU features so that no row is without weight: the 1e-3 of the paper's code, rounded to a power of two,
@@ -47,7 +47,7 @@ class Performer(Method):
 
     def __post_init__(self) -> None:
         check_count(self.name, "features", self.features)
-        check_count(self.name, "seed", self.seed, 0)
+        check_count(self.name, "seed", self.seed, 0, LARGEST_SEED)
         if self.kernel not in ("softmax", "relu"):
             raise MethodError(f"performer: expected kernel to be 'softmax' or 'relu', got {self.kernel!r}")
 

@@ -15,7 +15,7 @@ from longlens.ops.approximate.blocks import compute_dtype, grouped, recompute, r
 from longlens.ops.approximate.kernel_sum import NO_KEY, Sums, attend_sums, causal_sums, scratch_elements
 from longlens.ops.approximate.performer import Performer
 from longlens.ops.inputs import Inputs
-from longlens.ops.method import Method, check_count
+from longlens.ops.method import LARGEST_SEED, Method, check_count
 from longlens.ops.outputs import AttentionOutput
 
 
@@ -44,7 +44,7 @@ class Scatterbrain(Method):
     def __post_init__(self) -> None:
         check_count(self.name, "window", self.window, 0)
         check_count(self.name, "features", self.features)
-        check_count(self.name, "seed", self.seed, 0)
+        check_count(self.name, "seed", self.seed, 0, LARGEST_SEED)
 
     def attend(self, inputs: Inputs) -> AttentionOutput:
         """Output (B, H, Nq, Dv); bidirectional or causal."""

@@ -20,6 +20,9 @@ from longlens.ops.tiles.grid import TileShape, dense_shape, tile_elements
 from longlens.ops.tiles.problem import TiledProblem
 
 PATHS = ("sdpa", "blockwise", "flex", "math")
+# the paths to try, first to last; never "math", which is quadratic. The fused kernels come first: they sum in float32
+# whatever the inputs' dtype, and are the fastest that do
+ORDER = ("sdpa", "blockwise")
 
 
 @final
@@ -31,7 +34,7 @@ class Exact(Method):
 
     Rabe & Staats 2021 (arXiv:2112.05682); FlashAttention, Dao et al. 2022 (arXiv:2205.14135). Time N^2 D, memory N.
 
-    `path`: "auto" takes the first that serves the request, in the order of `path_order`. "sdpa" is PyTorch's fused
+    `path`: "auto" takes the first that serves the request, in the order of `ORDER`. "sdpa" is PyTorch's fused
     kernel, "blockwise" our tiles, "flex" compiled FlexAttention (forward only on a CPU), "math" the N x N definition in
     plain operations, never chosen by itself: quadratic memory, but derivatives of every order.
     """
@@ -65,16 +68,13 @@ class Exact(Method):
     def peak_elements(self, inputs: Inputs) -> int:
         """Scores of one group of heads for the tiles; what zero padding copies for the fused kernel."""
         path = choose_path(inputs) if self.path == "auto" else self.path
-        batch, heads, queries, width = inputs.query.shape
+        batch, heads, queries, _ = inputs.query.shape
         if path == "math":
             return 3 * batch * heads * queries * inputs.keys
         if path == "blockwise":
             shape = dense_shape(inputs)
             return tile_elements(inputs, shape, min(inputs.keys, shape.keys))
-        short = width - inputs.value.shape[3]
-        if short > 0:
-            return (inputs.value.numel() + inputs.query.numel()) // inputs.value.shape[3] * width
-        return (inputs.query.numel() + inputs.key.numel()) // width * (width - short) if short < 0 else 0
+        return sdpa.scratch_elements(inputs) if path == "sdpa" else 0
 
     def refusals(self, inputs: Inputs) -> list[str]:
         """What a path that was named by hand cannot do."""
@@ -91,22 +91,10 @@ def path_refusals(inputs: Inputs) -> dict[str, list[str]]:
     }
 
 
-def path_order(inputs: Inputs) -> tuple[str, ...]:
-    """The paths to try, first to last. Never "math": that is quadratic.
-
-    On a CPU in bfloat16 our tiles are faster than the fused kernel once a row of scores is long enough to fill the
-    matrix unit; in float32 the fused kernel is faster wherever it is linear. On CUDA the fused kernels come first,
-    then the tiles.
-    """
-    if inputs.device_type == "cpu" and inputs.query.dtype == torch.bfloat16 and inputs.queries >= 128:
-        return ("blockwise",)
-    return ("sdpa", "blockwise")
-
-
 def choose_path(inputs: Inputs) -> str:
-    """The first path of `path_order` that refuses nothing."""
+    """The first path of `ORDER` that refuses nothing."""
     reasons = path_refusals(inputs)
-    return next(path for path in path_order(inputs) if not reasons[path])
+    return next(path for path in ORDER if not reasons[path])
 
 
 def attend_math(inputs: Inputs) -> AttentionOutput:

@@ -1,8 +1,9 @@
 """Compiled FlexAttention (Dong et al. 2024, arXiv:2412.05496): mask rules and log-sum-exp on CUDA in fused kernels.
 
 The rules are handed over as a `mask_mod`, with a block mask built by the compiler so that no N x N mask is made.
-It is chosen only by name: compiled code is made again for each shape, and past the compiler's limit FlexAttention runs
-uncompiled, in N x N memory. On a CPU it serves the forward pass only.
+It is chosen only by name: compiled code is made again for each shape, up to the compiler's limit. Past it
+FlexAttention would run uncompiled, in N x N memory, so it is compiled whole (`fullgraph=True`), which raises instead.
+On a CPU it serves the forward pass only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longlens.errors import UnsupportedError
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import AllOf, Causal, Prefix, Rule
 from longlens.ops.outputs import AttentionOutput
@@ -48,6 +50,21 @@ def _traceable(rule: Rule) -> bool:
 
 def attend(inputs: Inputs) -> AttentionOutput:
     """softmax(scale q k^T) v under the rules and the key mask; log-sum-exp where asked for (CUDA)."""
+    # the compiler takes a second to import, which only those who use it should wait for
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    try:
+        return _attend(inputs)
+    except FailOnRecompileLimitHit as error:
+        limit = torch._dynamo.config.recompile_limit
+        raise UnsupportedError(
+            f"exact:flex compiles once for each shape, and has reached PyTorch's limit of {limit} compilations; beyond "
+            "it FlexAttention would take N x N memory. Use method='exact', pad inputs to a few lengths, or raise "
+            "torch._dynamo.config.recompile_limit"
+        ) from error
+
+
+def _attend(inputs: Inputs) -> AttentionOutput:
     attention, make_mask = _compiled()
     batch, nq = inputs.query.shape[0], inputs.queries
     rule, key_mask, offset, n = inputs.mask_rule(), inputs.key_mask, inputs.offset, inputs.keys
@@ -73,4 +90,7 @@ def attend(inputs: Inputs) -> AttentionOutput:
 def _compiled() -> tuple[Any, Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    return torch.compile(flex_attention, dynamic=False), torch.compile(create_block_mask)
+    return (
+        torch.compile(flex_attention, dynamic=False, fullgraph=True),
+        torch.compile(create_block_mask, fullgraph=True),
+    )

@@ -1,34 +1,39 @@
-"""PyTorch's fused attention, only where its memory is linear.
+"""PyTorch's fused attention, only where its memory is linear, and chosen without touching any setting of PyTorch.
 
 `torch.nn.functional.scaled_dot_product_attention` (FlashAttention, Dao et al. 2022, arXiv:2205.14135) turns to an N x N
 path for dropout on a CPU, for expanded masks and for value width != head width. `refusals` keeps such calls away; a
 value width that differs is padded with zeros up to the larger of the two, which changes no score.
+
+Which kernel `scaled_dot_product_attention` picks can be steered by `torch.nn.attention.sdpa_kernel` alone, which sets
+flags of the whole process: two threads that use it restore each other's values, and other code's calls fail meanwhile.
+So on a CPU the operator behind it is called directly, which also gives the log-sum-exp, and on CUDA PyTorch is asked
+beforehand which kernel it would pick.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.backends.cuda import (
-    SDPAParams,
-    can_use_cudnn_attention,
-    can_use_efficient_attention,
-    can_use_flash_attention,
-)
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
+from longlens.errors import UnsupportedError
+from longlens.ops.fused_cpu import attend_cpu, cpu_serves
 from longlens.ops.inputs import Inputs
 from longlens.ops.outputs import AttentionOutput
 
-LINEAR_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+LINEAR_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
 def refusals(inputs: Inputs) -> list[str]:
     """Why PyTorch's fused attention cannot serve these inputs in linear memory."""
     aligned = inputs.offset == 0
+    on_cpu = inputs.device_type == "cpu"
     wants = {
-        "it gives no log-sum-exp": inputs.need_lse,
+        "it gives no log-sum-exp": inputs.need_lse and not on_cpu,
+        "no gradient flows through its log-sum-exp": inputs.need_lse and on_cpu and inputs.needs_grad,
         "it would expand a mask rule to N x N": inputs.rule is not None,
         "it would expand a bias to N x N": inputs.bias is not None,
         "it has no softcap": inputs.softcap is not None,
@@ -36,28 +41,33 @@ def refusals(inputs: Inputs) -> list[str]:
         "dropout is quadratic on this device": inputs.dropout > 0 and inputs.device_type != "cuda",
         "its causal mask is top-left aligned and Nq != Nk": inputs.causal and not aligned,
         "causal with a key mask would expand to N x N": inputs.causal and inputs.key_mask is not None,
-        "no fused CUDA kernel takes these inputs": inputs.query.is_cuda and not _cuda_serves(inputs),
+        "this PyTorch has no fused CPU operator that passes our check": on_cpu and not cpu_serves(inputs.query.dtype),
+        "no kernel of linear memory is known on this device": inputs.device_type not in ("cpu", "cuda"),
+        "PyTorch would pick a kernel of quadratic memory": inputs.query.is_cuda and not _cuda_serves(inputs),
     }
     return [reason for reason, refused in wants.items() if refused]
 
 
-def _cuda_serves(inputs: Inputs) -> bool:
-    query, key, value, _ = _padded(inputs.query, inputs.key, inputs.value)
-    mask = None if inputs.key_mask is None else inputs.key_mask[:, None, None, :]
-    asked = SDPAParams(query, key, value, mask, inputs.dropout, inputs.causal, inputs.groups > 1)
-    return can_use_flash_attention(asked) or can_use_efficient_attention(asked) or can_use_cudnn_attention(asked)
-
-
 def attend(inputs: Inputs) -> AttentionOutput:
-    """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels."""
-    query, key, value, width = _padded(inputs.query, inputs.key, inputs.value)
+    """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels; on a CPU also the log-sum-exp."""
+    query, key, value, width = _padded(*_once_differentiable(inputs))
     mask = filled = None
     if inputs.key_mask is not None:
         # a row without keys attends to all of them and is zeroed afterwards: the kernels differ in what they make of it
         filled = inputs.key_mask.any(1, keepdim=True)
         # (B, 1, 1, Nk) stays a row; expanded to Nq rows it would be quadratic
         mask = (inputs.key_mask | ~filled)[:, None, None, :]
-    with sdpa_kernel(LINEAR_BACKENDS):
+    lse = None
+    if inputs.device_type == "cpu":
+        if query.dtype == torch.float16:
+            # CPUs multiply float16 slowly: by way of float32 it takes half the time, and is more exact
+            query, key, value = query.float(), key.float(), value.float()
+        if mask is not None:
+            mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        output, lse = attend_cpu(query, key, value, inputs.scale, causal=inputs.causal, mask=mask)
+        output = output.to(inputs.query.dtype)
+        output, lse = _pass_on_nan(inputs.query, output, lse)
+    else:
         output = F.scaled_dot_product_attention(
             query, key, value, mask, inputs.dropout, inputs.causal,
             scale=inputs.scale, enable_gqa=inputs.groups > 1,
@@ -65,7 +75,68 @@ def attend(inputs: Inputs) -> AttentionOutput:
     output = output[..., :width]
     if filled is not None and not (filled.device.type == "cpu" and bool(filled.all())):
         output = torch.where(filled[:, :, None, None], output, output.new_zeros(()))
-    return AttentionOutput(output, None)
+        lse = None if lse is None else lse.masked_fill(~filled[:, :, None], -torch.inf)
+    return AttentionOutput(output, lse.contiguous() if inputs.need_lse and lse is not None else None)
+
+
+def scratch_elements(inputs: Inputs) -> int:
+    """What padding to one width, and float32 in place of float16, hold, in elements of the inputs' dtype."""
+    width = max(inputs.query.shape[3], inputs.value.shape[3])
+    rows = [tensor.numel() // tensor.shape[3] for tensor in (inputs.query, inputs.key, inputs.value, inputs.query)]
+    if inputs.device_type == "cpu" and inputs.query.dtype == torch.float16:
+        return 2 * width * sum(rows)
+    short = width - inputs.value.shape[3]
+    if short > 0:
+        return width * (rows[2] + rows[3])
+    return width * (rows[0] + rows[1]) if width > inputs.query.shape[3] else 0
+
+
+def _pass_on_nan(query: Tensor, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """The operator takes a row of NaN scores for a row without keys and gives it 0: here it stays NaN."""
+    # a sum is finite only if every term is, and reads the queries once
+    if bool(query.detach().sum(dtype=lse.dtype).isfinite()):
+        return output, lse
+    lost = ~query.detach().isfinite().all(3)
+    return output.masked_fill(lost.unsqueeze(3), torch.nan), lse.masked_fill(lost, torch.nan)
+
+
+def _once_differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, whose gradients refuse by our own message to be differentiated again."""
+    tensors = (inputs.query, inputs.key, inputs.value)
+    return _Once.apply(*tensors) if inputs.needs_grad else tensors
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return _Refusal.apply(*grads)
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *grads: Tensor | None) -> Any:
+        return tuple(None if grad is None else grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise UnsupportedError(
+            "second derivatives are not supported by the fused kernel; use method='exact:path=math' (quadratic memory) "
+            "or an approximator such as 'linear', whose gradients are differentiable"
+        )
+
+
+def _cuda_serves(inputs: Inputs) -> bool:
+    query, key, value, _ = _padded(inputs.query, inputs.key, inputs.value)
+    mask = None if inputs.key_mask is None else inputs.key_mask[:, None, None, :]
+    choice = torch._fused_sdp_choice(
+        query, key, value, mask, inputs.dropout, inputs.causal, scale=inputs.scale, enable_gqa=inputs.groups > 1
+    )
+    return choice in [backend.value for backend in LINEAR_BACKENDS]
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:

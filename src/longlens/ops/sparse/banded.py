@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from longlens.ops.fused_cpu import attend_cpu, cpu_serves
 from longlens.ops.inputs import Inputs
 from longlens.ops.sparse.strata import Intervals, Stratum
 from longlens.ops.tiles.grid import sparse_shape
@@ -32,6 +31,7 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
     serves = (
         inputs.device_type == "cpu"
         and inputs.query.element_size() >= 4
+        and cpu_serves(inputs.query.dtype)
         and inputs.rule is None
         and inputs.key_mask is None
         and inputs.bias is None
@@ -63,7 +63,7 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
         first, width = start + offset - left, ROWS + left + right
         distance = torch.arange(width).unsqueeze(0) - left - torch.arange(ROWS).unsqueeze(1)
         mask = torch.zeros(ROWS, width, dtype=q.dtype).masked_fill_((distance < -left) | (distance > right), -torch.inf)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with torch.no_grad():
             # a run of blocks at a time, so that its result is still in cache when it is copied
             for done in range(0, blocks, RUN):
                 count = min(RUN, blocks - done)
@@ -71,7 +71,7 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
                 keys, values = (_overlapping(t, first + done * ROWS, count, width) for t in (k, v))
                 for group in range(groups):
                     rows = q[group::groups, begin : begin + count * ROWS].unflatten(1, (count, ROWS))
-                    part = F.scaled_dot_product_attention(rows, keys, values, mask, scale=inputs.scale)
+                    part, _ = attend_cpu(rows, keys, values, inputs.scale, mask=mask)
                     output[group::groups, begin : begin + count * ROWS].unflatten(1, (count, ROWS)).copy_(part)
         return start, stop
 

@@ -65,7 +65,7 @@ class BigBird(Pattern, Intervals):
 
     def everywhere(self, n: int) -> Sequence[int]:
         """Queries of the global blocks."""
-        return range(self.global_blocks * self.block)
+        return range(min(n, self.global_blocks * self.block))
 
     def covers(self, lo: int, hi: int) -> bool:
         """Rows of one block share their keys."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longlens.errors import MethodError
+from longlens.ops.method import LARGEST, shorten
 from longlens.ops.sparse.pattern import Pattern
 from longlens.ops.sparse.strata import Intervals, Stratum
 from longlens.ops.tiles.grid import Interval
@@ -30,8 +31,8 @@ class Global(Pattern, Intervals):
     def __post_init__(self) -> None:
         given: object = self.tokens
         tokens = (given,) if isinstance(given, int) else tuple(given) if isinstance(given, Sequence) else (None,)
-        if any(not isinstance(token, int) or isinstance(token, bool) or token < 0 for token in tokens):
-            raise MethodError(f"global: expected tokens to be positions of at least 0, got {given!r}")
+        if any(not isinstance(token, int) or isinstance(token, bool) or not 0 <= token <= LARGEST for token in tokens):
+            raise MethodError(f"global: expected tokens to be positions of 0 to {LARGEST}, got {shorten(given)}")
         object.__setattr__(self, "tokens", tuple(sorted({token for token in tokens if isinstance(token, int)})))
 
     @property

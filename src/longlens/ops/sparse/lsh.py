@@ -13,7 +13,7 @@ from torch import Tensor
 from longlens.errors import MethodError
 from longlens.ops.inputs import Inputs
 from longlens.ops.masks import Rule
-from longlens.ops.method import Method, Tiled, check_count
+from longlens.ops.method import LARGEST_SEED, Method, Tiled, check_count
 from longlens.ops.outputs import AttentionOutput
 from longlens.ops.reference import softmax_attention
 from longlens.ops.sparse.pattern import Pattern, SparseMethod
@@ -55,7 +55,7 @@ class LSH(SparseMethod):
     def __post_init__(self) -> None:
         check_count("lsh", "rounds", self.rounds)
         check_count("lsh", "bucket", self.bucket)
-        check_count("lsh", "seed", self.seed, 0)
+        check_count("lsh", "seed", self.seed, 0, LARGEST_SEED)
         if self.buckets is not None:
             check_count("lsh", "buckets", self.buckets, 2)
             if self.buckets % 2:

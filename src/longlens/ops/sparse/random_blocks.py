@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longlens.ops.method import check_count
+from longlens.ops.method import LARGEST_SEED, check_count
 from longlens.ops.sparse.pattern import Pattern
 from longlens.ops.sparse.strata import Intervals, Stratum
 from longlens.ops.tiles.grid import Interval
@@ -35,7 +35,7 @@ class Random(Pattern, Intervals):
     def __post_init__(self) -> None:
         check_count("random", "blocks", self.blocks, 0)
         check_count("random", "block", self.block)
-        check_count("random", "seed", self.seed, 0)
+        check_count("random", "seed", self.seed, 0, LARGEST_SEED)
 
     @property
     def shift_invariant(self) -> bool:

@@ -1,0 +1,43 @@
+"""PyTorch's fused attention on a CPU: the operator behind `scaled_dot_product_attention`, called by its own name.
+
+It is an online softmax over tiles (FlashAttention, Dao et al. 2022, arXiv:2205.14135) with sums in float32, and returns
+the log-sum-exp too. Its name is private to PyTorch, so it is checked at first use.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def attend_cpu(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The fused CPU operator: output (B, H, Nq, D), and log-sum-exp (B, H, Nq), float32 or float64, without gradient.
+
+    Heads may be grouped. Widths must be equal and numbers within a row adjacent; `mask` is additive, in the query's
+    dtype, and broadcasts; rows without keys give 0 and 0. Ask `cpu_serves` first.
+    """
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return output, lse
+
+
+@cache
+def cpu_serves(dtype: torch.dtype) -> bool:
+    """Whether the fused CPU operator, whose name is private to PyTorch, exists and gives what we take it to give."""
+    # two query heads to a key head, fewer queries than keys; no random numbers, which belong to the caller
+    query = torch.linspace(-2.0, 2.0, 2 * 3 * 8).view(1, 2, 3, 8).to(dtype)
+    key = torch.linspace(1.0, -3.0, 5 * 8).sin().view(1, 1, 5, 8).to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        try:
+            output, lse = attend_cpu(query, key, key, 0.5)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+        scores = query.double() @ key.double().mT * 0.5
+        weights = (scores - lse.double().unsqueeze(-1)).exp()
+        right = (weights.sum(-1) - 1).abs().max() < 1e-3 and (output - weights @ key.double()).abs().max() < 5e-2
+    return bool(right) and lse.dtype == torch.promote_types(dtype, torch.float32)
