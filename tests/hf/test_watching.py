@@ -278,9 +278,9 @@ def test_an_attention_that_attends_in_parts_is_watched_as_packed_sequences():
     assert len(weights) == 7 + 2
     for layer, parts in enumerate((weights[:7], weights[7:])):
         entropy = torch.cat([-(p * p.clamp(min=1e-300).log()).sum(-1) for p in parts], -1)
-        torch.testing.assert_close(seen.entropy[layer].double(), entropy, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen.entropy[layer].values.double(), entropy, rtol=1e-4, atol=1e-4)
         received = torch.cat([p.sum(-2) for p in parts], -1)
-        torch.testing.assert_close(seen.received[layer].double(), received, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen.received[layer].values.double(), received, rtol=1e-4, atol=1e-4)
 
 
 def test_names_and_tables():
