@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from longlens.cli.options import WordsCommand, load_model, memory_limits, model_options, readable_input
+from longlens.cli.options import WordsCommand, model_options
 
 
 @click.command(cls=WordsCommand)
@@ -21,6 +21,7 @@ def plan(
     model: str,
     dtype: str,
     device: str,
+    threads: int | None,
 ) -> None:
     """Say how much memory and time embedding FASTA files would take, and what the N x N way would.
 
@@ -32,13 +33,16 @@ def plan(
 
     from longlens.errors import InputError
     from longlens.io.survey import survey
-    from longlens.jobs.embed import EmbedOptions, refuse_too_long
+    from longlens.jobs.embed import refuse_too_long
+    from longlens.jobs.inputs import readable_twice
+    from longlens.jobs.limits import memory_limits, threads_set
     from longlens.jobs.plan import Outputs, batch_bytes, make_batches, measure_rate, operations, standard_bytes
+    from longlens.models.pretrained import load
     from longlens.ops.explain import format_bytes
 
-    with readable_input(fasta) as paths:
+    with readable_twice(fasta) as paths:
         found = survey(paths, skip_errors=on_error == "skip")
-    loaded = load_model(model, dtype, device)
+    loaded = load(model, dtype=dtype, device=device)
     outputs = Outputs(0, 1)
     limit, budget = memory_limits(loaded, outputs, max_memory, tokens_per_batch)
     lengths = [entry.length for entry in found.entries]
@@ -47,12 +51,13 @@ def plan(
     element = loaded.dtype.itemsize
     weights = sum(tensor.nbytes for tensor in loaded.state_dict().values())
     peak = batch_bytes(loaded.config, largest, element, outputs)
-    seconds = operations(loaded.config, lengths) / measure_rate(loaded)
+    with threads_set(threads):
+        seconds = operations(loaded.config, lengths) / measure_rate(loaded)
     longest = max(found.entries, key=lambda entry: entry.length)
     standard = standard_bytes(loaded.config, longest.length + 2, element)
     fits = "yes" if peak <= limit else "no: raise --max-memory, use --dtype bfloat16 or a smaller model"
     try:
-        refuse_too_long(loaded, found, EmbedOptions(), limit)
+        refuse_too_long(loaded, found, outputs, limit)
     except InputError as error:
         fits = f"no: {error}"
     table = Table("", "", show_header=False, box=None, pad_edge=False)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
+from longlens.io.formats import ABOUT
 from longlens.io.results import MANIFEST
 
 
@@ -39,7 +40,7 @@ class Results:
 
     def __iter__(self) -> Iterator[str]:
         """The arrays' names."""
-        return iter(sorted(_names(self._arrays)))
+        return iter(sorted(name for name in _names(self._arrays) if not name.startswith(ABOUT)))
 
     def residues(self, name: str, row: Mapping[str, Any]) -> NDArray[Any]:
         """One protein's part of an array with one row for each residue. Raises `InputError` for a skipped record."""
