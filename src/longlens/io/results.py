@@ -121,7 +121,7 @@ class ResultFolder:
         for array in self.arrays.values():
             array.sync()
         journal = self.work / JOURNAL
-        if journal.is_file() and journal.read_bytes()[-1:] not in (b"", b"\n"):
+        if journal.is_file() and _last_byte(journal) not in (b"", b"\n"):
             whole = journal.read_bytes()
             write_whole(journal, whole[: whole.rfind(b"\n") + 1])
         with journal.open("ab") as file:
@@ -219,6 +219,12 @@ def _bytes_of(path: Path) -> int:
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     return path.stat().st_size if path.is_file() else -1
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read(1)
 
 
 def _as_json(value: dict[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.jobs.table_results import TableResults
-from longlens.report.tables import require_pandas
+from longlens.report.tables import to_frame
 
 
 class ContactMaps(TableResults):
@@ -53,9 +53,11 @@ class ContactMaps(TableResults):
 
     def to_frame(self) -> Any:
         """A pandas data frame: id, i, j (from 1) and probability of every pair. Needs the extra `notebook`."""
-        pd = require_pandas()
-        frames = [pd.DataFrame({"id": row["id"], **self[number]}) for number, row in enumerate(self.table[: len(self)])]
-        return pd.concat(frames, ignore_index=True)
+        pairs = [self[number] for number in range(len(self))]
+        ids = np.repeat(np.array(self.ids, object), [len(part["i"]) for part in pairs])
+        return to_frame({
+            "id": ids, **{name: np.concatenate([part[name] for part in pairs]) for name in ("i", "j", "probability")}
+        })  # fmt: skip
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)

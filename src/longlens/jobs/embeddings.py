@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from longlens.errors import InputError
 from longlens.io.reading import Results, open_results
 from longlens.jobs.table_results import TableResults
-from longlens.report.tables import require_pandas
+from longlens.report.tables import to_frame
 
 
 class Embeddings(TableResults):
@@ -46,8 +46,8 @@ class Embeddings(TableResults):
         return self._results.residues(name, self.row(protein))
 
     def __getitem__(self, protein: str | int) -> NDArray[Any]:
-        """The first array's part of a protein, by id or number."""
-        return self.get(self.names[0] if "mean" not in self._groups else self._groups["mean"][-1], protein)
+        """A protein's mean over residues in the last layer, or its part of the first array that there is."""
+        return self.get(self._first, protein)
 
     def get(self, name: str, protein: str | int) -> NDArray[Any]:
         """A protein's part of an array: a row, or a row for each of its residues."""
@@ -60,18 +60,20 @@ class Embeddings(TableResults):
 
         Rows are proteins, indexed by id, or residues, indexed by id and position (from 1). Needs the extra `notebook`.
         """
-        pd = require_pandas()
-        name = name or (self._groups["mean"][-1] if "mean" in self._groups else self.names[0])
+        name = name or self._first
         values = self.array(name)
         rows = [row for row in self.table if row["row"] is not None]
+        index: dict[Any, Any] = {"id": [row["id"] for row in rows]}
         if self._by_residue(name):
-            ids = np.repeat(np.array([row["id"] for row in rows], object), [row["length"] for row in rows])
-            positions = np.concatenate([np.arange(1, row["length"] + 1) for row in rows])
-            index = pd.MultiIndex.from_arrays([ids, positions], names=["id", "position"])
-        else:
-            index = pd.Index([row["id"] for row in rows], name="id")
-        columns = [name] if values.ndim == 1 else range(values.shape[1])
-        return pd.DataFrame(values, index=index, columns=columns)
+            lengths = [row["length"] for row in rows]
+            index = {
+                "id": np.repeat(np.array(index["id"], object), lengths),
+                "position": np.concatenate([np.arange(1, length + 1) for length in lengths]),
+            }
+        columns: dict[Any, Any] = (
+            {name: values} if values.ndim == 1 else {place: values[:, place] for place in range(values.shape[1])}
+        )
+        return to_frame(index | columns).set_index(list(index))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -81,9 +83,7 @@ class Embeddings(TableResults):
         return name.partition("/")[0] not in ("mean", "bos")
 
     @cached_property
-    def _groups(self) -> Mapping[str, list[str]]:
-        """Array names by what they are, by layer."""
-        groups: dict[str, list[str]] = {}
-        for name in sorted(self.names, key=lambda name: int(name.partition("/")[2] or 0)):
-            groups.setdefault(name.partition("/")[0], []).append(name)
-        return groups
+    def _first(self) -> str:
+        """The array that is meant where none is named: the mean of the last layer, or what there is."""
+        means = [name for name in self.names if name.startswith("mean/")]
+        return max(means, key=lambda name: int(name.partition("/")[2])) if means else self.names[0]

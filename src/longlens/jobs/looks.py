@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.jobs.table_results import TableResults
-from longlens.report.tables import require_pandas
+from longlens.report.tables import to_frame
 
 
 class Looks(TableResults):
@@ -67,18 +67,17 @@ class Looks(TableResults):
 
     def to_frame(self, sequence: str | int, name: str = "tokens") -> Any:
         """A pandas data frame of one table of a sequence. Needs the extra `notebook`."""
-        pd = require_pandas()
         tables = {table: columns for table, columns in self[sequence].items() if table != "pooled"}
         if name not in tables:
             raise InputError(f"expected a table of {', '.join(tables)}, got {name!r}")
-        return pd.DataFrame(tables[name])
+        return to_frame(tables[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
 
-    def _repr_html_(self) -> str:
+    def _picture(self) -> str | None:
         shown = [path for path in self.figures(0) if path.stem == "overview"]
         if not shown:
-            return super()._repr_html_()
+            return None
         data = base64.b64encode(shown[0].read_bytes()).decode()
-        return f'{super()._repr_html_()}<img src="data:image/png;base64,{data}" alt="overview of {self.ids[0]}">'
+        return f'<img src="data:image/png;base64,{data}" alt="overview of the first sequence">'

@@ -75,7 +75,12 @@ class TableResults:
         if not self.skipped:
             shown.pop("problem")
         place = "" if self._output.temporary else f", in {self.folder}"
-        return html_table(shown, f"{self.kind} of {len(self):,} proteins by {self.model}{place}")
+        title = f"{self.kind} of {len(self):,} proteins by {self.model}{place}"
+        return html_table(shown, title=title, total=len(self.table), picture=self._picture())
+
+    def _picture(self) -> str | None:
+        """HTML below the table."""
+        return None
 
     def __repr__(self) -> str:
         return f"<{self.kind} of {len(self):,} proteins by {self.model}>"

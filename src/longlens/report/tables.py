@@ -1,36 +1,45 @@
-"""Small tables for notebooks, and pandas where it is installed."""
+"""Columns as a small HTML table, which notebooks show, and as a pandas DataFrame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from longlens.errors import InputError
 
-
-def html_table(columns: Mapping[str, Sequence[Any]], caption: str, most: int = 10) -> str:
-    """The first rows of columns of one length as an HTML table, with the number of rows that are not shown."""
-    count = max(map(len, columns.values()), default=0)
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(values[row]))}</td>" for values in columns.values()) + "</tr>"
-        for row in range(min(count, most))
-    )
-    rest = f"<p>and {count - most:,} more rows</p>" if count > most else ""
-    return f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{rows}</table>{rest}"
+# rows that a notebook shows, and letters of a cell
+ROWS = 8
+LETTERS = 60
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def require_pandas() -> Any:
-    """The module; raises `InputError` naming the extra where it is not installed."""
+def to_frame(columns: Mapping[str, Any]) -> Any:
+    """A pandas DataFrame of columns of equal length. Raises `InputError` where pandas is missing."""
     try:
         import pandas as pd
     except ImportError:
-        raise InputError("expected pandas to be installed for a data frame; install longlens[notebook]") from None
-    return pd
+        raise InputError(
+            "expected pandas for to_frame(), found none; pip install 'longlens[notebook]', or use columns()"
+        ) from None
+    return pd.DataFrame(dict(columns))
+
+
+def html_table(columns: Mapping[str, Any], *, title: str, total: int, picture: str | None = None) -> str:
+    """The first `ROWS` rows under a title, how many of the `total` rows these are, and an HTML `picture`.
+
+    Text is escaped, and long text is cut.
+    """
+    shown = [list(column[:ROWS]) for column in columns.values()]
+    rows = len(shown[0]) if shown else 0
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in zip(*shown, strict=True))
+    below = f"<p>{rows:,} of {total:,} rows</p>" if total > rows else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if columns else ""
+    return f"<div><p><b>{escape(title)}</b></p>{table}{below}{picture or ''}</div>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "<td></td>"
+    text = f"{value:.4g}" if hasattr(value, "is_integer") and not hasattr(value, "bit_count") else str(value)
+    return f"<td>{escape(text if len(text) <= LETTERS else text[: LETTERS - 3] + '...')}</td>"
