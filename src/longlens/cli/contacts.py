@@ -12,6 +12,7 @@ from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from longlens.jobs.contact_maps import ContactMaps
+    from longlens.jobs.fit_contacts import Fitted
 
 
 class _MapByDefault(click.Group):
@@ -117,19 +118,36 @@ def fit(
     columns id, i, j (residues from 1), whose proteins --fasta gives. Twenty proteins are enough to begin with. Needs
     the extra `fit`.
     """
-    from longlens.jobs import fit_contacts as job
-    from longlens.models.pretrained import load
+    from longlens.jobs.fit_contacts import FitOptions
+    from longlens.jobs.fit_job import fit_contacts
 
-    examples = job.read_examples([Path(name) for name in structures], fasta)
-    loaded = load(model, dtype=dtype, device=device)
-    options = job.FitOptions(strength=strength, separation=min_separation, negatives=negatives, seed=seed)
-    fitted = job.fit_head(loaded, examples, options)
-    job.save_head(loaded, fitted, output)
-    click.echo(f"proteins    {len(examples):,}")
+    warn_of_default_model()
+    with shown_progress() as progress:
+        job = fit_contacts(
+            structures, output=output, fasta=fasta, model=model,
+            options=FitOptions(strength=strength, separation=min_separation, negatives=negatives, seed=seed),
+            dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+        )  # fmt: skip
+    click.echo(f"model       {job.model.name}")
+    click.echo(f"proteins    {len(job.examples):,}")
+    if job.fitted is not None:
+        _print_fit(job.fitted)
+    click.echo(f"head        {output}")
+
+
+def _print_fit(fitted: Fitted) -> None:
     click.echo(f"pairs       {fitted.contacts:,} contacts, {fitted.others:,} others")
     click.echo(f"heads used  {int((fitted.regression.weight != 0).sum())} of {fitted.regression.weight.numel()}")
-    click.echo(f"precision   {fitted.precision:.2f} of the L strongest pairs of each protein fitted to")
-    click.echo(f"head        {output}")
+    for number, part in enumerate(fitted.precision):
+        spread = f", {part.lowest:.2f} to {part.highest:.2f} over {part.proteins} proteins" if part.proteins > 1 else ""
+        click.echo(
+            f"{'' if number else 'precision':<11} {part.mean:.2f} of the L strongest pairs at least {part.separation} "
+            f"apart (chance {part.chance:.2f}{spread})"
+        )
+    if fitted.held_out:
+        click.echo("            of proteins held out: each is predicted by a head fitted to others")
+    else:
+        click.echo("            of the proteins fitted to, which flatters the head: fit to several different proteins")
 
 
 def _summary(maps: ContactMaps) -> None:

@@ -6,9 +6,7 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,15 +19,15 @@ from numpy.typing import NDArray
 from longlens.errors import InputError
 from longlens.io.alphabet import STANDARD
 from longlens.io.delimited import write_delimited
-from longlens.io.results import MANIFEST, ArraySpec, ResultFolder, write_whole
+from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.jobs.inputs import Proteins, Source, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import threads_set
-from longlens.jobs.output import OutputFolder, output_folder
 from longlens.jobs.progress import Notice, Progress, Step, silent
-from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions, run, writing
+from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions
 from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
 from longlens.jobs.scores import Scores, Substitutions
+from longlens.jobs.single_file import refuse_folder, run_to_file
 from longlens.jobs.variant_table import PROBLEM, Group, VariantTable, read_variants, refuse_several
 from longlens.models.encoder import attend_with
 from longlens.models.language_model import MaskedLM
@@ -277,6 +275,8 @@ def score(
         raise InputError(
             "all substitutions take wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes"
         )
+    if output is not None:
+        refuse_folder(Path(output))
     if on_error not in ("stop", "skip"):
         raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
     if str(variants) == "-" == str(proteins if isinstance(proteins, str | Path) else [*proteins][0:1]):
@@ -304,7 +304,8 @@ def score(
             job = kind(info, source, options, table)
             # refused here, before a folder is made
             assert job.column
-        text, manifest = _run(job, None if output is None else Path(output), progress)
+        data, manifest = run_to_file(job, FILE, None if output is None else Path(output), progress)
+    text = data.decode()
     if table is None:
         return Substitutions(text, manifest, next(iter(source.sequences())), offset_idx)
     return Scores(text, manifest, job.column, table)  # type: ignore[attr-defined]
@@ -324,41 +325,3 @@ def _announce_cleaning(source: Source, progress: Progress) -> None:
             progress(Notice(f"{place}: {entry.gaps} gaps are left out; positions count without them", warning=True))
         if entry.substituted:
             progress(Notice(f"{place}: {entry.substituted} residues (J, inner *) are read as X", warning=True))
-
-
-def _run(job: Job, output: Path | None, progress: Progress) -> tuple[str, dict[str, Any]]:
-    """The text of the result and the manifest; both are written where there is an `output`."""
-    with _work_folder(output) as folder:
-        run(job, folder.path, progress)
-        made = folder.path / FILE
-        text = made.read_text(encoding="utf-8")
-        manifest = json.loads((folder.path / MANIFEST).read_text(encoding="utf-8"))
-        if output is None:
-            folder.discard()
-        else:
-            with writing(output):
-                write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
-                made.replace(output)
-                shutil.rmtree(folder.path)
-    return text, manifest
-
-
-@contextmanager
-def _work_folder(output: Path | None) -> Iterator[OutputFolder]:
-    """A hidden folder beside the output, from which a job that was stopped continues, or a temporary one."""
-    if output is None:
-        with output_folder(None) as folder:
-            yield folder
-        return
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise InputError(f"expected the output to be a file in a folder that exists, got {output}")
-    path = output.with_name(f".{output.name}.longlens")
-    manifest = path / MANIFEST
-    if (
-        manifest.is_file()
-        and json.loads(manifest.read_text(encoding="utf-8"))["complete"]
-        and not (path / FILE).exists()
-    ):
-        # a run was killed after its file had been moved into place
-        shutil.rmtree(path)
-    yield OutputFolder(path)
