@@ -108,9 +108,11 @@ def model_name(source: str) -> str:
 
 def this_run() -> dict[str, Any]:
     """Date, command, machine and versions, for a manifest. Kernels for other instruction sets round differently."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
     return {
         "started": now(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"{name} {shlex.join(sys.argv[1:])}".rstrip(),
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -13,6 +13,9 @@ from longlens.errors import InputError
 from longlens.jobs.plan import SHARE, Outputs, free_bytes, parse_bytes, peak_memory, token_budget
 from longlens.models.language_model import MaskedLM
 
+# of the control group that this process is in, in Linux
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 
 def memory_limits(
     model: MaskedLM, outputs: Outputs, max_memory: str | None, tokens_per_batch: int | str
@@ -42,7 +45,7 @@ def usable_cores() -> int:
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        quota, period = QUOTA.read_text(encoding="ascii").split()
         if quota != "max":
             cores = min(cores, max(1, round(int(quota) / int(period))))
     except (OSError, ValueError):

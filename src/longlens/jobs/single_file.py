@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from longlens.errors import InputError
@@ -32,7 +32,7 @@ def run_to_file(job: Job, name: str, output: Path | None, progress: Progress) ->
             with writing(output):
                 write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
                 made.replace(output)
-                shutil.rmtree(folder.path)
+                rmtree(folder.path)
     return data, manifest
 
 
@@ -55,5 +55,5 @@ def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
     complete = manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["complete"]
     if complete and not (path / name).exists():
         # a run was killed after its file had been moved into place
-        shutil.rmtree(path)
+        rmtree(path)
     yield OutputFolder(path)
