@@ -65,6 +65,12 @@ class LayerNumber(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"expected a whole number or all, got {value!r}", param, ctx)
 
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=None,
+    help="Threads of a CPU. [default: all cores that the process may use, or OMP_NUM_THREADS]",
+)  # fmt: skip
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--model, --dtype, --device, --threads."""
     wrap: list[Decorator] = [
@@ -73,8 +79,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
                      show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU."),
         click.option("--device", default="auto", show_default=True),
-        click.option("--threads", type=click.IntRange(min=1), default=None, help="Threads of a CPU. [default: all "
-                     "cores that the process may use, or OMP_NUM_THREADS]"),
+        threads_option,
     ]  # fmt: skip
     for decorator in reversed(wrap):
         function = decorator(function)
