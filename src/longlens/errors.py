@@ -5,7 +5,7 @@
     |   |-- MaskError                     a mask, packing or bias that does not fit
     |   |-- MethodError                   a method name or parameter that does not exist
     |   |-- SequenceError                 a residue or record that cannot be read
-    |   |   |-- TruncatedInputError       compressed input that is cut off; says how much was read before
+    |   |   `-- TruncatedInputError       compressed input that is cut off; says how much was read before
     |   |   `-- VariantError              a variant that cannot be scored; `reason` says why in a few words
     |   `-- CheckpointError               weights that are not those of the model
     |-- LensError (RuntimeError)          weights rebuilt by the lens are not those that the model used
@@ -16,6 +16,8 @@ Every message says what was expected, what was given and what to do. An unknown 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class LonglensError(Exception):
@@ -45,6 +47,14 @@ class TruncatedInputError(SequenceError):
         super().__init__(message)
         self.records = records
         self.residues = residues
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # an exception is unpickled from its arguments, which cannot be keywords; its attributes follow
+        return _truncated, (str(self), self.records, self.residues)
+
+
+def _truncated(message: str, records: int, residues: int) -> TruncatedInputError:
+    return TruncatedInputError(message, records=records, residues=residues)
 
 
 class VariantError(SequenceError):

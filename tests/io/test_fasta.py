@@ -6,6 +6,7 @@ import bz2
 import collections
 import gzip
 import lzma
+import pickle
 import random
 import zipfile
 
@@ -70,6 +71,8 @@ def test_broken_compression_is_no_traceback(tmp_path, kind):
     with pytest.raises(TruncatedInputError, match="cut off or broken") as raised:
         records(write(tmp_path, bytes(whole)))
     assert raised.value.records < 400
+    copy = pickle.loads(pickle.dumps(raised.value))
+    assert (str(copy), copy.records, copy.residues) == (str(raised.value), raised.value.records, raised.value.residues)
 
 
 def test_other_archives_are_named(tmp_path):

@@ -9,6 +9,7 @@ import types
 
 import click
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import longlens
@@ -44,6 +45,8 @@ def pandas(monkeypatch):
             self.index = [self.columns.pop(name) for name in names]
             return self
 
+    # pyarrow looks for pandas once, at its first conversion
+    pa.array([1])
     module = types.ModuleType("pandas")
     module.DataFrame = DataFrame
     monkeypatch.setitem(sys.modules, "pandas", module)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from esm_peer import esm, literal, protein, save
 from longlens.cli.score import score as command
-from longlens.errors import SequenceError
+from longlens.errors import InputError, SequenceError
 from longlens.io.alphabet import STANDARD
 from longlens.io.variants import Mutation
 from longlens.jobs.score_job import score as score_variants
@@ -112,7 +112,7 @@ def score(*arguments):
 
 def test_what_is_wrong_with_a_table_is_found_before_any_work(pair, tmp_path, monkeypatch):
     folder = pair[2]
-    monkeypatch.setattr("longlens.jobs.score_job.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("longlens.jobs.score_job.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     table, fasta = tmp_path / "v.csv", tmp_path / "p.fasta"
     fasta.write_text(f">a\n{WILD}\n>b\n{WILD}\n")
     good = f"{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}"
@@ -191,3 +191,15 @@ def test_pseudo_ppl_of_the_wild_type_is_its_own(pair):
 def test_gaps_that_shift_the_numbering_are_said(pair, tmp_path):
     result = CliRunner().invoke(command, ["--all", "--sequence", "M-KT", "-m", str(pair[2])])
     assert "1 gaps are left out; positions count without them" in result.output
+
+
+def test_all_substitutions_as_a_figure(pair, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = pair[2]
+    score("--all", "--sequence", WILD, "-m", folder, "-o", tmp_path / "m.csv", "--figure")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"m.csv", "m.csv.manifest.json", "m.png"}
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    for arguments in (["--all"], [tmp_path / "m.csv", "-o", tmp_path / "n.csv"]):
+        with pytest.raises(InputError, match="a figure is drawn of all substitutions"):
+            score(*arguments, "--sequence", WILD, "-m", folder, "--figure")

@@ -38,6 +38,7 @@ from longlens.cli.progress import shown_progress
     help="What to do with a variant that cannot be scored; `skip` says why in the column `problem`.",
 )
 @click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
+@click.option("--figure", is_flag=True, help="With --all: also draw the matrix, beside the CSV as .png.")
 @model_options
 @method_option
 def score(
@@ -52,6 +53,7 @@ def score(
     offset_idx: int,
     on_error: str,
     tokens_per_batch: int,
+    figure: bool,
     model: str,
     dtype: str,
     device: str,
@@ -83,8 +85,8 @@ def score(
             # a sequence in a mapping is never taken for a file
             {"": sequence} if sequence is not None else proteins, table, model=model, output=output,
             scoring_strategy=scoring_strategy, mutation_col=mutation_col, protein_col=protein_col,
-            offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, method=method, dtype=dtype,
-            device=device, threads=choose_threads(threads), progress=progress,
+            offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, figure=figure, method=method,
+            dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
     if output is None:
         sys.stdout.write(scores.text)

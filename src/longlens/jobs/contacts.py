@@ -24,14 +24,13 @@ from longlens.jobs.contact_sinks import Best, ContactOptions, Dense, Picture, Se
 from longlens.jobs.fit_contacts import load_head
 from longlens.jobs.inputs import Proteins, Source, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import memory_limits, threads_set
+from longlens.jobs.limits import load_model, memory_limits, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import Outputs, batch_bytes
 from longlens.jobs.progress import Progress, silent
 from longlens.jobs.runner import Job, Unit, announce, file_notes, refuse_over_positions, residue_units, run
 from longlens.lens.contacts import ContactMap, KeptMap, Watcher, WholeMap, kept_bytes, whole_bytes
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load
 
 # small proteins are predicted together, up to this many tokens and bytes of maps
 TOKENS = 4096
@@ -258,7 +257,7 @@ def contacts(
         figure=figure,
     )  # fmt: skip
     with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
-        loaded = model if isinstance(model, MaskedLM) else load(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype, device)
         if head is not None:
             load_head(loaded, Path(head))
         # refused here, before a folder is made

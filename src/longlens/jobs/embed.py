@@ -27,7 +27,7 @@ from longlens.jobs.inference import (
 )
 from longlens.jobs.inputs import Proteins, Source, as_words, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import memory_limits, threads_set
+from longlens.jobs.limits import load_model, memory_limits, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import Outputs, batch_bytes, make_batches
 from longlens.jobs.progress import Progress, Step, silent
@@ -35,7 +35,6 @@ from longlens.jobs.runner import Job, Rows, Unit, announce, file_notes, refuse_o
 from longlens.lens.predict.surprise import Surprise, surprise
 from longlens.models.encoder import Attend, attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load
 from longlens.ops.registry import parse_method
 
 INCLUDES = ("mean", "per-tok", "bos", "logits", "surprise")
@@ -268,7 +267,7 @@ def embed(
         surprise=surprise, method=method, array_dtype=array_dtype,
     )  # fmt: skip
     with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
-        loaded = model if isinstance(model, MaskedLM) else load(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype, device)
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
         held = outputs(loaded, options)

@@ -30,12 +30,11 @@ from longlens.jobs.fit_contacts import (
 )
 from longlens.jobs.inputs import InMemory, Source
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import threads_set
+from longlens.jobs.limits import load_model, threads_set
 from longlens.jobs.progress import Progress, Step, silent
 from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions, writing
 from longlens.jobs.single_file import run_to_file
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load
 
 FILE = "head.safetensors"
 
@@ -127,7 +126,7 @@ def fit_contacts(
             Record(example.id, "", example.sequence, "structures", number) for number, example in enumerate(examples, 1)
         ]
         source = InMemory(records, skip_errors=False)
-        loaded = model if isinstance(model, MaskedLM) else load(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype, device)
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
         refuse_over_positions(source.survey, loaded.config.max_length)

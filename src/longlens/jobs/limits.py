@@ -12,9 +12,15 @@ import torch
 from longlens.errors import InputError
 from longlens.jobs.plan import SHARE, Outputs, free_bytes, parse_bytes, peak_memory, token_budget
 from longlens.models.language_model import MaskedLM
+from longlens.models.pretrained import load
 
 # of the control group that this process is in, in Linux
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def load_model(model: str | Path | MaskedLM, dtype: str, device: str) -> MaskedLM:
+    """The model of a job: one that is there already, or what `longlens.load` makes of its name."""
+    return model if isinstance(model, MaskedLM) else load(model, dtype=dtype, device=device)
 
 
 def memory_limits(

@@ -18,7 +18,7 @@ from longlens.io.results import ResultFolder
 from longlens.io.texts import looks_like_fasta, read_text
 from longlens.jobs.inputs import Chosen, Proteins, Source, is_file, open_proteins, readable_twice
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import threads_set
+from longlens.jobs.limits import load_model, threads_set
 from longlens.jobs.look import (
     LookOptions,
     folder_name,
@@ -36,7 +36,6 @@ from longlens.jobs.profiles import write_sight
 from longlens.jobs.progress import Progress, Step, silent
 from longlens.jobs.runner import Job, Unit, announce, run
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load
 from longlens.ops.registry import parse_method
 from longlens.report.profile import Sight
 
@@ -206,7 +205,7 @@ def _exists(name: str) -> bool:
 def _protein_job(
     source: Source, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
 ) -> LookJob:
-    loaded = model if isinstance(model, MaskedLM) else load(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype, device)
     info = ModelInfo(loaded, loaded.source)
     settled = protein_options(loaded, options)
     refuse_unfit(loaded, source.survey, settled)

@@ -192,8 +192,9 @@ def refuse_over_positions(survey: Survey, most: int | None) -> None:
 
 def announce(model: ModelInfo, survey: Survey, progress: Progress) -> None:
     """Name the model, and what is odd about the input."""
+    threads = torch.get_num_threads()
     progress(Notice(f"model {model.name} ({model.source}), {model.dtype} on {model.device}, "
-                    f"{torch.get_num_threads()} threads"))  # fmt: skip
+                    f"{threads} thread{'s' if threads > 1 else ''}"))  # fmt: skip
     for warning in survey.warnings:
         progress(Notice(warning, warning=True))
     if survey.skipped:

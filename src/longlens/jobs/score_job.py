@@ -22,7 +22,7 @@ from longlens.io.delimited import write_delimited
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.jobs.inputs import Proteins, Source, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import threads_set
+from longlens.jobs.limits import load_model, threads_set
 from longlens.jobs.progress import Notice, Progress, Step, silent
 from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions
 from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
@@ -31,10 +31,12 @@ from longlens.jobs.single_file import refuse_folder, run_to_file
 from longlens.jobs.variant_table import PROBLEM, Group, VariantTable, read_variants, refuse_several
 from longlens.models.encoder import attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load
 from longlens.ops.registry import parse_method
+from longlens.report.figures import require_matplotlib
+from longlens.report.variants import save_substitutions
 
 FILE = "scores.csv"
+FIGURE = "scores.png"
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,15 @@ class PseudoPplJob(VariantJob):
 
 @dataclass
 class SubstitutionJob(_ScoreJob):
-    """Scores of all L x 20 substitutions of one protein."""
+    """Scores of all L x 20 substitutions of one protein; `figure`: also as a heat map."""
+
+    figure: bool = False
 
     @property
     def key(self) -> dict[str, Any]:
-        return job_key(self.model, self.source.survey, self._options | {"variants": "all"})
+        # a figure names the model
+        drawn = {"figure": self.model.name} if self.figure else {}
+        return job_key(self.model, self.source.survey, self._options | {"variants": "all"} | drawn)
 
     def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
         length = self.source.survey.entries[0].length
@@ -219,7 +225,13 @@ class SubstitutionJob(_ScoreJob):
         writer.writerow(["position", "wild_type", *STANDARD])
         for place, (residue, row) in enumerate(zip(sequence, scores, strict=True)):
             writer.writerow([place + self.options.offset, residue, *(f"{value:.6f}" for value in row)])
-        return [_written(folder, text.getvalue())]
+        files = [_written(folder, text.getvalue())]
+        if self.figure:
+            title = ", ".join(filter(None, (self.source.survey.entries[0].id, self.model.name, self.options.strategy)))
+            made = folder.work / FIGURE
+            save_substitutions(scores, sequence, made, title=title, first=self.options.offset)
+            files.append(folder.place(made))
+        return files
 
 
 def _written(folder: ResultFolder, text: str) -> Path:
@@ -240,6 +252,7 @@ def score(
     offset_idx: int = 1,
     on_error: str = "stop",
     tokens_per_batch: int = 16_384,
+    figure: bool = False,
     method: str = "exact",
     dtype: str = "auto",
     device: str = "auto",
@@ -262,6 +275,7 @@ def score(
         offset_idx: number of the first residue.
         on_error: "stop", or "skip": variants that cannot be scored get a reason and no score.
         tokens_per_batch: of masked copies at a time.
+        figure: also draw all substitutions as a heat map: the output's name with .png.
         method: of attention.
         dtype, device: as `longlens.load` takes them.
         threads: of PyTorch; None leaves its setting.
@@ -275,6 +289,10 @@ def score(
         raise InputError(
             "all substitutions take wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes"
         )
+    if figure:
+        require_matplotlib()
+        if variants is not None or output is None:
+            raise InputError("a figure is drawn of all substitutions (--all), beside the file that --output names")
     if output is not None:
         refuse_folder(Path(output))
     if on_error not in ("stop", "skip"):
@@ -291,20 +309,22 @@ def score(
                 variants, source, mutation_col=mutation_col, protein_col=protein_col, offset=offset_idx,
                 skip_errors=on_error == "skip",
             )  # fmt: skip
-        loaded = model if isinstance(model, MaskedLM) else load(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype, device)
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
         _announce_cleaning(source, progress)
         refuse_over_positions(source.survey, loaded.config.max_length)
         if table is None:
-            job: _ScoreJob = SubstitutionJob(info, source, options)
+            job: _ScoreJob = SubstitutionJob(info, source, options, figure)
         else:
             _refuse_unknown(loaded, table)
             kind = PseudoPplJob if scoring_strategy == "pseudo-ppl" else VariantJob
             job = kind(info, source, options, table)
             # refused here, before a folder is made
             assert job.column
-        data, manifest = run_to_file(job, FILE, None if output is None else Path(output), progress)
+        target = None if output is None else Path(output)
+        beside = {FIGURE: target.with_suffix(".png")} if figure and target is not None else {}
+        data, manifest = run_to_file(job, FILE, target, progress, beside)
     text = data.decode()
     if table is None:
         return Substitutions(text, manifest, next(iter(source.sequences())), offset_idx)

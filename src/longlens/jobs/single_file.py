@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
@@ -16,10 +16,12 @@ from longlens.jobs.progress import Progress
 from longlens.jobs.runner import Job, run, writing
 
 
-def run_to_file(job: Job, name: str, output: Path | None, progress: Progress) -> tuple[bytes, dict[str, Any]]:
+def run_to_file(
+    job: Job, name: str, output: Path | None, progress: Progress, beside: Mapping[str, Path] | None = None
+) -> tuple[bytes, dict[str, Any]]:
     """Run a job that makes the file `name`: its bytes, and the manifest; both are written where there is an `output`.
 
-    Stopped at any moment, the same call continues.
+    `beside`: other files that the job makes, and where they go. Stopped at any moment, the same call continues.
     """
     with _work_folder(name, output) as folder:
         run(job, folder.path, progress)
@@ -31,6 +33,8 @@ def run_to_file(job: Job, name: str, output: Path | None, progress: Progress) ->
         else:
             with writing(output):
                 write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
+                for other, target in (beside or {}).items():
+                    (folder.path / other).replace(target)
                 made.replace(output)
                 rmtree(folder.path)
     return data, manifest

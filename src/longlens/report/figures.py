@@ -19,8 +19,8 @@ from longlens.errors import InputError
 from longlens.report.profile import Sight
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
 
 FORMATS = ("png", "svg")
 DOTS = 150
@@ -55,14 +55,14 @@ def require_matplotlib() -> None:
         raise InputError("expected matplotlib for figures, found none; pip install 'longlens[plot]', or --no-figures")
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write `name`.png and `name`.svg; the same figure gives the same bytes.
 
     Signs that no font has are boxes in the PNG; one warning names them all.
     """
     import matplotlib as mpl
 
-    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
+    paths = [folder / f"{name}.{kind}" for kind in formats]
     # text stays text, so that it can be edited and searched
     with (
         mpl.rc_context({"svg.hashsalt": "longlens", "svg.fonttype": "none"}),
@@ -94,7 +94,7 @@ def overview(sight: Sight) -> Figure:
     tall = -(-len(panels) // wide)
     # cells are about square, where there are neither very few nor very many layers
     height = min(4.5, max(1.0, 2.8 * len(sight.layers) / len(sight.heads)), 0.32 * len(sight.layers) + 0.6)
-    figure = _figure((WIDTH / 2 * wide, (0.75 + height) * tall + 0.5))
+    figure = new_figure((WIDTH / 2 * wide, (0.75 + height) * tall + 0.5))
     axes = figure.subplots(tall, wide, squeeze=False)
     for ax, (name, title, label) in zip(axes.flat, panels, strict=False):
         _heat(ax, sight, table[name], title, label, share=not name.startswith("mean"))
@@ -137,7 +137,7 @@ def tracks(sight: Sight, tokens: Sequence[int] = ()) -> Figure:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     parts = [part for part in (received, surprise) if part is not None]
-    figure = _figure((WIDTH, 0.9 + 2.1 * len(parts)))
+    figure = new_figure((WIDTH, 0.9 + 2.1 * len(parts)))
     axes = list(figure.subplots(len(parts), 1, sharex=True, squeeze=False)[:, 0])
     if received is not None:
         ax = axes[0]
@@ -182,7 +182,7 @@ def maps(sight: Sight, heads: Sequence[tuple[int, int, str]]) -> Figure:
     norm = LogNorm(low, high)
     wide = min(3, len(heads))
     tall = -(-len(heads) // wide)
-    figure = _figure((1.0 + (WIDTH - 1.0) / 3 * wide, 2.75 * tall + 0.5))
+    figure = new_figure((1.0 + (WIDTH - 1.0) / 3 * wide, 2.75 * tall + 0.5))
     axes = figure.subplots(tall, wide, squeeze=False)
     mesh: Any = None
     for ax, values, (layer, head, why) in zip(axes.flat, shown, heads, strict=False):
@@ -213,7 +213,7 @@ def partners(sight: Sight, tokens: Sequence[int], count: int = 6) -> Figure:
              if links is not None]  # fmt: skip
     if not sides or not tokens:
         raise InputError("expected top_keys or top_queries to be collected and tokens to be chosen for partners")
-    figure = _figure((WIDTH / 2 * len(sides), 0.8 + (0.5 + 0.17 * count) * len(tokens)))
+    figure = new_figure((WIDTH / 2 * len(sides), 0.8 + (0.5 + 0.17 * count) * len(tokens)))
     axes = figure.subplots(len(tokens), len(sides), squeeze=False, sharex=True)
     for row, token in enumerate(tokens):
         for ax, (links, title) in zip(axes[row], sides, strict=True):
@@ -221,7 +221,7 @@ def partners(sight: Sight, tokens: Sequence[int], count: int = 6) -> Figure:
             weights = [weight for *_, weight in found]
             colors = ["0.6" if sight.sequence.special[other] else "tab:blue" for other, *_ in found]
             ax.barh(range(len(found)), weights, color=colors, height=0.7)
-            names = [_plain(sight.sequence.caption(other)) for other, *_ in found]
+            names = [plain(sight.sequence.caption(other)) for other, *_ in found]
             ax.set_yticks(range(len(found)), names, fontsize=7)
             for place, (_, layer, head, weight) in enumerate(found):
                 text = f"{weight:.2f}  layer {sight.layers[layer]}, head {sight.heads[head]}"
@@ -231,14 +231,15 @@ def partners(sight: Sight, tokens: Sequence[int], count: int = 6) -> Figure:
             ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
             ax.tick_params(axis="x", labelsize=7)
             ax.spines[["top", "right"]].set_visible(False)
-            ax.set_title(f"{_plain(sight.sequence.caption(token))} {title}", fontsize=9, loc="left")
+            ax.set_title(f"{plain(sight.sequence.caption(token))} {title}", fontsize=9, loc="left")
     for ax in axes[-1]:
         ax.set_xlabel("largest weight in any head (grey: special tokens)", fontsize=8)
     _headline(figure, "Strongest partners", sight)
     return figure
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A figure of so many inches that pyplot does not know."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
@@ -246,10 +247,10 @@ def _figure(size: tuple[float, float]) -> Figure:
 
 def _headline(figure: Figure, what: str, sight: Sight) -> None:
     width = int(figure.get_figwidth() * 12)
-    figure.suptitle(f"{what}\n{_plain(textwrap.shorten(sight.about, width, placeholder='...'))}", fontsize=10)
+    figure.suptitle(f"{what}\n{plain(textwrap.shorten(sight.about, width, placeholder='...'))}", fontsize=10)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib takes as it is: "$" would begin a formula."""
     return text.replace("$", r"\$").replace("\n", "\\n").strip() or "(blank)"
 
@@ -280,7 +281,7 @@ def _name_peaks(ax: Axes, sight: Sight, values: NDArray[Any], tokens: Sequence[i
     named: dict[int, str] = {}
     for token in ranked[: max(most, len(tokens)) * 4]:
         if len(named) < most and all(abs(token - other) >= apart for other in named):
-            named[token] = textwrap.shorten(_plain(sight.sequence.caption(token)), 24, placeholder="...")
+            named[token] = textwrap.shorten(plain(sight.sequence.caption(token)), 24, placeholder="...")
     logarithmic = ax.get_yscale() == "log"
     low, top = (np.log(limit) if logarithmic else limit for limit in ax.get_ylim())
     for token, name in named.items():
@@ -298,7 +299,7 @@ def _token_axis(ax: Axes, sight: Sight) -> None:
     count = len(sight.sequence)
     ax.set_xlim(-0.5 - count * 0.015, count - 0.5 + count * 0.015)
     if count <= LABELLED:
-        labels = [_plain(label) for label in sight.sequence.labels]
+        labels = [plain(label) for label in sight.sequence.labels]
         ax.set_xticks(range(count), labels, fontsize=7, rotation=0 if sight.sequence.residues else 90)
     ax.set_xlabel("residue" if sight.sequence.residues else "token", fontsize=8)
 

@@ -10,7 +10,7 @@ from longlens.errors import InputError
 
 # rows that a notebook shows, and letters of a cell
 ROWS = 8
-LETTERS = 60
+LETTERS = 80
 
 
 def to_frame(columns: Mapping[str, Any]) -> Any:
