@@ -26,6 +26,8 @@ def write(format: str, residues: int) -> Callable[[], object]:
     def call() -> object:
         made = Path(folder.name) / "made"
         made.mkdir(exist_ok=True)
-        return write_arrays(Finished([spec], {spec.name: rows.read(residues)}, starts, names), format, made)
+        return write_arrays(
+            Finished([spec], {spec.name: rows.read(residues)}, starts, names, {"model": "none"}), format, made
+        )
 
     return call

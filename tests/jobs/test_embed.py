@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import signal
 import subprocess
@@ -45,7 +46,11 @@ def run(*arguments, **keywords):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """What must be the same after every run: all files, and of the manifest all but the record of the runs."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["runs"]
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names} | {"manifest": manifest}
 
 
 def expected(model_folder):
@@ -211,7 +216,7 @@ def test_a_full_disk_loses_nothing(model_folder, fasta, tmp_path, monkeypatch):
         return pwrite(*given)
 
     monkeypatch.setattr(flat.os, "pwrite", until_full)
-    with pytest.raises(InputError, match=r"No space left on device.*the same command goes on"):
+    with pytest.raises(InputError, match=r"No space left on device.*the same command continues"):
         run(*arguments)
     monkeypatch.setattr(flat.os, "pwrite", pwrite)
     assert run(*arguments).return_value == 0
@@ -274,7 +279,7 @@ def test_a_journal_that_two_wrote_is_refused(model_folder, fasta, tmp_path):
 
 
 def test_input_that_changes_under_way_is_noticed(model_folder, fasta, tmp_path, monkeypatch):
-    from longlens.jobs import embed as job
+    from longlens.jobs import inputs as job
 
     before, read = fasta.read_text(), job.read_cleaned
     for changed in (before.replace("\nM", "\nW", 1), before[: before.rfind(">")], ">a\nMK\n"):

@@ -62,7 +62,10 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        # click wraps what a job says of itself
+        what = str(stopped.__cause__ or stopped)
+        click.echo(f"longlens: {what or 'interrupted'}", err=True)
         sys.exit(130)
     except LonglensError as error:
         click.echo(f"longlens: {error}", err=True)

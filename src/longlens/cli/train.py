@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from longlens.cli.options import choose_threads, threads_option
+
 
 @click.command()
 @click.argument("fasta", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -28,7 +30,8 @@ import click
 @click.option("--every", default=100, type=click.IntRange(min=1), show_default=True, help="Steps between checkpoints.")
 @click.option("--weights", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="How model/ stores them.")  # fmt: skip
-@click.option("--minutes", default=0.0, help="Stop after this long, to be gone on with by the same command; 0 never.")
+@click.option("--minutes", default=0.0, help="Stop after this long, to be continued by the same command; 0 never.")
+@threads_option
 def train(
     fasta: tuple[Path, ...],
     output: Path,
@@ -36,12 +39,14 @@ def train(
     every: int,
     weights: str,
     minutes: float,
+    threads: int | None,
     **options: object,
 ) -> None:
     """Train an ESM-2-architecture model on FASTA files, on the CPU.
 
-    The folder holds checkpoint.pt, log.jsonl and, at the end, model/ in transformers' format. The same command goes on
-    where an interrupted one stopped, with the same result as if it had not been.
+    The folder holds checkpoint.pt, log.jsonl and, at the end, model/ in transformers' format. The same command
+    continues where an interrupted one stopped, with the same result as if it had not been; so does one of more --steps,
+    from the step at which the learning rate began to fall (stable.pt).
     """
     import time
 
@@ -51,6 +56,8 @@ def train(
 
     from longlens.io.alphabet import ESM
     from longlens.jobs.baselines import count_perplexities
+    from longlens.jobs.limits import threads_set
+    from longlens.jobs.runner import interruptible
     from longlens.models.pretrained import DTYPES, save
     from longlens.training.data import encode_files
     from longlens.training.loop import Progress, TrainSettings
@@ -75,12 +82,19 @@ def train(
                 console.print(f"step {now.step}: {said}, held-out perplexity {now.held_out:.3f}")
             bar.update(task, completed=now.step, said=said)
 
-        model, reached = run(
-            settings, proteins, held, output, report, every=every,
-            stop=lambda: minutes > 0 and time.monotonic() - begun > 60 * minutes,
-        )  # fmt: skip
+        with interruptible(lambda: f"the last checkpoint in {output} stays"), threads_set(choose_threads(threads)):
+            model, reached = run(
+                settings,
+                proteins,
+                held,
+                output,
+                report,
+                every=every,
+                note=console.print,
+                stop=lambda: minutes > 0 and time.monotonic() - begun > 60 * minutes,
+            )
     if reached < settings.steps:
-        click.echo(f"stopped at step {reached:,} of {settings.steps:,}; the same command goes on")
+        click.echo(f"stopped at step {reached:,} of {settings.steps:,}; the same command continues")
         return
     save(model, output / "model", DTYPES[weights])
     click.echo(f"model in {output / 'model'}")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
+from longlens.io.formats import ABOUT
 from longlens.io.results import MANIFEST
 from longlens.report import tables
 
@@ -43,7 +44,7 @@ class Results:
 
     def __iter__(self) -> Iterator[str]:
         """The arrays' names."""
-        return iter(sorted(_names(self._arrays)))
+        return iter(sorted(name for name in _names(self._arrays) if not name.startswith(ABOUT)))
 
     def to_frame(self) -> Any:
         """The table as a pandas DataFrame; `InputError` names the extra where pandas is missing."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
 TABLES = (".csv", ".tsv")
+# the entry of a head's file that says what it is
+HEAD = "longlens contact head"
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
 
 
@@ -123,17 +126,28 @@ def fit_head(model: MaskedLM, examples: Sequence[Example], options: FitOptions) 
         InputError: scikit-learn is missing, nothing is in contact, or no head of the model tells contacts from other
             pairs: the penalty leaves no weight, or on other proteins the head is no better than chance.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise InputError("expected scikit-learn to be installed to fit a head; install longlens[fit]") from None
-    samples = _sample_examples(model, examples, options)
+    require_sklearn()
+    samples = [
+        Sample(example.sequence, *sampled, pair_features(model, example.sequence, torch.from_numpy(sampled[0])).numpy())
+        for example, sampled in zip(examples, sample_examples(examples, options), strict=True)
+    ]
+    return fit_samples(model, samples, options)
+
+
+def require_sklearn() -> None:
+    """Raise `InputError` where scikit-learn is not installed: before the work, not after it."""
+    if find_spec("sklearn") is None:
+        raise InputError("expected scikit-learn to be installed to fit a head; install longlens[fit]")
+
+
+def fit_samples(model: MaskedLM, samples: Sequence[Sample], options: FitOptions) -> Fitted:
+    """`fit_head` from features that were computed before."""
     contacts = sum(int(sample.truth.sum()) for sample in samples)
     others = sum(len(sample.truth) for sample in samples) - contacts
     if not contacts or not others:
         raise InputError(
             f"expected pairs in contact and pairs that are not, at least {options.separation} apart, in "
-            f"{len(examples)} proteins, got {contacts} and {others}"
+            f"{len(samples)} proteins, got {contacts} and {others}"
         )
     weight, bias = _fit(samples, options)
     scored = _score_held_out(samples, options)
@@ -150,7 +164,7 @@ def fit_head(model: MaskedLM, examples: Sequence[Example], options: FitOptions) 
     if useless:
         raise InputError(
             f"no head of {model.source} tells contacts from other pairs: {useless} ({contacts:,} contacts of "
-            f"{len(examples)} proteins, strength {options.strength:g}); give more proteins, a larger --strength, or a "
+            f"{len(samples)} proteins, strength {options.strength:g}); give more proteins, a larger --strength, or a "
             "model that was trained on proteins"
         )
     shape = (model.config.layers, model.config.heads)
@@ -159,7 +173,7 @@ def fit_head(model: MaskedLM, examples: Sequence[Example], options: FitOptions) 
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """A protein's sampled pairs, as in `ScoredPairs`, and their features (M, channels)."""
 
     sequence: str
@@ -174,17 +188,15 @@ class _Sample:
         return ScoredPairs(len(self.sequence), self.pairs, self.truth, self.weights, scores)
 
 
-def _sample_examples(model: MaskedLM, examples: Sequence[Example], options: FitOptions) -> list[_Sample]:
+def sample_examples(
+    examples: Sequence[Example], options: FitOptions
+) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]]:
+    """`sample_pairs` of each protein; one stream of random numbers for all of them."""
     generator = np.random.default_rng(options.seed)
-    samples = []
-    for example in examples:
-        pairs, truth, weights = sample_pairs(example, options, generator)
-        features = pair_features(model, example.sequence, torch.from_numpy(pairs)).numpy()
-        samples.append(_Sample(example.sequence, pairs, truth, weights, features))
-    return samples
+    return [sample_pairs(example, options, generator) for example in examples]
 
 
-def _fit(samples: Sequence[_Sample], options: FitOptions) -> tuple[NDArray[np.float64], float]:
+def _fit(samples: Sequence[Sample], options: FitOptions) -> tuple[NDArray[np.float64], float]:
     """Weights (channels,) and bias of the regression."""
     from sklearn.linear_model import LogisticRegression
 
@@ -199,7 +211,7 @@ def _fit(samples: Sequence[_Sample], options: FitOptions) -> tuple[NDArray[np.fl
     return regression.coef_[0], float(regression.intercept_[0])
 
 
-def _score_held_out(samples: Sequence[_Sample], options: FitOptions) -> list[ScoredPairs]:
+def _score_held_out(samples: Sequence[Sample], options: FitOptions) -> list[ScoredPairs]:
     """Each protein scored by a head fitted to others; none where all are nearly alike, or others have no contact."""
     scored = []
     for held_out in held_out_folds(similar_groups([sample.sequence for sample in samples]), options.seed):
@@ -228,7 +240,8 @@ def save_head(model: MaskedLM, fitted: Fitted, path: Path) -> None:
     shape = list(fitted.regression.weight.shape)
     tensors = {"weight": fitted.regression.weight.contiguous(), "bias": torch.tensor([fitted.regression.bias])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "longlens contact head", "model": model.source, "shape": json.dumps(shape)}
+    # one entry: safetensors writes several in an order that differs from run to run
+    metadata = {HEAD: json.dumps({"model": model.source, "shape": shape})}
     write_whole(path, save_tensors(tensors, metadata=metadata))
 
 
@@ -236,17 +249,17 @@ def load_head(model: MaskedLM, path: Path) -> None:
     """Give a model the head of a file; raises `CheckpointError` for one of another shape or kind."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get(HEAD, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: expected a contact head made by `longlens contacts fit`; {error}") from None
     wanted = (model.config.layers, model.config.heads)
-    if metadata.get("format") != "longlens contact head" or set(tensors) != {"weight", "bias"}:
+    if about is None or set(tensors) != {"weight", "bias"}:
         raise CheckpointError(f"{path}: expected a contact head made by `longlens contacts fit`, got another file")
     if tuple(tensors["weight"].shape) != wanted:
         raise CheckpointError(
             f"{path}: expected a head of (layers, heads) {wanted} for {model.source}, got "
-            f"{tuple(tensors['weight'].shape)}, made for {metadata.get('model')}"
+            f"{tuple(tensors['weight'].shape)}, made for {about['model']}"
         )
     head = ContactHead(*wanted)
     head.regression.weight.data = tensors["weight"].view(1, -1)

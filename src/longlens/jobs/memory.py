@@ -4,11 +4,12 @@
 
 as the resident set of the process (RSS) on a CPU; on a GPU the memory of the device, without libraries. Libraries are
 what this process holds now, since the commands import the same ones, and what a job imports later. The constants were
-measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory.py` compares them with a process.
+measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_process_memory.py` compares them with a process.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from longlens.models.encoder import EncoderConfig
 from longlens.models.pretrained import choose_device, choose_dtype, read_config
 
 MIB = 2**20
-# imported when a model is built
+# torch._dynamo, imported when a model is built where it was not before
 LATER = 80 * MIB
 # file pages that are mapped while tensors are read one by one, beside the largest of them
 MAPPED = 128 * MIB
@@ -94,7 +95,8 @@ def predict_peak(size: ModelSize, tokens: int, outputs: Outputs) -> Peak:
     batch = batch_bytes(size.config, tokens, size.dtype.itemsize, outputs)
     if size.device.type != "cpu":
         return Peak(0, size.weights, size.largest, int(SLACK * batch), 0)
-    return Peak(process_bytes() + LATER, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
+    libraries = process_bytes() + (0 if "torch._dynamo" in sys.modules else LATER)
+    return Peak(libraries, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
 
 
 def total_limit(max_memory: str | None, device: torch.device) -> int:

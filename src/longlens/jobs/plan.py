@@ -93,6 +93,13 @@ def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: Outp
     return tokens
 
 
+def tokens_named(tokens: int | str) -> int:
+    """A number of tokens to a batch that was named; raises `InputError` for what is none."""
+    if not str(tokens).isdigit() or int(tokens) < 1:
+        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens!r}")
+    return int(tokens)
+
+
 def largest_batch(lengths: Sequence[int], budget: int) -> int:
     """Tokens of the largest batch."""
     return max((sum(lengths[a:b]) + 2 * (b - a) for a, b in make_batches(lengths, budget)), default=0)

@@ -6,8 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from longlens.errors import InputError
+from longlens.errors import CheckpointError, InputError
 from longlens.io.alphabet import ESM
 from longlens.io.results import write_whole
 from longlens.models.encoder import EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.training.checkpoints import Part, read_checkpoint, write_checkpoint
+from longlens.training.checkpoints import STABLE, Part, Reached, find_checkpoint, read_checkpoint, write_checkpoint
 from longlens.training.data import Crops, all_crops
 from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
@@ -87,11 +88,15 @@ def train(
     *,
     every: int = 100,
     stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[MaskedLM, int]:
     """Train to the last step, from the folder's checkpoint if there is one; the model, and the step it has reached.
 
     Every `every` steps: held-out perplexity, a line in log.jsonl, a checkpoint. `stop` is asked after each step; a run
-    that it ends is gone on with by the same call.
+    that it ends is continued by the same call. With more steps than before, the run continues from where its learning
+    rate began to fall, and gives the same as one that had so many from its beginning; `note` says so.
+
+    Raises `CheckpointError` where the folder's run has other settings, or cannot become one of so many steps.
     """
     torch.manual_seed(settings.seed)
     # a contact head is fitted to structures, not trained here
@@ -103,10 +108,10 @@ def train(
     schedules = [LambdaLR(optimizer, lambda step: _schedule(step, settings)) for optimizer in optimizers]
     parts: dict[str, Part] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
              "muon rate": schedules[0], "adam rate": schedules[1]}  # fmt: skip
-    # the number of steps may be raised later
+    # the number of steps may be raised later: see `_begin`
     identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
     identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
-    step = read_checkpoint(folder, identity, parts)
+    step = _begin(folder, settings, identity, parts, note)
     held = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
@@ -123,6 +128,9 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         step += 1
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
+        if step == stable_until(settings):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_checkpoint(folder, identity, parts, Reached(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
         rate = residues / (time.monotonic() - since)
@@ -132,7 +140,7 @@ def train(
             progress = Progress(step, settings.steps, total / max(1, hidden), rate, perplexity)
             # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
-            write_checkpoint(folder, identity, parts, step)
+            write_checkpoint(folder, identity, parts, Reached(step, settings.steps))
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
@@ -141,6 +149,35 @@ def train(
             break
     model.source = str(folder)
     return model.eval(), step
+
+
+def _begin(
+    folder: Path, settings: TrainSettings, identity: dict[str, Any], parts: dict[str, Part], note: Callable[[str], None]
+) -> int:
+    """The step from which the run continues, with `parts` as they were then; 0 for a new one."""
+    reached = find_checkpoint(folder)
+    if reached is None:
+        return 0
+    before = replace(settings, steps=reached.steps or settings.steps)
+    if before.steps == settings.steps or reached.step <= min(stable_until(before), stable_until(settings)):
+        return read_checkpoint(folder, identity, parts)
+    stable = find_checkpoint(folder, STABLE)
+    if stable is None or stable.step > stable_until(settings):
+        raise CheckpointError(
+            f"{folder} holds a run of {before.steps:,} steps that has reached step {reached.step:,}, past the point at "
+            f"which the learning rate of one of {settings.steps:,} begins to fall (step {stable_until(settings):,}); "
+            "give the same number of steps, more of them, or another folder"
+        )
+    step = read_checkpoint(folder, identity, parts, STABLE)
+    _drop_after(folder, step)
+    note(f"the run had {before.steps:,} steps and is to have {settings.steps:,}: continuing from step {step:,}, where "
+         "its learning rate began to fall")  # fmt: skip
+    return step
+
+
+def stable_until(settings: TrainSettings) -> int:
+    """The last step before which the learning rate does not depend on the number of steps."""
+    return int(settings.steps - settings.decay * settings.steps)
 
 
 def _digest(proteins: Sequence[NDArray[np.int16]]) -> str:
@@ -162,6 +199,14 @@ def _schedule(step: int, settings: TrainSettings) -> float:
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
     fall = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return max(0.0, min(rise, fall, 1.0))
+
+
+def _drop_after(folder: Path, step: int) -> None:
+    """Take the lines of later steps out of the log."""
+    log = folder / LOG
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    write_whole(log, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _append(folder: Path, progress: Progress) -> None:
