@@ -144,7 +144,6 @@ def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
         )
         idle = {
             "math": "quadratic memory: runs only when named",
-            "sdpa": f"slower for {inputs.query.dtype} on {inputs.device_type}: runs only when named",
             "flex": "compiles anew for each shape: runs only when named",
         }
         return path, {
