@@ -34,7 +34,7 @@ def score_dtype(dtype: torch.dtype) -> torch.dtype:
     Everything here follows: queries and keys are cast to it for the scores, and weights and the gradients of scores
     back to the inputs' dtype for their products.
     """
-    return dtype
+    return wide_dtype(dtype)
 
 
 def head_groups(inputs: Inputs, tile: Tile, kv_heads: int, scores: int) -> Iterator[slice]:
