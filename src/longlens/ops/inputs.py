@@ -91,6 +91,10 @@ class Inputs:
         query, key, value = bare
         return replace(self, query=query, key=key, value=value, assumed_grad=self.needs_grad)
 
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same inputs with query, key and value in another dtype."""
+        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), value=self.value.to(dtype))
+
     def rows(self) -> Iterator[Inputs]:
         """Each batch row as inputs of batch size 1."""
         # split once: a slice for each row would cost a full-size gradient for each

@@ -56,15 +56,12 @@ class TileShape:
 def dense_shape(inputs: Inputs) -> TileShape:
     """Tiles for patterns in which a query meets most keys.
 
-    Measured on 2 cores with AVX512-bf16: 256 to 512 rows fill the matrix unit, and scores of 1-4 MiB stay in cache. In
-    half precision whole rows in one piece, which need no online softmax, are faster by 1.5 to 3.5 at every length
-    measured (2,048 to 131,072 keys), with fewer rows where they are long.
+    Measured on 2 cores with AVX-512: scores of 1 to 4 MiB stay in cache. Keys come in pieces of one length, since the
+    matrix products of half precision keep a plan for every length that they meet: under a causal mask, whole rows
+    would make one for each block of rows, 645 MiB at 65,536 tokens.
     """
     if inputs.device_type == "cuda":
         return TileShape(1024, 8192, 2**26)
-    if inputs.query.element_size() == 2:
-        rows = 512 if inputs.keys <= 2**11 else 256 if inputs.keys <= 2**13 else 128
-        return TileShape(rows, 2**18, 2**20)
     return TileShape(256, 2**11, 2**20)
 
 
