@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from longlens import attention
-from longlens.ops.inputs import check_inputs
-from longlens.ops.reference import softmax_attention
+from longlens.testing import Request, softmax_definition
 
 METHODS = (
     "linear", "cosformer", "taylor", "performer:64", "performer:256", "performer:1024", "performer:4096",
@@ -45,19 +44,18 @@ def main() -> None:
     kinds = {f"normal, s = {size}": (normal, (size,)) for size in (0.25, 0.5, 1.0)} | {"smooth": (smooth, ())}
     table: dict[str, list[str]] = {name: [] for name in ("mean of the values", *METHODS)}
     for draw, arguments in kinds.values():
-        found: dict[str, list[float]] = {name: [] for name in table}
+        errors_of: dict[str, list[float]] = {name: [] for name in table}
         for seed in range(DRAWS):
             torch.manual_seed(seed)
             query, key, value, scale = draw(*arguments)
-            inputs = check_inputs(query, key, value, None, 0.0, False, scale, None, None, None, False)
-            exact = softmax_attention(inputs)[0]
+            exact = softmax_definition(Request(query, key, value, scale=scale))
             for name in table:
                 if name in METHODS:
                     output = attention(query, key, value, scale=scale, method=name)
                 else:
                     output = value.mean(2, keepdim=True).expand_as(exact)
-                found[name].append(float((output - exact).norm() / exact.norm()))
-        for name, errors in found.items():
+                errors_of[name].append(float((output - exact).norm() / exact.norm()))
+        for name, errors in errors_of.items():
             table[name].append(f"{median(errors):.2g}")
     print("| |", " | ".join(kinds), "|\n|---|" + "---|" * len(kinds))
     for name, cells in table.items():

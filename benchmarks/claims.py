@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import measure
-from contenders import Task
+import harness
+import worker
+from correctness import prepare
+from harness import GIB, MIB, Row, Tables, brief, peak_bytes, results_path, rounded, spread
+from tasks import Task
 
-MIB = 1024 * 1024
 MILLION = 1_048_576
-Row = dict[str, Any]
 
 
 # ---- the claims: each yields (key, function that measures and returns a row)
@@ -39,13 +37,10 @@ def million_tokens() -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 def _million(method: str) -> Row:
-    child = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--child", method], capture_output=True, text=True, timeout=900,
-        check=False,
-    )  # fmt: skip
-    if child.returncode:
-        return {"not_run": f"ended with {child.returncode}: {' '.join(child.stderr.split())[-200:]}"}
-    found = json.loads(child.stdout.splitlines()[-1])
+    child = harness.run_measured([sys.executable, str(Path(__file__).resolve()), "--child", method])
+    if child.status:
+        return {"not_run": f"ended with {child.status}"}
+    found = json.loads(child.output.splitlines()[-1])
     return {**found, "wanted": "peak under 20 GiB", "holds": found["peak_gib"] < 20}
 
 
@@ -53,15 +48,14 @@ def million_child(method: str) -> None:
     """One forward pass in this process; its inputs and its output count, and so does torch itself."""
     import torch
 
-    call = measure.prepare(f"longlens {method}", asdict(Task(MILLION, 8, dtype="bfloat16")))
+    call = prepare(f"longlens {method}", asdict(Task(MILLION, 8, dtype="bfloat16")))
     started = time.perf_counter()
     out = call()
     seconds = time.perf_counter() - started
     assert isinstance(out, torch.Tensor)
     finite = all(bool(part.isfinite().all()) for part in out.split(65536, 2))
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
-    print(json.dumps({"seconds": seconds, "peak_gib": round(peak, 2), "finite": finite, "tokens": MILLION}))
+    peak = round(peak_bytes() / GIB, 2)
+    print(json.dumps({"seconds": seconds, "peak_gib": peak, "finite": finite, "tokens": MILLION}))
 
 
 def peak_memory() -> Iterator[tuple[str, Callable[[], Row]]]:
@@ -78,7 +72,7 @@ def peak_memory() -> Iterator[tuple[str, Callable[[], Row]]]:
 
 def _growth(ours: str, peer: str) -> Row:
     task = Task(16384, 1)
-    mine, other = (measure.memory(name, [task])[0] / MIB for name in (ours, peer))
+    mine, other = (worker.memory(name, [task])[0] / MIB for name in (ours, peer))
     return {
         "ours": ours, "peer": peer, "ours_mib": round(mine, 1), "peer_mib": round(other, 1),
         "ratio": round(other / mine, 1), "wanted": "at most 40 MiB", "holds": mine <= 40,
@@ -117,10 +111,10 @@ def _trains() -> Row:
     request = {
         "task": asdict(task), "contenders": [row["ours"], row["peer"]], "seconds": 1.0, "most": 3, "errors": False,
     }  # fmt: skip
-    for event in measure.Worker(patience=180).run(request):
+    for event in worker.Worker(patience=180).run(request):
         which = "ours" if event["name"] == row["ours"] else "peer"
         if event["at"] == "done":
-            row |= {f"{which}_{name}": value for name, value in measure.spread(event["times"]).items()}
+            row |= {f"{which}_{name}": value for name, value in spread(event["times"]).items()}
         else:
             row[f"{which}_says"] = event["reason"]
     return {**row, "holds": "ours_median_s" in row}
@@ -159,26 +153,24 @@ def _speed(task: Task, ours: str, peer: str, least: float | None, *, most: int) 
         "ours": ours, "peer": peer, "length": task.length, "heads": task.heads, "dtype": task.dtype,
         "wanted": None if least is None else f"at least {least}x",
     }  # fmt: skip
-    asked = measure.gate([ours, peer], [task.dtype], [False])
-    for event in measure.Worker(patience=180).run({"contenders": asked, "gate": True}):
+    asked = worker.gate([ours, peer], [task.dtype], [False])
+    for event in worker.Worker(patience=180).run({"contenders": asked, "gate": True}):
         wrong = event.get("wrong", event.get("reason", ""))
         if wrong:
             return {**row, "not_run": f"quick check of {json.loads(event['name'])['name']} failed: {wrong}"}
     times: dict[str, list[float]] = {}
     request = {"task": asdict(task), "contenders": [ours, peer], "seconds": 1.0, "most": most, "even": True}
-    for event in measure.Worker(patience=180).run(request):
+    for event in worker.Worker(patience=180).run(request):
         if event["at"] == "failed":
             return {**row, "not_run": f"{event['name']}: {event['reason']}"}
         if event["at"] != "done":
             continue
         which = "ours" if event["name"] == ours else "peer"
         times[which] = event["times"]
-        row |= {f"{which}_{name}": value for name, value in measure.spread(event["times"]).items()}
+        row |= {f"{which}_{name}": value for name, value in spread(event["times"]).items()}
         row |= {f"{which}_first_s": event["first"], f"{which}_error": event.get("error")}
-    ratios = [b / a for a, b in zip(times["ours"], times["peer"], strict=True)]
-    middle = statistics.median(ratios)
-    row |= {"ratio": middle, "ratio_low": min(ratios), "ratio_high": max(ratios)}
-    return {**row, "holds": None if least is None else middle >= least}
+    row |= harness.ratio(times["peer"], times["ours"])
+    return {**row, "holds": None if least is None else row["ratio"] >= least}
 
 
 CLAIMS: dict[str, Callable[[], Iterator[tuple[str, Callable[[], Row]]]]] = {
@@ -192,9 +184,7 @@ CLAIMS: dict[str, Callable[[], Iterator[tuple[str, Callable[[], Row]]]]] = {
 
 def run_all(names: list[str] | None = None, *, deadline: float | None = None, fresh: bool = False) -> None:
     """Measure the claims called `names`, or all, into the newest claims file of this hardware."""
-    from run import Results, results_path, rounded
-
-    results = Results(results_path("claims", "cpu", fresh), "cpu")
+    results = Tables(results_path("claims", fresh=fresh), ("claims",))
     for name in names or list(CLAIMS):
         for what, measured in CLAIMS[name]():
             found = results.find("claims", claim=name, what=what)
@@ -206,7 +196,7 @@ def run_all(names: list[str] | None = None, *, deadline: float | None = None, fr
             try:
                 row = measured()
             except Exception as error:
-                row = {"not_run": measure.brief(error)}
+                row = {"not_run": brief(error)}
             row = rounded({"claim": name, "what": what, **row})
             results.put("claims", row, ("claim", "what"))
             print(f"{name}: {what}: {said(row)}", flush=True)
@@ -233,7 +223,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="begin a new file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    measure.limit_memory()
+    harness.limit_memory()
     if arguments.child:
         million_child(arguments.child)
         return 0

@@ -1,87 +1,64 @@
 """Contact maps: ours beside transformers' `predict_contacts`, and one of a giant protein.
 
-    python benchmarks/contacts.py UNIPROT.fasta.gz [side_by_side] [giant]
+    python benchmarks/contacts.py PROTEINS.fasta.gz [side_by_side] [giant]     about twelve minutes on two cores
 
-Random weights in ESM-2's architectures. Side by side: 1,022 residues, 150M architecture, float32, each contender in a
-process of its own; time is the median of three maps after one, memory the growth of the peak beyond the loaded model.
-Giant: 34,350 residues (real proteins joined) through the 8M architecture by `longlens contacts`, sparse output, whole
-process. Writes benchmarks/results/contacts_<date>.json and the table in docs/contacts.md.
+Random weights in ESM-2's architectures. Side by side: the same protein of 1,022 residues through the 150M
+architecture, float32. Both contenders are processes that stay alive and make the map in turn, round after round; the
+first round of each warms up, and its growth of the peak beyond the loaded model is the memory. The ratio is the median
+over the other rounds. Giant: 34,350 residues (real proteins joined) through the 8M architecture by `longlens contacts`,
+sparse output, whole process. Writes benchmarks/results/contacts_<date>.json and the table in docs/contacts.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import measure
-from longlens.io.alphabet import ESM
-from longlens.io.survey import read_cleaned
-from longlens.models.encoder import EncoderConfig
-from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load, save
+import longlens
+from checkpoints import make_model
+from harness import (
+    DOCS,
+    GIB,
+    MIB,
+    Conversation,
+    facts,
+    fill,
+    limit_memory,
+    machine_line,
+    order_of,
+    peak_bytes,
+    ratio,
+    reset_peak,
+    run_measured,
+    show_ratio,
+    table,
+    today,
+    write_json,
+)
+from proteins import joined
 
-HERE = Path(__file__).resolve().parent
-SHAPES = {"8M": (6, 320, 20), "150M": (30, 640, 20)}
-RESIDUES, GIANT = 1022, 34_350
-START, END = "<!-- made by benchmarks/contacts.py -->", "<!-- end -->"
-
-
-def make_model(name: str, folder: Path) -> Path:
-    """A checkpoint of random weights in the hub's format, with a contact head of random values."""
-    layers, width, heads = SHAPES[name]
-    torch.manual_seed(0)
-    config = EncoderConfig(
-        vocabulary=len(ESM), layers=layers, width=width, heads=heads, feed_forward=4 * width, mask_token=ESM.mask
-    )
-    model = MaskedLM(config, ESM)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 1.2 * width**-0.5)
-        assert model.contact_head is not None
-        model.contact_head.regression.weight.normal_(0, 1.0)
-        model.contact_head.regression.bias.fill_(-2.0)
-    save(model, folder / name)
-    return folder / name
-
-
-def joined(fasta: Path, residues: int) -> str:
-    """Real proteins, one after the other, cut to a length."""
-    text = ""
-    for sequence in read_cleaned([fasta]):
-        text += sequence
-        if len(text) >= residues:
-            return text[:residues]
-    raise SystemExit(f"{fasta} holds only {len(text)} residues")
-
-
-def peak() -> int:
-    """Peak resident bytes of this process."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+RESIDUES, GIANT, ROUNDS = 1022, 34_350, 5
 
 
 def ours(model: Path, sequence: str) -> Callable[[], torch.Tensor]:
-    loaded = load(model)
+    loaded = longlens.load(model, dtype="float32", device="cpu")
     return lambda: loaded.predict_contacts([sequence])[0]
 
 
 def theirs(model: Path, sequence: str) -> Callable[[], torch.Tensor]:
-    from transformers import EsmForMaskedLM
+    from transformers import AutoTokenizer, EsmForMaskedLM
 
     loaded = EsmForMaskedLM.from_pretrained(model, attn_implementation="eager").eval()
-    tokens = torch.from_numpy(ESM.encode(sequence)).unsqueeze(0)
+    tokens = AutoTokenizer.from_pretrained(model)(sequence, return_tensors="pt")["input_ids"]
     keep = torch.ones_like(tokens)
 
     def run() -> torch.Tensor:
@@ -91,106 +68,117 @@ def theirs(model: Path, sequence: str) -> Callable[[], torch.Tensor]:
     return run
 
 
-def child(contender: str, model: str, fasta: str, target: str) -> None:
-    """Time and memory of one contender, in this process; its map to a file, to be compared."""
-    run = {"longlens": ours, "transformers": theirs}[contender](Path(model), joined(Path(fasta), RESIDUES))
-    before, seconds = peak(), []
-    for _ in range(4):
+CONTENDERS = {"longlens": ours, "transformers": theirs}
+
+
+def serve() -> None:
+    """One contender in this process: seconds and growth of the peak for each line; the map to a file."""
+    task = json.loads(sys.stdin.readline())
+    run = CONTENDERS[task["contender"]](Path(task["model"]), task["sequence"])
+    print(json.dumps({"ready": True}), flush=True)
+    for _ in sys.stdin:
+        before = reset_peak()
         begun = time.perf_counter()
-        found = run()
-        seconds.append(time.perf_counter() - begun)
-    torch.save(found, target)
-    print(json.dumps({"seconds": statistics.median(seconds[1:]), "growth_mib": (peak() - before) / 2**20}))
+        contact_map = run()
+        seconds = time.perf_counter() - begun
+        torch.save(contact_map, task["target"])
+        print(json.dumps({"seconds": seconds, "growth_mib": (peak_bytes() - before) / MIB}), flush=True)
 
 
-def side_by_side(fasta: Path, folder: Path) -> dict[str, Any]:
-    model = make_model("150M", folder)
-    rows: dict[str, Any] = {}
-    maps = []
-    for contender in ("longlens", "transformers"):
-        target = folder / f"{contender}.pt"
-        call = [sys.executable, __file__, str(fasta), "--child", contender, str(model), str(target)]
-        done = subprocess.run(call, capture_output=True, text=True, check=True)
-        rows[contender] = json.loads(done.stdout.splitlines()[-1])
-        maps.append(torch.load(target, weights_only=True))
-        print(contender, rows[contender], flush=True)
+def side_by_side(fasta: Path, folder: Path, model: str = "150M", residues: int = RESIDUES) -> dict[str, Any]:
+    """Both contenders on one protein, in rounds."""
+    place, sequence = make_model(model, folder), joined(fasta, residues)
+    processes = {name: Conversation([sys.executable, __file__, "--serve"]) for name in CONTENDERS}
+    taken: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    try:
+        for name, process in processes.items():
+            task = {"contender": name, "model": str(place), "sequence": sequence, "target": str(folder / f"{name}.pt")}
+            process.ask(task)
+        for turn in range(1 + ROUNDS):
+            for name in order_of(list(processes), turn):
+                answer = processes[name].ask({})
+                if "not_run" in answer:
+                    raise SystemExit(f"{name}: {answer['not_run']}")
+                taken[name].append(answer)
+    finally:
+        for process in processes.values():
+            process.close()
+    seconds = {name: [answer["seconds"] for answer in answers[1:]] for name, answers in taken.items()}
+    growth = {name: answers[0]["growth_mib"] for name, answers in taken.items()}
+    maps = [torch.load(folder / f"{name}.pt", weights_only=True) for name in CONTENDERS]
     return {
-        "model": "150M", "residues": RESIDUES, "dtype": "float32", **rows,
+        "model": model, "residues": residues, "dtype": "float32", "rounds": ROUNDS,
+        **{name: {"seconds": statistics.median(seconds[name]), "growth_mib": growth[name]} for name in CONTENDERS},
         "largest_difference": float((maps[0] - maps[1]).abs().max()),
-        "times_faster": rows["transformers"]["seconds"] / rows["longlens"]["seconds"],
-        "times_less_memory": rows["transformers"]["growth_mib"] / rows["longlens"]["growth_mib"],
+        "times_faster": ratio(seconds["transformers"], seconds["longlens"]),
+        "times_less_memory": growth["transformers"] / growth["longlens"],
     }  # fmt: skip
 
 
 def giant(fasta: Path, folder: Path) -> dict[str, Any]:
+    """A protein of titin's length by the command line."""
     model = make_model("8M", folder)
     (folder / "giant.fasta").write_text(f">giant\n{joined(fasta, GIANT)}\n")
-    call = [sys.executable, "-m", "longlens", "contacts", str(folder / "giant.fasta"), "-o", str(folder / "maps"),
-            "--model", str(model), "--top", "16", "--max-memory", "4G"]  # fmt: skip
-    begun = time.perf_counter()
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
-    said = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"the giant failed: {status}")
-    print(said, flush=True)
+    done = run_measured([
+        sys.executable, "-m", "longlens", "contacts", str(folder / "giant.fasta"), "-o", str(folder / "maps"),
+        "--model", str(model), "--top", "16", "--max-memory", "4G",
+    ])  # fmt: skip
+    if done.status:
+        raise SystemExit(f"the giant failed: {done.status}")
+    print(done.output, flush=True)
     return {
         "model": "8M", "residues": GIANT, "dtype": "float32", "output": "each residue's 16 strongest partners",
-        "seconds": time.perf_counter() - begun, "peak_gib": usage.ru_maxrss / 2**20, "said": list(lines(said)),
+        "seconds": done.seconds, "peak_gib": done.peak / GIB,
+        # without places
+        "said": [line for line in done.output.splitlines() if not line.startswith("results")],
     }  # fmt: skip
 
 
-def lines(said: str) -> Iterator[str]:
-    """What the command said, without places."""
-    return (line for line in said.splitlines() if not line.startswith("results"))
-
-
-def write_page(data: dict[str, Any]) -> None:
-    """The table in docs/contacts.md, between its marks."""
-    page = HERE.parent / "docs" / "contacts.md"
-    text = page.read_text()
-    machine, pair, far = data["machine"], data["side_by_side"], data["giant"]
+def page_text(data: dict[str, Any]) -> str:
+    """The table, as docs/contacts.md has it."""
+    pair, far = data["side_by_side"], data["giant"]
     whole = 4 * far["residues"] ** 2
-    rows = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}; random weights, {pair['dtype']}; peak memory "
-        "is growth beyond the loaded model.",
+    lines = [[name, f"{pair[name]['seconds']:.1f} s", f"{pair[name]['growth_mib']:,.0f} MiB"] for name in CONTENDERS]
+    return "\n".join([
+        f"{machine_line(data['machine'])}; random weights, {pair['dtype']}; peak memory is growth beyond the "
+        "loaded model.",
         "",
-        f"| {pair['model']} architecture, {pair['residues']:,} residues | time | peak memory |",
-        "|---|---:|---:|",
-        *(
-            f"| {name} | {pair[name]['seconds']:.1f} s | {pair[name]['growth_mib']:,.0f} MiB |"
-            for name in ("longlens", "transformers")
-        ),
-        "",
-        f"That is {pair['times_faster']:.1f} times as fast in a {pair['times_less_memory']:.0f}th of the memory; the "
-        f"maps differ by at most {pair['largest_difference']:.0e}. A protein of {far['residues']:,} residues through "
-        f"the {far['model']} architecture, keeping {far['output']}, takes {far['seconds'] / 60:.1f} minutes and "
-        f"{far['peak_gib']:.1f} GiB for the whole process; its map alone would be "
-        f"{whole / 2**30:.1f} GiB, and all layers' and heads' {120 * whole / 2**30:,.0f}.",
-    ]
-    before, rest = text.split(START, 1)
-    page.write_text(before + START + "\n\n" + "\n".join(rows) + "\n\n" + END + rest.split(END, 1)[1])
+        table([f"{pair['model']} architecture, {pair['residues']:,} residues", "time", "peak memory"], lines),
+        f"longlens is {show_ratio(pair['times_faster'])} as fast, the median and range of {pair['rounds']} rounds, in "
+        f"1/{pair['times_less_memory']:.0f} of the memory; the maps differ by at most "
+        f"{pair['largest_difference']:.0e}. A protein of {far['residues']:,} residues through the {far['model']} "
+        f"architecture, keeping {far['output']}, takes {far['seconds'] / 60:.1f} minutes and {far['peak_gib']:.1f} GiB "
+        f"for the whole process; its map alone would be {whole / GIB:.1f} GiB, and those of all layers and heads "
+        f"{120 * whole / GIB:,.0f} GiB.",
+    ])  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("fasta", type=Path)
+    parser.add_argument("fasta", type=Path, nargs="?")
     parser.add_argument("parts", nargs="*", default=["side_by_side", "giant"])
-    parser.add_argument("--child", nargs=3, metavar=("CONTENDER", "MODEL", "TARGET"))
-    given = parser.parse_args()
-    if given.child:
-        child(given.child[0], given.child[1], str(given.fasta), given.child[2])
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--dry-run", action="store_true", help="a tiny model, side by side; nothing is written")
+    chosen = parser.parse_args()
+    limit_memory()
+    if chosen.serve:
+        serve()
         return
-    target = HERE / "results" / f"contacts_{date.today()}.json"
-    data = json.loads(target.read_text()) if target.exists() else {}
-    data["machine"] = measure.facts("cpu")
+    if chosen.fasta is None:
+        parser.error("expected a FASTA file of proteins")
+    target, data = today("contacts")
+    data["machine"] = facts()
+    data.pop("rows", None)
     with tempfile.TemporaryDirectory() as folder:
+        if chosen.dry_run:
+            print(json.dumps(side_by_side(chosen.fasta, Path(folder), "dry", 200)))
+            return
         for name, part in (("side_by_side", side_by_side), ("giant", giant)):
-            if name in given.parts:
-                data[name] = part(given.fasta, Path(folder))
-                target.write_text(json.dumps(data, indent=1) + "\n")
+            if name in chosen.parts:
+                data[name] = part(chosen.fasta, Path(folder))
+                write_json(target, data)
     if "side_by_side" in data and "giant" in data:
-        write_page(data)
+        fill(DOCS / "contacts.md", "contacts.py", page_text(data))
 
 
 if __name__ == "__main__":

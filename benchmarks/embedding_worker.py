@@ -1,7 +1,8 @@
-"""One contender of the embedding benchmark, in a process of its own: reads a task on standard input, prints figures.
+"""One contender of the embedding benchmark, in a process of its own that stays alive between rounds.
 
-Imports nothing that the contender does not need, so that peaks of memory are its own and peers with other needs can run
-in an environment of their own.
+Reads a task in one line of standard input, loads its model and says "ready". Then, for each further line, embeds the
+proteins in it and answers with the seconds that this took; start-up and loading are never timed. It imports nothing
+that the contender does not need, so that its peak of memory is its own and that peers can run in another Python.
 """
 
 from __future__ import annotations
@@ -11,44 +12,52 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from harness import MIB, peak_bytes
+
 Batch = list[str]
-Forward = Callable[[Batch], None]
+# embeds a batch: the mean vector of each protein; returns the sum of their squares, by which contenders are compared
+Forward = Callable[[Batch], "float | None"]
 
 
-def batches_of(task: dict[str, Any]) -> list[Batch]:
-    """Sequences in the contender's batches, in a random order that is the same for all: a run that the clock cuts off
-    has then seen a fair sample."""
-    sequences: list[str] = task["sequences"]
-    order = sorted(sequences, key=len) if task["sorted"] else sequences
-    if task["tokens"]:
-        batches: list[Batch] = [[]]
-        for text in order:
-            if batches[-1] and sum(len(t) + 2 for t in batches[-1]) + len(text) + 2 > task["tokens"]:
-                batches.append([])
-            batches[-1].append(text)
-    else:
-        batches = [order[i : i + task["batch"]] for i in range(0, len(order), task["batch"])]
-    random.Random(0).shuffle(batches)
+def batches_of(groups: list[Batch], task: dict[str, Any]) -> list[Batch]:
+    """The proteins of a round in the contender's own batches.
+
+    `task["batching"]`: "one" by one; "sorted", a batch to a group of neighbours in length; "mixed", as many to a batch
+    in an order without regard to length; "tokens", in order of length up to `task["tokens"]`.
+    """
+    flat = [text for group in groups for text in group]
+    if task["batching"] == "one":
+        return [[text] for text in flat]
+    if task["batching"] == "sorted":
+        return groups
+    if task["batching"] == "mixed":
+        random.Random(0).shuffle(flat)
+        size = len(groups[0])
+        return [flat[start : start + size] for start in range(0, len(flat), size)]
+    batches: list[Batch] = [[]]
+    for text in sorted(flat, key=len):
+        if batches[-1] and sum(len(t) + 2 for t in batches[-1]) + len(text) + 2 > task["tokens"]:
+            batches.append([])
+        batches[-1].append(text)
     return batches
 
 
 def longlens(task: dict[str, Any]) -> Forward:
     import torch
 
-    from longlens.models.pretrained import load
+    import longlens
 
-    model = load(task["model"], dtype=task["dtype"], device="cpu")
+    torch.set_num_threads(task["threads"])
+    model = longlens.load(task["model"], dtype=task["dtype"], device="cpu")
 
-    def forward(batch: Batch) -> None:
+    def forward(batch: Batch) -> float:
         with torch.inference_mode():
             packed = model.pack(batch)
-            hidden = model(packed).last
-            torch.segment_reduce(
-                hidden.float(), "mean", lengths=packed.cu_seqlens.diff().long(), unsafe=True
-            ).sum().item()
+            lengths = packed.cu_seqlens.diff().long()
+            means = torch.segment_reduce(model(packed).last.float(), "mean", lengths=lengths, unsafe=True)
+            return means.square().sum().item()
 
     return forward
 
@@ -57,12 +66,13 @@ def transformers(task: dict[str, Any]) -> Forward:
     import torch
     from transformers import EsmModel
 
+    torch.set_num_threads(task["threads"])
     model = EsmModel.from_pretrained(
         task["model"], dtype=getattr(torch, task["dtype"]), add_pooling_layer=False, attn_implementation="sdpa"
     ).eval()
     numbers = {letter: 4 + place for place, letter in enumerate("LAGVSERTIDPKQNFYMHWCXBUZO")}
 
-    def forward(batch: Batch) -> None:
+    def forward(batch: Batch) -> float:
         longest = max(map(len, batch)) + 2
         ids = torch.ones(len(batch), longest, dtype=torch.int64)
         for row, text in enumerate(batch):
@@ -70,7 +80,8 @@ def transformers(task: dict[str, Any]) -> Forward:
         keep = ids != 1
         with torch.inference_mode():
             hidden = model(ids, attention_mask=keep.long()).last_hidden_state
-            (hidden.float() * keep.unsqueeze(-1)).sum(1).div(keep.sum(1, keepdim=True)).sum().item()
+            means = (hidden.float() * keep.unsqueeze(-1)).sum(1).div(keep.sum(1, keepdim=True))
+            return means.square().sum().item()
 
     return forward
 
@@ -80,6 +91,7 @@ def fair_esm(task: dict[str, Any]) -> Forward:
     from esm.data import Alphabet
     from esm.model.esm2 import ESM2
 
+    torch.set_num_threads(task["threads"])
     alphabet = Alphabet.from_architecture("ESM-1b")
     layers, width, heads = task["shape"]
     model = ESM2(layers, width, heads, alphabet).eval()
@@ -112,31 +124,23 @@ def esm_cpp(task: dict[str, Any]) -> Forward:
     return forward
 
 
-MAKERS = {"longlens": longlens, "transformers": transformers, "fair-esm": fair_esm, "esm-cpp": esm_cpp}
-
-
-def peak() -> float:
-    """MiB of this process's own peak: what getrusage says begins at the peak of the parent."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+MAKERS: dict[str, Callable[[dict[str, Any]], Forward]] = {
+    "longlens": longlens, "transformers": transformers, "fair-esm": fair_esm, "esm-cpp": esm_cpp,
+}  # fmt: skip
 
 
 def main() -> None:
-    task = json.load(sys.stdin)
-    forward = MAKERS[task["contender"]](task)
-    batches = batches_of(task)
-    loaded = peak()
-    forward(min(batches, key=lambda batch: abs(sum(map(len, batch)) - 1000)))
-    begun, residues, done = time.perf_counter(), 0, 0
-    for batch in batches:
-        forward(batch)
-        residues, done = residues + sum(map(len, batch)), done + 1
-        if time.perf_counter() - begun > task["seconds"]:
-            break
-    seconds = time.perf_counter() - begun
-    print(json.dumps({
-        "residues_per_second": residues / seconds, "seconds": seconds, "residues": residues, "batches": done,
-        "batches_in_all": len(batches), "peak_mib": peak(), "loaded_mib": loaded,
-    }))  # fmt: skip
+    task = json.loads(sys.stdin.readline())
+    forward = MAKERS[task["package"]](task)
+    print(json.dumps({"ready": True, "loaded_mib": peak_bytes() / MIB}), flush=True)
+    for line in sys.stdin:
+        batches = batches_of(json.loads(line), task)
+        begun = time.perf_counter()
+        checks = [forward(batch) for batch in batches]
+        seconds = time.perf_counter() - begun
+        check = None if None in checks else sum(value for value in checks if value is not None)
+        answer = {"seconds": seconds, "batches": len(batches), "peak_mib": peak_bytes() / MIB, "check": check}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/lens.py            speed, memory growth, one layer at N = 65,536; about ten minutes on two cores
     python benchmarks/lens.py speed      some
 
-Speeds are taken in rounds, each of PyTorch's fused attention and then the contenders; a ratio is the median over the
-rounds. Memory is the growth of a process's peak beyond its inputs. Writes benchmarks/results/lens_<date>.json and the
-tables in docs/lens.md.
+Speeds are taken in rounds in which PyTorch's fused attention and all contenders get the same queries and keys, in an
+order that rotates; a ratio is the median over the rounds, with its range. Memory is the growth of a process's peak
+beyond its inputs. Writes benchmarks/results/lens_<date>.json and the table in docs/lens.md.
 """
 
 from __future__ import annotations
@@ -13,24 +13,34 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import measure
+from harness import (
+    DOCS,
+    GIB,
+    HERE,
+    MIB,
+    facts,
+    fill,
+    interleave,
+    machine_line,
+    peak_bytes,
+    ratio,
+    run_measured,
+    show_ratio,
+    table,
+    today,
+    write_json,
+)
 from lens_pass import SETS
-from longlens.lens.scan import scan
+from longlens import scan
 from longlens.testing import peak_growths
-
-HERE = Path(__file__).resolve().parent
-MIB = 1024 * 1024
-START, END = "<!-- made by benchmarks/lens.py -->", "<!-- end -->"
 
 
 def materialised(query: torch.Tensor, key: torch.Tensor) -> list[torch.Tensor]:
@@ -53,24 +63,14 @@ def speed(rounds: int = 7, length: int = 4096, heads: int = 8, width: int = 64) 
         name: (lambda collect=collect: scan(query, key, collect=collect)) for name, collect in SETS.items()
     }
     contenders["materialised"] = lambda: materialised(query, key)
-    taken: dict[str, list[float]] = {name: [] for name in ("sdpa", *contenders)}
-    for number in range(rounds + 1):
-        calls = {"sdpa": lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value)} | contenders
-        for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            # the first round warms up
-            if number:
-                taken[name].append(time.perf_counter() - begun)
-    ratios = {
-        name: statistics.median(own / base for own, base in zip(seconds, taken["sdpa"], strict=True))
-        for name, seconds in taken.items()
-    }
-    apart = [whole / own for whole, own in zip(taken["materialised"], taken["standard"], strict=True)]
+    contenders["sdpa"] = lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    taken = interleave(contenders, rounds)
     return {
         "length": length, "heads": heads, "width": width, "rounds": rounds,
-        "sdpa_seconds": statistics.median(taken["sdpa"]), "times_sdpa": ratios,
-        "materialised_by_standard": statistics.median(apart),
+        "sdpa_seconds": statistics.median(taken["sdpa"]),
+        # how many times as long as fused attention
+        "times_sdpa": {name: ratio(seconds, taken["sdpa"]) for name, seconds in taken.items()},
+        "materialised_by_standard": ratio(taken["materialised"], taken["standard"]),
     }  # fmt: skip
 
 
@@ -88,71 +88,65 @@ def memory() -> dict[str, Any]:
 
 def long() -> dict[str, Any]:
     """One layer of 8 heads at N = 65,536, the standard set and a pooled map: seconds, and the process's peak."""
-    child = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "child"], capture_output=True, text=True, check=True
-    )
-    return dict(json.loads(child.stdout.splitlines()[-1]))
+    child = run_measured([sys.executable, str(Path(__file__).resolve()), "child"])
+    if child.status:
+        raise SystemExit(f"the long scan failed: {child.status}")
+    return dict(json.loads(child.output.splitlines()[-1]))
 
 
 def long_child(length: int = 65_536, heads: int = 8) -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, heads, length, 64)
     begun = time.perf_counter()
-    found = scan(query, key, collect=(*SETS["standard"], *SETS["pooled"]))
+    results = scan(query, key, collect=(*SETS["standard"], *SETS["pooled"]))
     seconds = time.perf_counter() - begun
-    assert torch.allclose(found["received"].values.sum(-1), torch.tensor(float(length)), rtol=1e-4)  # type: ignore[attr-defined]
-    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
-    print(json.dumps({"length": length, "heads": heads, "seconds": seconds, "peak_gib": peak}))
+    assert torch.allclose(results["received"].values.sum(-1), torch.tensor(float(length)), rtol=1e-4)  # type: ignore[attr-defined]
+    print(json.dumps({"length": length, "heads": heads, "seconds": seconds, "peak_gib": peak_bytes() / GIB}))
 
 
-def write_page(data: dict[str, Any]) -> None:
-    """The table in docs/lens.md, between its marks."""
-    page = HERE.parent / "docs" / "lens.md"
-    text = page.read_text()
-    machine, fast, held, far = data["machine"], data["speed"], data["memory"], data["long"]
-    growth = {row["set"]: row for row in held["rows"]}
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}; float32, {fast['heads']} heads of width "
-        f"{fast['width']}, N = {fast['length']:,} (PyTorch's fused attention forward: {fast['sdpa_seconds']:.2f} s).",
-        "",
-        f"| | time, of fused attention's | peak growth, MiB, N = {held['lengths'][0]:,} and {held['lengths'][1]:,} |",
-        "|---|---:|---:|",
-    ]
+def page_text(data: dict[str, Any]) -> str:
+    """The table, as docs/lens.md has it."""
+    fast, memory_, far = data["speed"], data["memory"], data["long"]
+    growth = {row["set"]: row for row in memory_["rows"]}
     names = {
         "received": "attention received",
         "standard": "log-sum-exp, entropy, largest, distance, received, top 8",
         "pooled": "map in 256 x 256 cells",
     }
+    rows = []
     for name, label in names.items():
         small, large = growth[name]["mib"]
-        lines.append(f"| {label} | {fast['times_sdpa'][name]:.2f} | {small:.0f}, {large:.0f} |")
-    lines.append(f"| the six from the whole matrix | {fast['times_sdpa']['materialised']:.2f} | N x N |")
-    lines += [
+        rows.append([label, show_ratio(fast["times_sdpa"][name]), f"{small:.0f}, {large:.0f}"])
+    rows.append(["the six from the whole matrix", show_ratio(fast["times_sdpa"]["materialised"]), "N x N"])
+    lengths = f"{memory_['lengths'][0]:,} and {memory_['lengths'][1]:,}"
+    return "\n".join([
+        f"{machine_line(data['machine'])}; float32, {fast['heads']} heads of width {fast['width']}, "
+        f"N = {fast['length']:,}; time relative to PyTorch's fused attention forward ({fast['sdpa_seconds']:.2f} s), "
+        f"median and range of {fast['rounds']} rounds.",
         "",
+        table(["", "time, of fused attention's", f"peak growth, MiB, N = {lengths}"], rows),
         f"At N = {far['length']:,}, {far['heads']} heads, all of these take {far['seconds']:.0f} s and a process of "
-        f"{far['peak_gib']:.1f} GiB; the matrix would be {4 * far['heads'] * far['length'] ** 2 / 2**30:.0f} GiB.",
-    ]
-    before, rest = text.split(START, 1)
-    page.write_text(before + START + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END, 1)[1])
+        f"{far['peak_gib']:.1f} GiB; the matrix would be {4 * far['heads'] * far['length'] ** 2 / GIB:.0f} GiB.",
+    ])  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=["speed", "memory", "long", "child", []])
-    given = parser.parse_args()
-    if given.parts == ["child"]:
+    chosen = parser.parse_args()
+    if chosen.parts == ["child"]:
         long_child()
         return
-    target = HERE / "results" / f"lens_{date.today()}.json"
-    data = json.loads(target.read_text()) if target.exists() else {}
-    data["machine"] = measure.facts("cpu")
+    target, data = today("lens")
+    data["machine"] = facts()
+    data.pop("rows", None)
     for name, part in (("speed", speed), ("memory", memory), ("long", long)):
-        if not given.parts or name in given.parts:
+        if not chosen.parts or name in chosen.parts:
             data[name] = part()
             print(name, json.dumps(data[name]), flush=True)
-            target.write_text(json.dumps(data, indent=1) + "\n")
+            write_json(target, data)
     if all(name in data for name in ("speed", "memory", "long")):
-        write_page(data)
+        fill(DOCS / "lens.md", "lens.py", page_text(data))
 
 
 if __name__ == "__main__":

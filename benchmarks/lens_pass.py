@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from longlens import scan
 from longlens.lens import Distance, Entropy, Largest, LogSumExp, Pooled, Received, TopKeys
-from longlens.lens.scan import scan
 
 SETS = {
     "received": (Received(),),

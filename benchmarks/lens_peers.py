@@ -2,30 +2,28 @@
 
     python benchmarks/lens_peers.py --python PEERS/bin/python --attnread-python ATTNREAD/bin/python [--only longlens]
 
-The same random-weight GPT-2 for all (attnread knows no BERT), all layers and heads, on the CPU. Each cell is a process
-of its own with 16 GiB of memory and 120 s for the call; a contender that fails at one length is not asked for a longer
-one. Peers are named by the Python that has them: bertviz, flash-colreduce, nnsight and inseq in one environment,
-attnread with its own torch and transformers in another. Run it alone on the machine. Results go to
-benchmarks/results/lens_peers_<date>.json, a row as soon as it is measured; a second run goes on. The table in
-docs/lens-peers.md is made from them.
+The same random-weight GPT-2 and tokens for all (attnread knows no BERT), all layers and heads, on the CPU. Each cell is
+a process of its own with 16 GiB of memory and 120 s for the call; a contender that fails at one length is not asked for
+a longer one. Beside the contender the process runs the model alone, in turn with it: the ratio of the two, within a
+round, is what contenders are compared by, since they cannot share a process. All contenders of one length come one
+after the other, before the next length. Peers are named by the Python that has them: bertviz, flash-colreduce, nnsight
+and inseq in one environment, attnread with its own torch and transformers in another. Run it alone on the machine.
+Results go to benchmarks/results/lens_peers_<date>.json, a row as soon as it is measured; a second run goes on. The
+table in docs/lens-peers.md is made from them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-from datetime import date
-from pathlib import Path
 from typing import Any
 
-import measure
+from harness import DOCS, HERE, cores, facts, fill, show_ratio, today, write_json
 
-HERE = Path(__file__).resolve().parent
 LENGTHS = (512, 2048, 8192, 16_384)
 SHAPE = (6, 12, 384)
 VOCABULARY = 1000
@@ -33,7 +31,6 @@ MEMORY = 16 * 2**30
 SECONDS = 120
 # how the worker's last line begins
 ANSWER = '{"versions"'
-START, END = "<!-- made by benchmarks/lens_peers.py -->", "<!-- end -->"
 # how far the sum of the first token's column may be from ours: inseq leaves out the last query
 ALIKE = {"inseq": 2e-2}
 # contender -> how it is called in the table, what it shows
@@ -59,27 +56,27 @@ def main() -> None:
     parser.add_argument("--attnread-python", default=None, help="has attnread")
     parser.add_argument("--only", default="", help="contenders whose name holds this")
     parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS)
-    given = parser.parse_args()
-    target = HERE / "results" / f"lens_peers_{date.today()}.json"
-    data = json.loads(target.read_text()) if target.exists() else {"machine": measure.facts("cpu"), "rows": []}
+    chosen = parser.parse_args()
+    target, data = today("lens_peers")
+    data.setdefault("machine", facts())
     data["task"] = {"shape": SHAPE, "vocabulary": VOCABULARY, "memory": MEMORY, "seconds": SECONDS}
-    for contender in CONTENDERS:
-        if given.only not in contender:
-            continue
-        for length in given.lengths:
+    contenders = [name for name in CONTENDERS if chosen.only in name]
+    for length in chosen.lengths:
+        for contender in list(contenders):
             row = find(data, contender, length)
-            if row is None and python_of(contender, given) is None:
+            if row is None and python_of(contender, chosen) is None:
                 print(f"{contender}: no Python given that has it")
-                break
+                contenders.remove(contender)
+                continue
             if row is None:
-                row = {"contender": contender, "length": length, **run(contender, length, given)}
+                row = {"contender": contender, "length": length, **run(contender, length, chosen)}
                 data["rows"].append(row)
-                target.write_text(json.dumps(data, indent=1) + "\n")
+                write_json(target, data)
                 print(json.dumps(row), flush=True)
             if "not_run" in row:
-                break
+                contenders.remove(contender)
     compare(data)
-    write_page(data)
+    fill(DOCS / "lens-peers.md", "lens_peers.py", page_text(data))
 
 
 def find(data: dict[str, Any], contender: str, length: int) -> dict[str, Any] | None:
@@ -87,19 +84,19 @@ def find(data: dict[str, Any], contender: str, length: int) -> dict[str, Any] | 
     return next((row for row in data["rows"] if (row["contender"], row["length"]) == (contender, length)), None)
 
 
-def python_of(contender: str, given: argparse.Namespace) -> str | None:
+def python_of(contender: str, chosen: argparse.Namespace) -> str | None:
     """The Python that has it, where one was named."""
-    own = {"forward": sys.executable, "longlens": sys.executable, "attnread": given.attnread_python}
-    return own.get(contender, given.python)
+    own = {"forward": sys.executable, "longlens": sys.executable, "attnread": chosen.attnread_python}
+    return own.get(contender, chosen.python)
 
 
-def run(contender: str, length: int, given: argparse.Namespace) -> dict[str, Any]:
+def run(contender: str, length: int, chosen: argparse.Namespace) -> dict[str, Any]:
     """One cell; what it says, or why there is none."""
-    python = python_of(contender, given)
+    python = python_of(contender, chosen)
     assert python is not None
     task = {
         "contender": contender, "length": length, "shape": SHAPE, "vocabulary": VOCABULARY, "memory": MEMORY,
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": cores(),
     }  # fmt: skip
     with tempfile.TemporaryFile("w+") as errors:
         # a file, since a full pipe would stop the worker while its output is waited for
@@ -153,10 +150,8 @@ def compare(data: dict[str, Any]) -> None:
             raise SystemExit(f"{row['contender']} at {row['length']}: the first column's sum is {apart:.1e} from ours")
 
 
-def write_page(data: dict[str, Any]) -> None:
-    """The table in docs/lens-peers.md, between its marks."""
-    page = HERE.parent / "docs" / "lens-peers.md"
-    before, rest = page.read_text().split(START, 1)
+def page_text(data: dict[str, Any]) -> str:
+    """The table, as docs/lens-peers.md has it."""
     machine, (layers, heads, width) = data["machine"], data["task"]["shape"]
     lengths = sorted({row["length"] for row in data["rows"]})
     versions = {}
@@ -165,8 +160,9 @@ def write_page(data: dict[str, Any]) -> None:
     named = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "longlens")
     said = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, {machine['date']}; {named}. "
-        f"GPT-2 with {layers} layers, {heads} heads, width {width}, float32, all layers and heads. Seconds, and growth "
-        f"of the process's peak memory; at most {data['task']['memory'] // 2**30} GiB and {data['task']['seconds']} s."
+        f"GPT-2 with {layers} layers, {heads} heads, width {width}, float32, all layers and heads. Seconds, how many "
+        f"times as long as the model alone (median and range of the rounds), and growth of the process's peak "
+        f"memory; at most {data['task']['memory'] // 2**30} GiB and {data['task']['seconds']} s."
     )
     lines = [
         "| | shows | " + " | ".join(f"N = {length:,}" for length in lengths) + " | largest N that ran |",
@@ -177,7 +173,7 @@ def write_page(data: dict[str, Any]) -> None:
         ran = [row["length"] for row in rows if row is not None and "seconds" in row]
         largest = f"{max(ran):,}" if ran else ""
         lines.append(f"| {name} | {shows} | " + " | ".join(map(cell, rows)) + f" | {largest} |")
-    page.write_text(before + START + "\n\n" + said + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END, 1)[1])
+    return said + "\n\n" + "\n".join(lines)
 
 
 def cell(row: dict[str, Any] | None) -> str:
@@ -186,7 +182,8 @@ def cell(row: dict[str, Any] | None) -> str:
         return ""
     if "not_run" in row:
         return row["not_run"].replace("|", "/")
-    return f"{row['seconds']:.2g} s, {row['growth_mib']:,.0f} MiB"
+    beside = f", {show_ratio(row['times_model'])}" if "times_model" in row else ""
+    return f"{row['seconds']:.2g} s{beside}, {row['growth_mib']:,.0f} MiB"
 
 
 if __name__ == "__main__":

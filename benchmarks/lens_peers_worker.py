@@ -6,8 +6,6 @@ in an environment of their own. Prints "ready" once the model stands and a short
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import resource
 import statistics
@@ -15,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from harness import MIB, peak_bytes, ratio, reset_peak
 
 # looks at all layers and heads on token numbers (1, N); returns what it found, and what the first token received in the
 # last layer, the mean over heads, by which contenders are compared
@@ -170,34 +169,30 @@ MAKERS: dict[str, Callable[[Any], Look]] = {
 }  # fmt: skip
 
 
-def status(field: str) -> int:
-    """Bytes, from /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
-
-
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(task["threads"])
-    model = build_model(task)
-    look = MAKERS[task["contender"]](model)
+    # a model of the same weights that nobody looks at: what a contender is compared with, round by round
+    alone, look = forward(build_model(task)), MAKERS[task["contender"]](build_model(task))
     ids = torch.randint(4, task["vocabulary"], (1, task["length"]), generator=torch.Generator().manual_seed(1))
     look(ids[:, :16])
-    gc.collect()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    start = status("VmRSS")
+    start = reset_peak()
     print("ready", flush=True)
-    times: list[float] = []
-    while len(times) < 3 and sum(times) < 10:
+    times: dict[str, list[float]] = {"look": [], "alone": []}
+    growth, check = 0, None
+    while len(times["look"]) < 3 and sum(times["look"]) < 10:
         begun = time.perf_counter()
         found, check = look(ids)
-        times.append(time.perf_counter() - begun)
-        if len(times) == 1:
-            growth = status("VmHWM") - start
+        times["look"].append(time.perf_counter() - begun)
+        if len(times["look"]) == 1:
+            growth = peak_bytes() - start
         del found
-    return {"seconds": statistics.median(times), "runs": len(times), "growth_mib": growth / 2**20, "check": check}
+        begun = time.perf_counter()
+        alone(ids)
+        times["alone"].append(time.perf_counter() - begun)
+    return {
+        "seconds": statistics.median(times["look"]), "runs": len(times["look"]), "growth_mib": growth / MIB,
+        "check": check, "times_model": ratio(times["look"], times["alone"]),
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -13,21 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
-from datetime import date
-from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 
+from harness import HERE, MIB, facts, today, write_json
 from longlens import BlockSparse, CosFormer
 from longlens.errors import LonglensError
 from longlens.testing import claims_of, peak_growths
-from longlens.testing.memory import LINEAR, MIB
+from longlens.testing.memory import LINEAR
 
-HERE = Path(__file__).resolve().parent
 LENGTHS = (8192, 16384, 32768, 65536)
 USUAL = ("window:256", "longformer:256", "bigbird", "performer:256", "nystrom", "linformer", "scatterbrain")
 # one head where time is quadratic; otherwise enough for the growth to stand far above a page or two of noise
@@ -95,51 +90,25 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", help="string forms; all where none is given")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--runs", type=int, default=1, help="measured runs of each; the median counts")
-    given = parser.parse_args()
-    target = HERE / "results" / f"memory_growth_{given.device}_{date.today()}.json"
-    record: dict[str, object] = {
-        "machine": {
-            "cpu": next(
-                (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
-            ),
-            "cores": len(os.sched_getaffinity(0)),
-            "system": platform.platform(),
-            "device": _device(given.device),
-        },
-        "versions": {name: version(name) for name in ("torch", "longlens")} | {"python": platform.python_version()},
-        "date": str(date.today()),
-        "task": {"batch": 1, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": given.runs},
-    }
-    rows: list[dict[str, object]] = []
-    if given.methods and target.exists():
-        rows = [row for row in json.loads(target.read_text())["rows"] if row["method"] not in given.methods]
-    for method in given.methods or listed():
+    chosen = parser.parse_args()
+    target, record = today(f"memory_growth_{chosen.device}")
+    record["machine"] = facts(chosen.device)
+    record["task"] = {"batch": 1, "width": 32, "dtype": "float32", "lengths": LENGTHS, "runs": chosen.runs}
+    rows = [row for row in record["rows"] if chosen.methods and row["method"] not in chosen.methods]
+    for method in chosen.methods or listed():
         # quadratic in time: one mode
         slow = method.split(":")[0] == "exact"
         modes = [False] if slow or claims_of(method).causal is None else [False, True]
         for causal in modes:
             for backward in (False, True):
-                row = measure(method, causal, backward, given.device, given.runs)
-                if row.get("linear") is False and given.runs < AGAIN:
-                    row = measure(method, causal, backward, given.device, AGAIN)
+                row = measure(method, causal, backward, chosen.device, chosen.runs)
+                if row.get("linear") is False and chosen.runs < AGAIN:
+                    row = measure(method, causal, backward, chosen.device, AGAIN)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-                target.parent.mkdir(exist_ok=True)
-                target.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+                write_json(target, record | {"rows": rows})
     if any(not row.get("linear") for row in rows):
         sys.exit(1)
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def _device(device: str) -> str:
-    if device == "cpu":
-        return "cpu"
-    import torch
-
-    return torch.cuda.get_device_name()
 
 
 if __name__ == "__main__":

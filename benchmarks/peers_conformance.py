@@ -13,24 +13,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import platform
 import sys
 from dataclasses import replace
-from datetime import date
 from functools import lru_cache
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from harness import DOCS, HERE, facts, fill, today, write_json
 from longlens import attention
 from longlens.testing import Claims, Report, check_names, claims_of, measure_errors, run_conformance, run_method
-from longlens.testing.conformance import MEMORY_CHECKS
 
-HERE = Path(__file__).resolve().parent
-PAGE = HERE.parent / "docs" / "conformance.md"
+PAGE = DOCS / "conformance.md"
 LANDMARKS, RANK, LONGEST = 16, 32, 16384
 
 
@@ -165,7 +159,7 @@ def run_ours() -> list[Report]:
 
     found = []
     for method in METHODS:
-        quick = [check for check in check_names() if check not in MEMORY_CHECKS]
+        quick = [check for check in check_names() if not check.startswith("memory")]
         report = run_method(method, checks=quick)
         found.append(replace(report, errors=measure_errors(attention, claims_of(method))))
     return found
@@ -179,40 +173,20 @@ def main() -> None:
         return
     peers = [run_peer(name) for name in PEERS]
     ours = run_ours()
-    record = {
-        "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "versions": {
-            name: version(name) for name in ("torch", "longlens", "performer-pytorch", "linformer", "nystrom-attention")
-        },
-        "date": str(date.today()),
+    target, record = today("conformance_cpu")
+    record |= {
+        "machine": facts(),
         "peers": [json.loads(report.to_json()) for report in peers],
         "ours": [json.loads(report.to_json()) for report in ours],
     }
-    target = HERE / "results" / f"conformance_cpu_{date.today()}.json"
-    target.write_text(json.dumps(record, indent=1) + "\n")
-    _write_page(peers, ours)
+    record.pop("rows", None)
+    write_json(target, record)
+    fill(PAGE, "peers_conformance.py: peers", _peer_table(peers))
+    fill(PAGE, "peers_conformance.py: ours", _our_table(ours))
     for report in peers:
         print(report.table(), "\n")
     for report in ours:
         print(report.subject, "ok" if report.ok else [result.check for result in report.failures])
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def _write_page(peers: list[Report], ours: list[Report]) -> None:
-    """Put the tables between the page's markers."""
-    page = PAGE.read_text()
-    for marker, text in (("peers", _peer_table(peers)), ("ours", _our_table(ours))):
-        start, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
-        before, _, rest = page.partition(start)
-        _, _, after = rest.partition(end)
-        page = f"{before}{start}\n{text}\n{end}{after}"
-    PAGE.write_text(page)
 
 
 WORDS = {"pass": "pass", "fail": "**FAIL**", "not claimed": "-", "not run": "not run"}

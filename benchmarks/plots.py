@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import measure
 from contenders import BY_NAME, CONTENDERS
+from harness import DOCS, newest
 
-IMAGES = measure.HERE.parent / "docs" / "images"
+IMAGES = DOCS / "images"
 TITLES = {
     "exact": "Exact attention",
     "sparse": "Sparse attention: exact softmax over fewer pairs",
@@ -25,14 +25,6 @@ TITLES = {
 # colours that stay apart for most eyes (Okabe and Ito 2008, with greys between)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b", "#7f7f7f", "#b5bd00")
 MARKS = "osD^vPX*<>"
-
-
-def newest(theme: str, folder: Path | None = None) -> Path | None:
-    """The newest results of a theme."""
-    found = sorted(
-        (folder or measure.HERE / "results").glob(f"{theme}_*.json"), key=lambda path: path.stem.split("_")[-1]
-    )
-    return found[-1] if found else None
 
 
 def series(rows: list[dict[str, Any]], contender: str, dtype: str, which: str, value: str) -> list[tuple[int, float]]:
@@ -99,7 +91,7 @@ def draw(data: dict[str, Any], theme: str, dtypes: list[str]) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    path = Path(argv[0]) if argv else newest("attention")
+    path = Path(argv[0]) if argv else newest("attention_*")
     if path is None:
         print("plots: no results yet; `python benchmarks/run.py` makes them")
         return

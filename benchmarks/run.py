@@ -17,62 +17,27 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import measure
-from contenders import ALL, CONTENDERS, Contender, Task
+import claims
+import plots
+import tables
+import worker
+from contenders import ALL, CONTENDERS, Contender
+from harness import Tables, brief, limit_memory, results_path, rounded, spread
+from tasks import Task
 
-RESULTS = measure.HERE / "results"
 MEMORY_LENGTHS = {False: (2048, 8192, 16384, 32768, 65536, 131072), True: (2048, 8192, 16384, 32768)}
 BACKWARD_LENGTHS = (2048, 8192, 16384)
 MANY_HEADS = 16384  # up to this length a task has 8 heads, beyond it 1
 RETRY = "time is up"
-TABLES = ("checks", "time", "memory", "mean", "claims")
+TABLES = ("checks", "time", "memory", "mean")
 
 
-class Results:
-    """The JSON file: machine facts, checks, cells of time and of memory."""
-
-    def __init__(self, path: Path, device: str) -> None:
-        self.path = path
-        about = measure.facts(device)
-        if path.exists():
-            self.data = json.loads(path.read_text())
-            if about["commit"] not in self.data["commits"]:
-                self.data["commits"].append(about["commit"])
-        else:
-            self.data = {"machine": about, "commits": [about["commit"]]}
-        for table in TABLES:
-            self.data.setdefault(table, [])
-
-    def save(self) -> None:
-        """Written whole, then renamed: a run that is cut off leaves no half a file."""
-        self.path.parent.mkdir(exist_ok=True)
-        fresh = self.path.with_suffix(".part")
-        rows = {name: "[\n  " + ",\n  ".join(json.dumps(row) for row in self.data[name]) + "\n ]" if self.data[name]
-                else "[]" for name in TABLES}  # fmt: skip
-        head = json.dumps({"machine": self.data["machine"], "commits": self.data["commits"]}, indent=1)
-        body = "".join(f',\n "{name}": {text}' for name, text in rows.items())
-        fresh.write_text(head.rstrip().removesuffix("}").rstrip() + body + "\n}\n")
-        fresh.replace(self.path)
-
-    def put(self, table: str, row: dict[str, Any], keys: tuple[str, ...]) -> None:
-        """Add a row in place of an older one of the same keys, and save."""
-        rows = self.data[table]
-        rows[:] = [old for old in rows if any(old[key] != row[key] for key in keys)]
-        rows.append(row)
-        self.save()
-
-    def find(self, table: str, **keys: Any) -> dict[str, Any] | None:
-        for row in self.data[table]:
-            if all(row[key] == value for key, value in keys.items()):
-                return row
-        return None
-
-    def settled(self, table: str, **keys: Any) -> bool:
-        row = self.find(table, **keys)
-        return row is not None and not str(row.get("not_run", "")).startswith(RETRY)
+def settled(results: Tables, table: str, **keys: Any) -> bool:
+    """Whether a cell was measured, or has a reason that more time will not mend."""
+    row = results.find(table, **keys)
+    return row is not None and not str(row.get("not_run", "")).startswith(RETRY)
 
 
 CELL = ("contender", "length", "heads", "dtype", "pass")
@@ -93,11 +58,11 @@ def who(arguments: argparse.Namespace) -> list[Contender]:
 # ---- checks
 
 
-def run_checks(results: Results, lines: list[Contender], arguments: argparse.Namespace) -> None:
+def run_checks(results: Tables, lines: list[Contender], arguments: argparse.Namespace) -> None:
     """Speed only on green: each contender, dtype and pass once on a short task."""
-    asked = measure.gate([line.name for line in lines], arguments.dtypes, (False, True), arguments.device)
+    asked = worker.gate([line.name for line in lines], arguments.dtypes, (False, True), arguments.device)
     asked = [text for text in asked if not _green(results, json.loads(text))]
-    for event in measure.Worker(patience=180).run({"contenders": asked, "gate": True}):
+    for event in worker.Worker(patience=180).run({"contenders": asked, "gate": True}):
         about = json.loads(event["name"])
         wrong = event.get("wrong", event.get("reason", ""))
         which = "forward+backward" if about["backward"] else "forward"
@@ -107,13 +72,13 @@ def run_checks(results: Results, lines: list[Contender], arguments: argparse.Nam
             print(f"check: {about['name']} {about['dtype']} {which}: {wrong}", flush=True)
 
 
-def _green(results: Results, about: dict[str, Any]) -> bool:
+def _green(results: Tables, about: dict[str, Any]) -> bool:
     which = "forward+backward" if about["backward"] else "forward"
     row = results.find("checks", contender=about["name"], dtype=about["dtype"], **{"pass": which})
     return row is not None and not row["wrong"]
 
 
-def refused(results: Results, line: Contender, task: Task) -> str:
+def refused(results: Tables, line: Contender, task: Task) -> str:
     """Why a cell is not measured, as far as is known beforehand; "" where it is."""
     if task.backward and not line.trains:
         return "no backward pass on a CPU: it raises where an input requires a gradient"
@@ -140,7 +105,7 @@ def time_tasks(arguments: argparse.Namespace) -> Iterator[Task]:
                 yield Task(length, heads, dtype=dtype, backward=backward, device=arguments.device)
 
 
-def predicted(results: Results, line: Contender, task: Task) -> float | None:
+def predicted(results: Tables, line: Contender, task: Task) -> float | None:
     """Seconds that a call will take, from the longest shorter one measured; None where nothing is known."""
     known = [row for row in results.data["time"]
              if row["contender"] == line.name and row["dtype"] == task.dtype and row["pass"] == passed(task)
@@ -151,12 +116,12 @@ def predicted(results: Results, line: Contender, task: Task) -> float | None:
     return last["median_s"] / last["heads"] * task.heads * (task.length / last["length"]) ** line.order
 
 
-def run_time(results: Results, lines: list[Contender], arguments: argparse.Namespace, deadline: float) -> None:
+def run_time(results: Tables, lines: list[Contender], arguments: argparse.Namespace, deadline: float) -> None:
     for task in time_tasks(arguments):
         todo = []
         for line in lines:
             row = cell(line.name, task)
-            if results.settled("time", **row):
+            if settled(results, "time", **row):
                 continue
             reason = refused(results, line, task)
             shorter = [length for length in arguments.lengths if length < task.length]
@@ -175,9 +140,9 @@ def run_time(results: Results, lines: list[Contender], arguments: argparse.Names
         if not todo:
             continue
         request = {"task": asdict(task), "contenders": todo, "seconds": arguments.seconds, "most": arguments.repeats}
-        worker = measure.Worker(patience=max(60, 6 * arguments.call_limit), deadline=deadline)
+        process = worker.Worker(patience=max(60, 6 * arguments.call_limit), deadline=deadline)
         started = time.monotonic()
-        for event in worker.run(request):
+        for event in process.run(request):
             if event["at"] == "mean":
                 keys = ("length", "heads", "dtype")
                 about = {"length": task.length, "heads": task.heads, "dtype": task.dtype}
@@ -186,7 +151,7 @@ def run_time(results: Results, lines: list[Contender], arguments: argparse.Names
             row = cell(event["name"], task)
             if event["at"] == "done":
                 found = {name: value for name, value in event.items() if name.startswith("error")}
-                row |= {**measure.spread(event["times"]), "first_s": event["first"], **found}
+                row |= {**spread(event["times"]), "first_s": event["first"], **found}
             else:
                 row["not_run"] = RETRY if event["at"] == "late" else event["reason"]
             results.put("time", rounded(row), CELL)
@@ -196,7 +161,7 @@ def run_time(results: Results, lines: list[Contender], arguments: argparse.Names
         )
 
 
-def _failure(results: Results, line: Contender, task: Task, length: int) -> str:
+def _failure(results: Tables, line: Contender, task: Task, length: int) -> str:
     """A failure of the same contender at a shorter length that a longer one will not mend."""
     heads = 8 if length <= MANY_HEADS else 1
     row = results.find(
@@ -207,14 +172,10 @@ def _failure(results: Results, line: Contender, task: Task, length: int) -> str:
     return reason if hopeless and task.heads >= heads else ""
 
 
-def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
-
-
 # ---- memory
 
 
-def run_memory(results: Results, lines: list[Contender], arguments: argparse.Namespace, deadline: float) -> None:
+def run_memory(results: Tables, lines: list[Contender], arguments: argparse.Namespace, deadline: float) -> None:
     """One head at every length, so that the growth of a call can be followed; a fresh process for each contender."""
     kinds = [(dtype, False) for dtype in arguments.dtypes] + [(arguments.dtypes[0], True)]
     for line in lines:
@@ -225,7 +186,7 @@ def run_memory(results: Results, lines: list[Contender], arguments: argparse.Nam
                     continue
                 task = Task(length, 1, dtype=dtype, backward=backward, device=arguments.device)
                 row = cell(line.name, task)
-                if results.settled("memory", **row):
+                if settled(results, "memory", **row):
                     continue
                 reason = refused(results, line, task)
                 expected = predicted(results, line, task) or 0.0
@@ -239,7 +200,7 @@ def run_memory(results: Results, lines: list[Contender], arguments: argparse.Nam
 
 
 def _memory_of(
-    results: Results,
+    results: Tables,
     line: Contender,
     cases: list[tuple[dict[str, Any], Task]],
     arguments: argparse.Namespace,
@@ -247,7 +208,7 @@ def _memory_of(
 ) -> None:
     started = time.monotonic()
     for batch in _batches(cases):
-        batch = [case for case in batch if not results.settled("memory", **case[0])]
+        batch = [case for case in batch if not settled(results, "memory", **case[0])]
         if not batch:
             continue
         if time.monotonic() > deadline:
@@ -256,10 +217,10 @@ def _memory_of(
             continue
         timeout = max(10.0, min(60 + 20 * arguments.call_limit, deadline - time.monotonic()))
         try:
-            grown = measure.memory(line.name, [task for _, task in batch], timeout=timeout)
+            grown = worker.memory(line.name, [task for _, task in batch], timeout=timeout)
         except Exception as error:
             if len(batch) == 1:
-                reason = RETRY if time.monotonic() > deadline else measure.brief(error)
+                reason = RETRY if time.monotonic() > deadline else brief(error)
                 results.put("memory", {**batch[0][0], "not_run": reason}, CELL)
             continue
         for (row, _), growth in zip(batch, grown, strict=True):
@@ -274,16 +235,6 @@ def _batches(cases: list[Any]) -> list[list[Any]]:
 
 
 # ---- the command
-
-
-def results_path(theme: str, device: str, fresh: bool) -> Path:
-    """The newest file of this theme and hardware, to go on with; or one of today."""
-    stem = f"{theme}_{measure.hardware(device)}"
-    today = RESULTS / f"{stem}_{time.strftime('%Y-%m-%d')}.json"
-    if fresh:
-        today.unlink(missing_ok=True)
-        return today
-    return max(RESULTS.glob(f"{stem}_*.json"), default=today)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -315,17 +266,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    measure.limit_memory()
+    limit_memory()
     start = time.monotonic()
     deadline = start + 60 * arguments.minutes
     # the clock is shared out, so that one part cannot eat another
     shares = {"claims": 0.25, "time": 0.75, "memory": 1.0}
     theme = "smoke" if arguments.smoke else "attention"
-    results = Results(results_path(theme, arguments.device, arguments.fresh), arguments.device)
+    path = results_path(theme, arguments.device, fresh=arguments.fresh)
+    results = Tables(path, TABLES, arguments.device)
     lines = who(arguments)
     if "claims" in arguments.parts:
-        import claims
-
         claims.run_all(deadline=start + shares["claims"] * 60 * arguments.minutes, fresh=arguments.fresh)
     if {"time", "memory"} & set(arguments.parts):
         run_checks(results, lines, arguments)
@@ -338,9 +288,6 @@ def main() -> int:
     print(f"{results.path.name}: {len(results.data['time'])} cells of time, {len(results.data['memory'])} of memory, "
           f"{len(left)} left for the next run; {(time.monotonic() - start) / 60:.1f} minutes")  # fmt: skip
     if not arguments.smoke:
-        import plots
-        import tables
-
         plots.main()
         tables.main()
     return 0

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the newest results.
+"""The tables of attention in docs/benchmarks.md, between its marks, from the newest results.
 
 python benchmarks/tables.py [ATTENTION.json [CLAIMS.json]]
 """
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import measure
 from contenders import BY_NAME, CONTENDERS, Contender
-from plots import TITLES, newest
+from harness import DOCS, fill, newest, show_bytes, show_ratio, show_seconds, table
+from plots import TITLES
 
-PAGE = measure.HERE.parent / "docs" / "benchmarks.md"
+PAGE = DOCS / "benchmarks.md"
 THEMES = {**TITLES, "variants": "Exact attention with what turns PyTorch quadratic"}
 CLAIMS = {
     "peak_memory": "Peak growth at N = 16,384, one head, D = 64, float32, forward",
@@ -24,28 +24,6 @@ CLAIMS = {
     "speed_sparse": "Sparse patterns against packages with the same pattern, N = 16,384, 8 heads, float32, forward",
     "million_tokens": "1,048,576 tokens, 8 heads, D = 64, bfloat16, forward: resident memory of the whole process",
 }
-HOW_TO_READ = """\
-## How to read this
-
-- Every contender gets the same standard normal queries, keys and values, batch 1, width 64, already in its own layout.
-  What a peer's layer does beside attention (projections of the hidden states, residual convolutions) is switched off,
-  so a time is that of the attention itself. Block masks and modules are made beforehand and not timed.
-- **Time** is the median of repeats. All contenders of a length run in one process, one call each in turn, round after
-  round, so that drift of the machine hits all alike. Up to N = 16,384 there are 8 heads, beyond it 1; plots show time
-  for each head.
-- **Memory** is the growth of peak resident memory during one call, at one head, in a fresh process: inputs do not
-  count, scratch, tensors saved for the backward pass and the output do.
-- **Error** is |out - exact| / |exact| (Frobenius) on 64 sampled queries, whose exact rows are computed in float64 over
-  whatever pairs the contender says it attends to. For approximators, for LSH and for HF BigBird, whose blocks differ
-  from ours, it is the distance to attention over all pairs. Standard normal inputs are hard for
-  these: the attention is nearly flat and has no structure to exploit. The line "mean of the values" is what one gets
-  by returning the average value everywhere; models that are trained with an approximator do not need it to imitate
-  softmax.
-- Before anything is timed each contender is compared with its definition on a short input. Who fails is not reported.
-- A cell without a figure has its reason below the table or in the results file. Nothing is extrapolated.
-"""
-
-
 # why a figure that was wanted is not reached, from a profile of the same call
 WHY = {
     "speed_approximate": """\
@@ -59,21 +37,6 @@ same formula in plain bfloat16 1e-2 or more.
 }
 
 
-def seconds(value: float) -> str:
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1000:.1f} ms" if value >= 0.001 else f"{value * 1e6:.0f} us"
-
-
-def size(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 1))}|"]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
-
-
 def grid(data: dict[str, Any], theme: str, which: str, dtype: str, table_name: str, value: str) -> str:
     """Contenders down, lengths across; "" where nothing was measured."""
     lines = [line for line in CONTENDERS if line.theme == theme]
@@ -82,7 +45,7 @@ def grid(data: dict[str, Any], theme: str, which: str, dtype: str, table_name: s
     lengths = sorted({row["length"] for row in rows if value in row})
     if not lengths:
         return ""
-    show = seconds if value == "median_s" else size
+    show = show_seconds if value == "median_s" else show_bytes
     heads = {row["length"]: row["heads"] for row in rows}
     head = [dtype] + [f"{n:,}" + (f" (H={heads[n]})" if table_name == "time" else "") for n in lengths]
     body, missing = [], []
@@ -145,8 +108,9 @@ def claim_table(rows: list[dict[str, Any]], claim: str) -> str:
                 "-" if row.get(f"{who}_error") is None else f"{row[f'{who}_error']:.1g}" for who in ("ours", "peer")
             )
             body.append([
-                row["what"], f"{ours}: {seconds(row['ours_median_s'])}", f"{peer}: {seconds(row['peer_median_s'])}",
-                f"{row['ratio']:.2f}x ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})", error,
+                row["what"], f"{ours}: {show_seconds(row['ours_median_s'])}",
+                f"{peer}: {show_seconds(row['peer_median_s'])}",
+                show_ratio(row), error,
                 row["wanted"] or "", verdict,
             ])  # fmt: skip
         elif "ours_mib" in row:
@@ -159,34 +123,39 @@ def claim_table(rows: list[dict[str, Any]], claim: str) -> str:
                 row["what"], f"{row['peak_gib']} GiB in {row['seconds']:.0f} s", "", "", "", row["wanted"], verdict,
             ])  # fmt: skip
         else:
-            time_ = seconds(row["ours_median_s"]) if "ours_median_s" in row else row.get("ours_says", "")
+            time_ = show_seconds(row["ours_median_s"]) if "ours_median_s" in row else row.get("ours_says", "")
             says = f"{peer}: {row.get('peer_says', 'gives gradients too')}"
             body.append([row["what"], f"{ours}: {time_}", says, "", "", row["wanted"], verdict])
     head = ["", "longlens", "peer", "ratio (lowest to highest round)", "error, ours / peer", "wanted", "holds"]
     return table(head, body)
 
 
-def page(data: dict[str, Any], claims: dict[str, Any] | None) -> str:
+def machine_text(data: dict[str, Any]) -> str:
+    """The machine, the commits and the packages."""
     machine = data["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    parts = [
-        "# Benchmarks\n",
-        "Made by `make bench` from the files in `benchmarks/results/`; do not edit by hand.\n",
+    return (
         f"{machine['gpu'] or machine['cpu']} ({', '.join(machine['cpu_flags'])}), {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB, Python {machine['python']}, {machine['date']}, "
-        f"commit {', '.join(data['commits'])}. {packages}.\n",
-    ]
-    if claims is not None and claims["claims"]:
-        parts.append("## What longlens promises\n")
-        for claim, title in CLAIMS.items():
-            text = claim_table(claims["claims"], claim)
-            if text:
-                parts += [f"{title}:\n", text]
-                if claim in WHY and any(
-                    row["claim"] == claim and row.get("holds") is False for row in claims["claims"]
-                ):
-                    parts.append(WHY[claim])
-    parts.append(HOW_TO_READ)
+        f"commit {', '.join(data['commits'])}. {packages}.\n"
+    )
+
+
+def claims_text(claims: dict[str, Any]) -> str:
+    """A table for each claim, and why a claim does not hold where that is known."""
+    parts = [machine_text(claims)]
+    for claim, title in CLAIMS.items():
+        text = claim_table(claims["claims"], claim)
+        if text:
+            parts += [f"{title}:\n", text]
+            if claim in WHY and any(row["claim"] == claim and row.get("holds") is False for row in claims["claims"]):
+                parts.append(WHY[claim])
+    return "\n".join(parts)
+
+
+def contenders_text(data: dict[str, Any]) -> str:
+    """Time, memory and error of all contenders, a section for each family."""
+    parts = [machine_text(data)]
     dtypes = ("float32", "bfloat16")
     for theme, title in THEMES.items():
         parts.append(f"## {title}\n")
@@ -219,13 +188,15 @@ def page(data: dict[str, Any], claims: dict[str, Any] | None) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     paths = [Path(text) for text in argv or []]
-    attention = paths[0] if paths else newest("attention")
-    claims = paths[1] if len(paths) > 1 else newest("claims")
+    attention = paths[0] if paths else newest("attention_*")
+    claims = paths[1] if len(paths) > 1 else newest("claims_*")
     if attention is None:
         print("tables: no results yet; `python benchmarks/run.py` makes them")
         return
     read = json.loads(claims.read_text()) if claims is not None else None
-    PAGE.write_text(page(json.loads(attention.read_text()), read))
+    fill(PAGE, "tables.py: contenders", contenders_text(json.loads(attention.read_text())))
+    if read is not None:
+        fill(PAGE, "tables.py: claims", claims_text(read))
     print("tables: docs/benchmarks.md")
 
 

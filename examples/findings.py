@@ -21,8 +21,7 @@ from longlens.hf.texts import TextModel, load_text_model
 from longlens.io.fasta import read_fasta
 from longlens.jobs.look import LookOptions, look_at_protein, look_at_text, protein_options, text_options
 from longlens.lens import Cells, Mass
-from longlens.report import figures
-from longlens.report.profile import Sight
+from longlens.lens.profile import Profile
 
 HERE = Path(__file__).parent
 DOTS = 110
@@ -63,19 +62,21 @@ def of_text(folder: Path) -> None:
     }
     title(f"{MINILM}: mean weight over all heads, and the head with the most of it")
     rows = []
-    for name, sight in seen.items():
-        marks = sum_received(sight, is_mark(sight))
-        table = {**sight.overview(), "marks": marks}
+    for name, profile in seen.items():
+        marks = sum_received(profile, is_mark(profile))
+        table = {**profile.overview(), "marks": marks}
         rows.append([
-            name, len(sight.sequence), best(sight, table["first"]), best(sight, table["separators"]),
-            best(sight, table["previous"]), best(sight, table["next"]),
-            f"{table['marks'].mean():.2f} (share of tokens {is_mark(sight).mean():.2f})",
+            name, len(profile.sequence), best(profile, table["first"]), best(profile, table["separators"]),
+            best(profile, table["previous"]), best(profile, table["next"]),
+            f"{table['marks'].mean():.2f} (share of tokens {is_mark(profile).mean():.2f})",
         ])  # fmt: skip
     show(["text", "N", "[CLS]", "[SEP]", "previous", "next", "punctuation"], rows)
-    sight = seen["whole"]
+    profile = seen["whole"]
     title(f"{MINILM}, whole text: mean over the heads of each layer")
-    show_layers(sight, {"[CLS]": "first", "[SEP]": "separators"}, {"punctuation": sum_received(sight, is_mark(sight))})
-    layer, head = place_of(sight, sight.overview()["previous"])
+    show_layers(
+        profile, {"[CLS]": "first", "[SEP]": "separators"}, {"punctuation": sum_received(profile, is_mark(profile))}
+    )
+    layer, head = place_of(profile, profile.overview()["previous"])
     title(
         f"{MINILM}: weight on the previous token in head {layer}.{head}, mean over queries, by the length of the text"
     )
@@ -86,10 +87,10 @@ def of_text(folder: Path) -> None:
         parts = [previous[a:b] for a, b in spans]
         rows.append([len(previous), *(f"{part.mean():.2f}" if len(part) else "" for part in parts)])
     show(["N", *(f"tokens {a}-{b - 1}" for a, b in spans)], rows)
-    draw(folder, "findings-minilm", sight, tokens=())
+    draw(folder, "findings-minilm", profile, tokens=())
 
 
-def see_text(model: TextModel, text: str) -> Sight:
+def see_text(model: TextModel, text: str) -> Profile:
     """Everything that `longlens look` collects of a text."""
     options = text_options(model, LookOptions(figures=False))
     tokens = model.tokenize(text, "text.txt")
@@ -104,22 +105,22 @@ def first_tokens(model: TextModel, text: str, longest: int) -> str:
     return " ".join(words)
 
 
-def is_mark(sight: Sight) -> np.ndarray:
+def is_mark(profile: Profile) -> np.ndarray:
     """Which tokens are punctuation."""
-    return np.array([not any(letter.isalnum() for letter in label) for label in sight.sequence.labels]) & ~(
-        sight.sequence.special
+    return np.array([not any(letter.isalnum() for letter in label) for label in profile.sequence.labels]) & ~(
+        profile.sequence.special
     )
 
 
-def sum_received(sight: Sight, which: np.ndarray) -> np.ndarray:
+def sum_received(profile: Profile, which: np.ndarray) -> np.ndarray:
     """(L, H): mean over queries of the weight on some keys."""
-    return sight.by_token["received"][..., which].sum(-1, dtype=np.float64) / len(sight.sequence)
+    return profile.by_token["received"][..., which].sum(-1, dtype=np.float64) / len(profile.sequence)
 
 
-def on_previous(sight: Sight, layer: int, head: int) -> np.ndarray:
+def on_previous(profile: Profile, layer: int, head: int) -> np.ndarray:
     """(N,): each query's weight on the token before; 0 where it is not among the eight strongest."""
-    assert sight.keys is not None
-    index, weight = sight.keys.index[layer, head], sight.keys.weight[layer, head]
+    assert profile.keys is not None
+    index, weight = profile.keys.index[layer, head], profile.keys.weight[layer, head]
     return np.where(index == np.arange(len(index))[:, None] - 1, weight, 0.0).sum(1)
 
 
@@ -137,9 +138,9 @@ def of_antibodies(folder: Path) -> None:
     }
     title(f"{ANTIBERTY}: mean weight over all heads, and the head with the most of it")
     show(["chain", "N", "[CLS]", "[SEP]", "previous", "next"], [
-        [name, len(sight.sequence), *(best(sight, sight.overview()[what])
+        [name, len(profile.sequence), *(best(profile, profile.overview()[what])
                                       for what in ("first", "separators", "previous", "next"))]
-        for name, sight in seen.items()
+        for name, profile in seen.items()
     ])  # fmt: skip
     title(f"{ANTIBERTY}, trastuzumab: mean over the heads of each layer")
     show_layers(seen["trastuzumab"], {"[CLS]": "first", "[SEP]": "separators"}, {})
@@ -158,9 +159,9 @@ def of_antibodies(folder: Path) -> None:
     title(
         "Attention received and what the model is unsure of (entropy of its prediction): rank correlation over residues"
     )
-    show(["chain", "correlation"], [[name, f"{unsure(sight):.2f}"] for name, sight in seen.items()])
+    show(["chain", "correlation"], [[name, f"{unsure(profile):.2f}"] for name, profile in seen.items()])
     title("Links over at least 30 residues: the strongest of each head")
-    show(["chain", "1st", "2nd", "3rd", "4th"], [[name, *far_links(sight, 30, 4)] for name, sight in seen.items()])
+    show(["chain", "1st", "2nd", "3rd", "4th"], [[name, *far_links(profile, 30, 4)] for name, profile in seen.items()])
     chosen = [(4, 7, "loop H1, above all I34"), (6, 5, "loop H3"), (6, 2, "A79")]
     draw(folder, "findings-antiberty", seen["trastuzumab"], tokens=(22, 96, 34, 79), chosen=chosen)
 
@@ -222,20 +223,20 @@ def on_loops(model: Any, sequence: str, loops: Sequence[tuple[int, int]]) -> lis
     return [*said, f"{shares[6, 5]:.2f}"]
 
 
-def unsure(sight: Sight) -> float:
+def unsure(profile: Profile) -> float:
     """Spearman's correlation between attention received, averaged over heads, and the entropy of the prediction."""
-    residues = ~sight.sequence.special
-    received = sight.by_token["received"].mean((0, 1))[residues]
-    ranks = [values.argsort().argsort() for values in (received, sight.predicted["expected"][residues])]
+    residues = ~profile.sequence.special
+    received = profile.by_token["received"].mean((0, 1))[residues]
+    ranks = [values.argsort().argsort() for values in (received, profile.predicted["expected"][residues])]
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def far_links(sight: Sight, apart: int, count: int) -> list[str]:
+def far_links(profile: Profile, apart: int, count: int) -> list[str]:
     """The strongest link of each head over at least so many tokens."""
-    assert sight.keys is not None
-    index, weight = sight.keys.index, sight.keys.weight
-    tokens = np.arange(len(sight.sequence))[:, None]
-    special = sight.sequence.special
+    assert profile.keys is not None
+    index, weight = profile.keys.index, profile.keys.weight
+    tokens = np.arange(len(profile.sequence))[:, None]
+    special = profile.sequence.special
     far = (np.abs(index - tokens) >= apart) & (index >= 0) & ~special[tokens] & ~special[index]
     strongest = np.where(far, weight, 0.0)
     found = []
@@ -244,7 +245,7 @@ def far_links(sight: Sight, apart: int, count: int) -> list[str]:
         key = int(index[layer, head, query, place])
         found.append((float(strongest[layer, head, query, place]), layer, head, int(query), key))
     return [
-        f"{sight.sequence.caption(query)} to {sight.sequence.caption(key)} {value:.2f} ({layer}.{head})"
+        f"{profile.sequence.caption(query)} to {profile.sequence.caption(key)} {value:.2f} ({layer}.{head})"
         for value, layer, head, query, key in sorted(found, reverse=True)[:count]
     ]
 
@@ -252,27 +253,27 @@ def far_links(sight: Sight, apart: int, count: int) -> list[str]:
 # --- both ---
 
 
-def place_of(sight: Sight, values: np.ndarray) -> tuple[int, int]:
+def place_of(profile: Profile, values: np.ndarray) -> tuple[int, int]:
     """Layer and head of the largest value."""
     layer, head = np.unravel_index(values.argmax(), values.shape)
-    return sight.layers[layer], sight.heads[head]
+    return profile.layers[layer], profile.heads[head]
 
 
-def best(sight: Sight, values: np.ndarray) -> str:
+def best(profile: Profile, values: np.ndarray) -> str:
     """The mean over heads, and the head with the most."""
-    layer, head = place_of(sight, values)
+    layer, head = place_of(profile, values)
     return f"{values.mean():.2f}, {values.max():.2f} (head {layer}.{head})"
 
 
-def show_layers(sight: Sight, names: dict[str, str], more: dict[str, np.ndarray]) -> None:
+def show_layers(profile: Profile, names: dict[str, str], more: dict[str, np.ndarray]) -> None:
     """Means over the heads of each layer."""
-    overview = sight.overview()
+    overview = profile.overview()
     columns = {shown: overview[name] for shown, name in names.items()} | more
     columns |= {name: overview[name] for name in ("previous", "self", "next")}
     columns |= {"entropy": overview["mean_entropy"], "distance": overview["mean_distance"]}
     rows = [
         [layer, *(f"{values[place].mean():.{0 if name == 'distance' else 2}f}" for name, values in columns.items())]
-        for place, layer in enumerate(sight.layers)
+        for place, layer in enumerate(profile.layers)
     ]
     show(["layer", *columns], rows)
 
@@ -291,15 +292,15 @@ def show(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def draw(
-    folder: Path, name: str, sight: Sight, tokens: Sequence[int], chosen: Sequence[tuple[int, int, str]] = ()
+    folder: Path, name: str, profile: Profile, tokens: Sequence[int], chosen: Sequence[tuple[int, int, str]] = ()
 ) -> None:
     """The figures, small enough for a page; maps of the heads that stand out, `chosen` in place of the last ones."""
-    heads = [*sight.telling_heads(6 - len(chosen)), *chosen]
+    heads = [*profile.telling_heads(6 - len(chosen)), *chosen]
     drawn = {
-        "overview": figures.overview(sight),
-        "tracks": figures.tracks(sight, tokens),
-        "maps": figures.maps(sight, heads),
-        "partners": figures.partners(sight, tokens or sight.most_received(4)),
+        "overview": profile.draw_overview(),
+        "tracks": profile.draw_tracks(tokens),
+        "maps": profile.draw_maps(heads),
+        "partners": profile.draw_partners(tokens or profile.most_received(4)),
     }
     for what, figure in drawn.items():
         path = folder / f"{name}-{what}.png"

@@ -15,12 +15,13 @@ HEAVY = (
     "triton",
     "ray",
     "matplotlib",
+    "pandas",
     "beartype",
     "hypothesis",
     "pytest",
 )
 CLI_ONLY = ("click", "rich")
-OPTIONAL = ("transformers", "triton", "ray", "matplotlib", "beartype", "hypothesis", "pytest", *CLI_ONLY)
+OPTIONAL = ("transformers", "triton", "ray", "matplotlib", "pandas", "beartype", "hypothesis", "pytest", *CLI_ONLY)
 
 
 def modules_after(code: str) -> set[str]:

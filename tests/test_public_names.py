@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import longlens
-from longlens.ops.registry import ENTRIES
+from longlens.ops.registry import METHOD_INFOS
 
 
 def names_for_type_checkers() -> dict[str, str]:
@@ -49,7 +49,7 @@ def test_name_resolves_to_the_thing_of_that_name(name: str) -> None:
 def test_everything_public_is_listed() -> None:
     for name in longlens.__all__:
         getattr(longlens, name)
-    submodules = {"cli", "io", "jobs", "models", "ops", "report", "shapes", "training"}
+    submodules = {"cli", "io", "jobs", "models", "ops", "report", "shapes", "training", "watching"}
     helpers = {"annotations", "import_module", "PackageNotFoundError", "version", "TYPE_CHECKING", "Any"}
     public = {name for name in vars(longlens) if not name.startswith("_")}
     assert public - submodules - helpers == set(longlens.__all__)
@@ -61,12 +61,12 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         longlens.attend  # noqa: B018
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_every_method_is_public_and_knows_its_name(entry: longlens.ops.registry.Entry) -> None:
+@pytest.mark.parametrize("entry", METHOD_INFOS, ids=lambda entry: entry.name)
+def test_every_method_is_public_and_knows_its_name(entry: longlens.ops.registry.MethodInfo) -> None:
     method = entry.load()
     assert getattr(longlens, method.__name__) is method
     assert method.name == entry.name
 
 
 def test_method_names_are_unique() -> None:
-    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
+    assert len({entry.name for entry in METHOD_INFOS}) == len(METHOD_INFOS)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from longlens.io.reading import Results as Results
     from longlens.io.reading import open_results as open_results
     from longlens.lens.scan import scan as scan
-    from longlens.lens.watch import watch as watch
     from longlens.models.pretrained import load as load
     from longlens.ops.approximate.cosformer import CosFormer as CosFormer
     from longlens.ops.approximate.linear import Linear as Linear
@@ -49,6 +48,10 @@ if TYPE_CHECKING:
     from longlens.ops.sparse.random_blocks import Random as Random
     from longlens.ops.sparse.strided import Strided as Strided
     from longlens.ops.sparse.window import Window as Window
+    from longlens.watching import observe as observe
+    from longlens.watching import record as record
+    from longlens.watching import trajectories as trajectories
+    from longlens.watching import watch as watch
 
 # every public name and where it lives; the submodules that are names themselves map to None
 _HOMES: dict[str, str | None] = {
@@ -83,11 +86,14 @@ _HOMES: dict[str, str | None] = {
     "hf": None,
     "lens": None,
     "load": "longlens.models.pretrained",
+    "observe": "longlens.watching",
     "open_results": "longlens.io.reading",
     "parse_method": "longlens.ops.registry",
+    "record": "longlens.watching",
     "scan": "longlens.lens.scan",
     "testing": None,
-    "watch": "longlens.lens.watch",
+    "trajectories": "longlens.watching",
+    "watch": "longlens.watching",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

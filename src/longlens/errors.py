@@ -5,6 +5,8 @@
     |   |-- MaskError                     a mask, packing or bias that does not fit
     |   |-- MethodError                   a method name or parameter that does not exist
     |   |-- SequenceError                 a residue or record that cannot be read
+    |   |   `-- TruncatedInputError       compressed input that is cut off; says how much was read before
+    |   |   `-- VariantError              a variant that cannot be scored; `reason` says why in a few words
     |   `-- CheckpointError               weights that are not those of the model
     |-- LensError (RuntimeError)          weights rebuilt by the lens are not those that the model used
     |-- DtypeError (TypeError)            dtypes that differ or are not served
@@ -14,6 +16,8 @@ Every message says what was expected, what was given and what to do. An unknown 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class LonglensError(Exception):
@@ -34,6 +38,35 @@ class MethodError(InputError):
 
 class SequenceError(InputError):
     """A residue or record that cannot be read."""
+
+
+class TruncatedInputError(SequenceError):
+    """Compressed input that is cut off or broken; `records` and `residues` were read before, whole."""
+
+    def __init__(self, message: str, *, records: int, residues: int) -> None:
+        super().__init__(message)
+        self.records = records
+        self.residues = residues
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # an exception is unpickled from its arguments, which cannot be keywords; its attributes follow
+        return _truncated, (str(self), self.records, self.residues)
+
+
+def _truncated(message: str, records: int, residues: int) -> TruncatedInputError:
+    return TruncatedInputError(message, records=records, residues=residues)
+
+
+class VariantError(SequenceError):
+    """A variant that cannot be read or scored; `reason` says why in a few words, for a column of a table."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VariantError], tuple[str, str]]:
+        # so that it can be pickled: an exception is rebuilt from its arguments
+        return VariantError, (str(self), self.reason)
 
 
 class CheckpointError(InputError):

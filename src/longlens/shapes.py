@@ -12,7 +12,8 @@ Masks: bool, **True = attend**, everywhere (`torch.nn.MultiheadAttention` means 
 Positions: key j stands at j, query i at i + (Nk - Nq), so that the last query sees what the last key sees
 (bottom-right alignment, as in KV caches and flash-attention). Causal means: key position <= query position.
 
-Packing: `cu_seqlens` (int32, S + 1) holds the boundaries of S sequences laid end to end along N, with B = 1.
+Packing: `cu_seqlens` (int32, S + 1) holds the boundaries of S sequences laid end to end along N. With B > 1 they count
+along the batch rows laid end to end, and each row's end is one of them.
 
 Log-sum-exp: natural logarithm, float32, (B, H, Nq), of scaled, biased and masked scores. A query with nothing to
 attend to gives output 0, log-sum-exp -inf and gradient 0.

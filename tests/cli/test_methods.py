@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from longlens.cli.methods import LEGEND, methods
-from longlens.ops.registry import ENTRIES
+from longlens.ops.registry import METHOD_INFOS
 
 
 def lines(monkeypatch: pytest.MonkeyPatch, width: int | None) -> list[str]:
@@ -25,7 +25,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, width: int | None) -> list[str]:
 def test_every_method_has_its_line_and_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch, width: int | None) -> None:
     printed = lines(monkeypatch, width)
     text = "\n".join(printed)
-    for entry in ENTRIES:
+    for entry in METHOD_INFOS:
         row = next(line.split() for line in printed if line.startswith(f"{entry.name} "))
         assert row[1:3] == [entry.family, entry.exact]
         assert entry.time in text
@@ -39,8 +39,8 @@ def test_every_method_has_its_line_and_nothing_is_cut_off(monkeypatch: pytest.Mo
 def test_json_holds_every_capability() -> None:
     result = CliRunner().invoke(methods, ["--json"])
     rows = json.loads(result.output)
-    assert [row["name"] for row in rows] == [entry.name for entry in ENTRIES]
-    for row, entry in zip(rows, ENTRIES, strict=True):
+    assert [row["name"] for row in rows] == [entry.name for entry in METHOD_INFOS]
+    for row, entry in zip(rows, METHOD_INFOS, strict=True):
         assert "path" not in row
         assert all(getattr(entry, key) == value for key, value in row.items())
         assert row.keys() >= {
@@ -60,4 +60,4 @@ def test_json_holds_every_capability() -> None:
 
 def test_the_legend_is_right_about_softcap_and_sinks() -> None:
     assert "softcap and sinks go with all that\n        are not approximations" in LEGEND
-    assert all(entry.softcap == entry.sinks == (entry.exact != "no") for entry in ENTRIES)
+    assert all(entry.softcap == entry.sinks == (entry.exact != "no") for entry in METHOD_INFOS)

@@ -11,7 +11,7 @@ import torch
 import longlens
 from longlens.errors import UnsupportedError
 from longlens.ops.method import Method
-from longlens.ops.registry import BY_NAME, ENTRIES
+from longlens.ops.registry import BY_NAME, METHOD_INFOS
 from longlens.testing import check_names, claims_of, run_method
 from longlens.testing.conformance import MEMORY_CHECKS
 from methods import METHODS
@@ -22,7 +22,7 @@ every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: str
 
 
 def test_every_registered_method_is_in_the_list() -> None:
-    assert {entry.name for entry in ENTRIES} <= {method.name for method in METHODS}
+    assert {entry.name for entry in METHOD_INFOS} <= {method.name for method in METHODS}
 
 
 @every_method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import longlens
 from longlens import BlockSparse, CosFormer
 from longlens.ops.method import Method
 from longlens.testing import claims_of, peak_growths
@@ -41,3 +42,26 @@ def test_growth_is_linear(method: Method, backward: bool) -> None:
         mode = "causal" if causal else "bidirectional"
         finding = memory_finding(f"{method}, {mode}", lengths, growth[2 * place : 2 * place + 2])
         assert finding.ok, finding
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("method", ["exact", "window:64", "bigbird:64,2", "window:64|dilated:32,70"])
+def test_growth_is_linear_with_capped_scores_and_sinks(method: str) -> None:
+    lengths = (4096, 8192) if method == "exact" else MEMORY_LENGTHS
+    for backward in (False, True):
+        case = {
+            "function": "longlens:attention",
+            "heads": 1,
+            "width": 32,
+            "backward": backward,
+            "sinks": True,
+            "keywords": {"method": method, "softcap": 5.0},
+        }
+        cases = [case | {"length": length} for length in lengths]
+        growth = peak_growths("longlens.testing.memory:attention_call", cases, warm_up={"length": 128}, runs=1)
+        finding = memory_finding(f"{method}, backward {backward}", lengths, growth)
+        assert finding.ok, finding
+        predicted = longlens.explain(
+            (1, 1, lengths[1], 32), method=method, softcap=5.0, sinks=True, requires_grad=backward
+        ).peak_bytes
+        assert growth[1] <= 1.25 * predicted, (growth, predicted)

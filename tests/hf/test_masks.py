@@ -8,7 +8,7 @@ import transformers as tf
 from transformers import masking_utils as mu
 
 from longlens.errors import MaskError, UnsupportedError
-from longlens.hf.masks import Carrier
+from longlens.hf.masks import DeferredMask
 from longlens.ops.inputs import check_inputs
 from longlens.ops.masks import Predicate
 from longlens.ops.reference import allowed_pairs
@@ -50,7 +50,7 @@ def check(carrier):
 
 
 def carry(closure, queries=13, keys=13, *, q_offset=0, kv_offset=0, mask=None, vmapped=False):
-    return Carrier(
+    return DeferredMask(
         batch_size=BATCH, q_length=queries, kv_length=keys, q_offset=q_offset, kv_offset=kv_offset,
         mask_function=closure, attention_mask=mask, use_vmap=vmapped, dtype=torch.float32, config=None,
         allow_is_causal_skip=True,
@@ -102,7 +102,7 @@ def test_every_pair(name, place, side):
 def test_one_token_at_the_end_of_a_window_reads_no_more_keys_than_the_window_holds():
     plan = check(carry(CLOSURES["window"], 1, 13, q_offset=12))
     assert plan.keys == slice(8, 13)
-    assert (plan.rule, plan.causal, plan.key_mask) == (None, False, None)
+    assert (plan.rule, plan.causal, plan.key_mask) == (None, True, None)
 
 
 def test_a_window_wider_than_the_text_is_no_rule():
@@ -195,7 +195,7 @@ def test_transformers_own_makers_of_masks(kind):
         "both": mu.create_bidirectional_mask, "near": mu.create_bidirectional_sliding_window_mask,
         "chunks": mu.create_chunked_causal_mask,
     }[kind]  # fmt: skip
-    tf.AttentionMaskInterface.register("carried", lambda **given: Carrier(**given))
+    tf.AttentionMaskInterface.register("carried", lambda **given: DeferredMask(**given))
     try:
         config._attn_implementation = "carried"
         for mask in (None, padded("left", 13), padded("right", 13)):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from longlens.hf import attach
 from longlens.lens.collect.columns import Received
 from longlens.lens.collect.rows import Entropy, Largest
-from longlens.lens.watch import watch
+from longlens.watching import watch
 
 HEAVY = (
     "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRY"
@@ -96,8 +96,8 @@ def test_outputs_and_statistics(name, implementation, side, request):
         # every query, padded ones too, attends to the kept keys
         p = p.double()
         entropy = -(p * p.clamp(min=1e-300).log()).sum(-1)
-        torch.testing.assert_close(seen.entropy[layer].double(), entropy, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(seen.received[layer].double(), p.sum(-2), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen.entropy[layer].values.double(), entropy, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(seen.received[layer].values.double(), p.sum(-2), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(seen.largest[layer].weight[..., 0].double(), p.amax(-1), rtol=1e-4, atol=1e-5)
         away = ~kept[:, None].expand(p.shape[0], p.shape[1], -1)
         assert (seen.received[layer][away] == 0).all()

@@ -9,7 +9,7 @@ from tiny_models import DECODER, ENCODER, VOCABULARY, bert, gemma2, gpt2, llama,
 
 import longlens
 from longlens.errors import InputError, LensError, UnsupportedError
-from longlens.lens import trajectories
+from longlens.watching import trajectories
 
 ESM = {**ENCODER, "position_embedding_type": "rotary", "mask_token_id": 3, "token_dropout": True}
 MODELS = {

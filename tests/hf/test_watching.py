@@ -10,11 +10,11 @@ from tiny_models import ALL, bert, eager, gemma2, llama, mistral, padding, run, 
 
 from longlens.errors import InputError, LensError, UnsupportedError
 from longlens.hf import attach
-from longlens.hf.calls import Call
+from longlens.hf.arguments import AttentionArguments
 from longlens.lens.collect.columns import Received
 from longlens.lens.collect.maps import Cells
 from longlens.lens.collect.rows import Entropy, LogSumExp, TopKeys
-from longlens.lens.watch import watch
+from longlens.watching import watch
 
 COLLECT = (Entropy(), Received(), TopKeys(3), Cells(queries=(0, 7, 20), label="some"))
 
@@ -36,14 +36,14 @@ def compare(seen, weights, rows):
         p = p.double()
         keep = rows[:, None].expand(p.shape[:3])
         entropy = -(p * p.clamp(min=1e-300).log()).sum(-1)
-        torch.testing.assert_close(seen.entropy[layer].double()[keep], entropy[keep], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(seen.entropy[layer].values.double()[keep], entropy[keep], rtol=1e-4, atol=2e-5)
         best = p.topk(3).values
         torch.testing.assert_close(seen.top_keys[layer].weight.double()[keep], best[keep], rtol=1e-4, atol=1e-5)
         some = [0, 7, 20]
-        got, want = seen.some[layer].double(), p[:, :, some]
+        got, want = seen.some[layer].values.double(), p[:, :, some]
         torch.testing.assert_close(got[keep[:, :, some]], want[keep[:, :, some]], rtol=1e-4, atol=1e-5)
         if rows.all():
-            torch.testing.assert_close(seen.received[layer].double(), p.sum(-2), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(seen.received[layer].values.double(), p.sum(-2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
@@ -69,8 +69,8 @@ def test_sinks_keep_part_of_the_mass():
         with watch(model, [Cells(queries=(0, 7, 20), label="some")]) as seen:
             run(model, ids)
     for layer, p in enumerate(weights):
-        torch.testing.assert_close(seen.some[layer], p[:, :, [0, 7, 20]], rtol=1e-4, atol=1e-5)
-        assert (seen.some[layer].sum(-1) < 0.999).any()
+        torch.testing.assert_close(seen.some[layer].values, p[:, :, [0, 7, 20]], rtol=1e-4, atol=1e-5)
+        assert (seen.some[layer].values.sum(-1) < 0.999).any()
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -110,8 +110,30 @@ def test_packed_sequences(batch):
             parts.append(seen)
     for layer in (0, 1):
         for name in ("entropy", "received"):
-            whole = torch.cat([getattr(part, name)[layer] for part in parts], -1)
-            torch.testing.assert_close(getattr(packed, name)[layer], whole, rtol=1e-4, atol=1e-5)
+            whole = torch.cat([getattr(part, name)[layer].values for part in parts], -1)
+            torch.testing.assert_close(getattr(packed, name)[layer].values, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method", ["longformer:2,global_tokens=(0,)", "lsh:1,bucket=2", "window:1|dilated:1,dilation=3"]
+)
+def test_methods_count_positions_within_each_packed_sequence(method):
+    """What is seen of a batch that is packed is what ran: global tokens, hashes and strides begin anew in each one."""
+    model, ids = eager(llama), tokens(2, 27)
+    places = torch.cat([torch.arange(n) for n in (4, 13, 10)]).expand(2, -1)
+    collect = [Entropy(), Cells(queries=(16, 26), label="some")]
+    with torch.no_grad():
+        with watch(model, collect, method=method) as packed:
+            model(ids, position_ids=places, use_cache=False)
+        for row in (0, 1):
+            for start, stop in ((4, 17), (17, 27)):
+                with watch(model, [Entropy()], method=method) as alone:
+                    model(ids[row : row + 1, start:stop], use_cache=False)
+                for layer in (0, 1):
+                    got = packed.entropy[layer][row, :, start:stop]
+                    torch.testing.assert_close(got, alone.entropy[layer][0], rtol=1e-4, atol=1e-5)
+    assert not packed.some[0][:, :, 0, :4].any()
+    assert packed.some[0][:, :, 0, 4:17].any()
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gemma2", "gpt_oss", "t5"])
@@ -124,7 +146,7 @@ def test_some_layers_and_heads(name):
             run(model, ids, mask)
     last = len(every.layers) - 1
     assert seen.layers == (last,)
-    torch.testing.assert_close(seen.entropy[last], every.entropy[last][:, [3, 1]])
+    torch.testing.assert_close(seen.entropy[last].values, every.entropy[last][:, [3, 1]])
     with pytest.raises(InputError, match="expected layers of"):
         watch(model, layers=[99]).__enter__()
     with watch(model, heads=[4]), pytest.raises(InputError, match=r"expected heads of 0\.\.3"):
@@ -156,12 +178,12 @@ def test_the_model_is_what_it_was_after_an_exception():
 
 def test_weights_that_are_not_the_models_are_an_error_that_names_the_layer(monkeypatch):
     model, ids = eager(bert), tokens()
-    attend, scale = Call.attend, [1.0, 1.2]
+    attend, scale = AttentionArguments.attend, [1.0, 1.2]
 
     def wrong(call, method):
         return attend(call, method) * scale.pop(0)
 
-    monkeypatch.setattr(Call, "attend", wrong)
+    monkeypatch.setattr(AttentionArguments, "attend", wrong)
     with pytest.raises(LensError, match=r"layer 1 \(encoder.layer.1.attention.self\)"), watch(model, [Entropy()]):
         run(model, ids)
 
@@ -178,7 +200,7 @@ def test_an_attached_model_is_watched_as_attached():
     assert torch.equal(row.nonzero().flatten(), torch.arange(8, 13))
     with watch(model, collect, method="window:1") as seen:
         run(model, ids)
-    assert (seen.row[1] > 0).sum(-1).unique().tolist() == [3]
+    assert (seen.row[1].values > 0).sum(-1).unique().tolist() == [3]
     with watch(model, collect, method="performer"), pytest.raises(UnsupportedError, match="no attention weights"):
         run(model, ids)
 
@@ -197,7 +219,7 @@ def test_watches_inside_one_another_all_see():
             run(model, ids)
     assert len(inner.received) == 2
     assert [sorted(call) for call in outer.calls] == [[0, 1]] * 3
-    exact, window, again = (call[0]["row"].data[0, 0, 0] for call in outer.calls)
+    exact, window, again = (call[0]["row"].values[0, 0, 0] for call in outer.calls)
     assert torch.equal(exact, again)
     assert (exact > 0).all()
     assert torch.equal(window.nonzero().flatten(), torch.arange(8, 13))
@@ -211,7 +233,7 @@ def test_training_with_dropout_and_recomputed_layers():
         run(model, ids).sum().backward()
     assert seen.layers == (0, 1)
     assert len(seen.calls) == 1
-    assert seen.log_sum_exp[0].isfinite().all()
+    assert seen.log_sum_exp[0].values.isfinite().all()
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
 
 
@@ -225,6 +247,40 @@ def test_layers_that_share_their_weights_are_refused():
         plain = run(model, ids)
         with attach(model):
             torch.testing.assert_close(run(model, ids), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_an_attention_that_attends_in_parts_is_watched_as_packed_sequences():
+    """Qwen2.5-VL cuts an image's tokens at its windows and attends to each: together they are one layer."""
+    given = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32}
+    config = tf.AutoConfig.for_model("qwen2_5_vl").vision_config.__class__(
+        **given, patch_size=4, spatial_merge_size=2, window_size=16, fullatt_block_indexes=[1], initializer_range=0.3
+    )
+    model = tf.AutoModel.from_config(config).eval()
+    grid = torch.tensor([[1, 8, 12], [1, 4, 4]])
+    pixels = torch.randn(8 * 12 + 4 * 4, 3 * 2 * 4 * 4)
+    weights = []
+
+    def eager_weights(module, query, key, value, attention_mask=None, scaling=None, **more):
+        weights.append(torch.softmax(query.double() @ key.double().transpose(2, 3) * scaling, -1))
+        return (weights[-1].to(value.dtype) @ value).transpose(1, 2), None
+
+    tf.AttentionInterface.register("eager_weights", eager_weights)
+    try:
+        with torch.no_grad():
+            model.set_attn_implementation("eager_weights")
+            plain = model(pixels, grid_thw=grid).last_hidden_state
+            with watch(model, [Entropy(), Received()]) as seen:
+                found = model(pixels, grid_thw=grid).last_hidden_state
+    finally:
+        tf.AttentionInterface._global_mapping.pop("eager_weights")
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    # seven windows in the first layer, two images in the second
+    assert len(weights) == 7 + 2
+    for layer, parts in enumerate((weights[:7], weights[7:])):
+        entropy = torch.cat([-(p * p.clamp(min=1e-300).log()).sum(-1) for p in parts], -1)
+        torch.testing.assert_close(seen.entropy[layer].values.double(), entropy, rtol=1e-4, atol=1e-4)
+        received = torch.cat([p.sum(-2) for p in parts], -1)
+        torch.testing.assert_close(seen.received[layer].values.double(), received, rtol=1e-4, atol=1e-4)
 
 
 def test_names_and_tables():
@@ -253,4 +309,4 @@ def test_what_is_seen_does_not_keep_the_graph():
     model, ids = eager(llama), tokens()
     with watch(model, [Entropy()]) as seen:
         run(model, ids)
-    assert not seen.entropy[0].requires_grad
+    assert not seen.entropy[0].values.requires_grad

@@ -173,10 +173,10 @@ def test_the_picture_holds_the_largest_of_each_cell(model, maps, monkeypatch):
     monkeypatch.setattr(job, "CELLS", 25)
     monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
     loaded = load(model)
-    from longlens.lens.contacts import Watcher, WholeMap
+    from longlens.lens.contacts import ContactObserver, WholeMap
 
     contact_map = WholeMap(120, loaded.contact_regression(), loaded.device)
-    loaded(loaded.pack([protein(120, 120)]), attend=Watcher([contact_map]))
+    loaded(loaded.pack([protein(120, 120)]), observers=[ContactObserver([contact_map])])
     picture = job.Picture(120)
     for rows in contact_map.rows():
         picture.take(rows)

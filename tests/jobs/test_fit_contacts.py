@@ -61,7 +61,12 @@ def test_a_head_finds_the_channel_that_knows(pair, tmp_path):
     weight = fitted.regression.weight.flatten()
     assert int(weight.argmax()) == 5
     assert fitted.contacts == 6 * 60
-    assert fitted.precision > 0.8
+    assert fitted.held_out
+    near, far = fitted.precision
+    assert (near.separation, far.separation, near.proteins) == (6, 24, 6)
+    assert 0.7 < near.lowest <= near.mean <= near.highest <= 1
+    # 60 contacts of 55 * 54 / 2 pairs
+    assert near.chance == pytest.approx(60 / 1485)
     # beyond the proteins fitted to
     unseen = examples_of(pair, 7)[-1]
     save_head(ours, fitted, tmp_path / "head.safetensors")
@@ -149,6 +154,8 @@ def test_the_command(pair, tmp_path):
     said = run("fit", *args, "--model", model, "--strength", 1)
     assert said.exception is None, said.exception
     assert "pairs       180 contacts" in said.output
+    assert "of the L strongest pairs at least 6 apart (chance 0.04" in said.output
+    assert "of proteins held out" in said.output
     head = tmp_path / "h" / "head.safetensors"
     made = run(tmp_path / "p.fasta", "-o", tmp_path / "out", "--model", model, "--head", head)
     assert made.exception is None, made.exception
@@ -166,3 +173,29 @@ def test_the_command(pair, tmp_path):
 def test_nothing_in_contact_is_said(pair):
     with pytest.raises(InputError, match="expected pairs in contact"):
         fit_head(pair[1], [Example("p", protein(40, 0), np.empty((0, 2), np.int64))], FitOptions())
+
+
+def test_a_head_that_uses_nothing_is_refused(pair):
+    with pytest.raises(InputError, match=r"every weight is 0 \(360 contacts of 6 proteins, strength 1e-09\)"):
+        fit_head(pair[1], examples_of(pair), FitOptions(strength=1e-9))
+
+
+def test_a_head_that_is_right_only_where_it_was_fitted_is_refused(pair):
+    # contacts that are drawn at random: whatever fits them is no knowledge
+    generator = np.random.default_rng(0)
+    i, j = np.triu_indices(60, 6)
+    examples = []
+    for seed in range(3):
+        chosen = np.sort(generator.permutation(len(i))[:12])
+        examples.append(Example(f"p{seed}", protein(60, seed), np.stack([i[chosen], j[chosen]], 1)))
+    in_sample = fit_head(pair[1], examples[:1], FitOptions(strength=1e4))
+    assert not in_sample.held_out
+    assert in_sample.precision[0].mean > in_sample.precision[0].chance
+    with pytest.raises(InputError, match=r"proteins that were not fitted to, .* by chance"):
+        fit_head(pair[1], examples, FitOptions(strength=1e4))
+
+
+def test_proteins_that_are_alike_are_held_out_together(pair):
+    first = examples_of(pair, 1)[0]
+    fitted = fit_head(pair[1], [first, Example("copy", first.sequence, first.contacts)], FitOptions(strength=1.0))
+    assert not fitted.held_out

@@ -99,7 +99,7 @@ def dense(model, inputs):
 
 
 def check_tables(folder, weights, layers, heads):
-    """Every table of a sight against the weights themselves."""
+    """Every table of a profile against the weights themselves."""
     count = weights.shape[-1]
     weights = weights[np.ix_(layers, heads)]
     rows = table(folder / "rows.parquet")
@@ -220,18 +220,18 @@ def files(folder):
 def test_a_job_that_was_stopped_goes_on_with_what_is_left(model_folder, fasta, tmp_path, monkeypatch):
     run(fasta, "-o", tmp_path / "whole", "-m", model_folder, "--no-figures")
     written = []
-    genuine = job.write_sight
+    genuine = job.write_profile
 
-    def failing(sight, folder, *rest, **more):
+    def failing(profile, folder, *rest, **more):
         written.append(folder.name)
-        paths = genuine(sight, folder, *rest, **more)
+        paths = genuine(profile, folder, *rest, **more)
         if len(written) == 2:
             # half a sequence is what a killed process leaves
             paths[-1].write_bytes(b"half")
             raise RuntimeError
         return paths
 
-    monkeypatch.setattr(job, "write_sight", failing)
+    monkeypatch.setattr(job, "write_profile", failing)
     again = (fasta, "-o", tmp_path / "stopped", "-m", model_folder, "--no-figures")
     with pytest.raises(RuntimeError):
         CliRunner().invoke(command, [str(a) for a in again], standalone_mode=False, catch_exceptions=False)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from packed_pass import CONFIG
 
 from esm_peer import esm, protein, save
+from longlens.cli.main import cli
 from longlens.cli.plan import plan as command
 from longlens.errors import InputError
-from longlens.jobs.plan import Outputs, batch_bytes, make_batches, parse_bytes
+from longlens.io.survey import survey
+from longlens.jobs.embed import EmbedOptions, outputs
+from longlens.jobs.embed_plan import embedding_outputs, plan_embedding
+from longlens.jobs.memory import MIB, model_size, process_bytes
+from longlens.jobs.plan import (
+    Outputs,
+    batch_bytes,
+    make_batches,
+    masked_operations,
+    measure_rate,
+    operations,
+    parse_bytes,
+)
+from longlens.models.pretrained import load
 from longlens.testing import peak_growths
 
 
@@ -63,7 +79,67 @@ def test_the_command_says_memory_time_and_the_standard_way(tmp_path):
         "2, 502 residues, longest 500 (long)",
         "3.8 MiB for one layer",
         "7.7 MiB for all layers",
+        "for the whole process",
+        "estimated from one layer",
         "fits",
         "yes",
     ):
         assert words in result.output, result.output
+    assert result.exit_code == 0
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["plan", *map(str, arguments)], catch_exceptions=False, standalone_mode=False)
+
+
+def test_the_command_reads_no_weights_and_runs_no_model(tmp_path, monkeypatch):
+    folder = save(esm(2, 32, 4), tmp_path / "model")
+    (tmp_path / "p.fasta").write_text(f">a\n{protein(50, 0)}\n")
+    for name in ("longlens.models.pretrained.load", "longlens.models.language_model.MaskedLM.forward"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("the model was loaded or run"))
+    assert run(tmp_path / "p.fasta", "-m", folder).return_value == 0
+
+
+def test_what_does_not_fit_is_an_exit_code(tmp_path):
+    folder = save(esm(2, 32, 4), tmp_path / "model")
+    (tmp_path / "p.fasta").write_text(f">a\n{protein(50, 0)}\n>b\n{protein(30_000, 0)}\n")
+    fits = run(tmp_path / "p.fasta", "-m", folder, "--max-memory", "64G")
+    assert fits.return_value == 0
+    small = run(tmp_path / "p.fasta", "-m", folder, "--max-memory", "100M")
+    assert small.return_value == 1
+    assert "no: the model and PyTorch hold" in small.output
+    # what is kept until it is written counts
+    room = process_bytes() + 400 * MIB
+    assert run(tmp_path / "p.fasta", "-m", folder, "--max-memory", room).return_value == 0
+    longer = tmp_path / "q.fasta"
+    longer.write_text(f">b\n{protein(400_000, 0)}\n")
+    logits = run(longer, "-m", folder, "--include", "mean", "logits", "--max-memory", process_bytes() + 600 * MIB)
+    assert logits.return_value == 1
+    assert "q.fasta, record 1 (b), 400,000 residues" in logits.output.replace("\n", " ")
+    assert run(longer, "-m", folder, "--max-memory", process_bytes() + 600 * MIB).return_value == 0
+
+
+def test_masked_surprise_counts_a_pass_for_each_residue(tmp_path):
+    lengths = [3, 10]
+    assert masked_operations(CONFIG, lengths) == 3 * operations(CONFIG, [3]) + 10 * operations(CONFIG, [10])
+    folder = save(esm(2, 32, 4), tmp_path / "model")
+    (tmp_path / "p.fasta").write_text(f">a\n{protein(50, 0)}\n")
+    source = survey([tmp_path / "p.fasta"])
+    size = model_size(folder)
+    plain, hidden = (plan_embedding(size, source, include=["surprise"], masked=masked) for masked in (False, True))
+    assert hidden.operations == pytest.approx(51 * plain.operations)
+    assert hidden.peak.batch > plain.peak.batch
+    with pytest.raises(InputError, match="--include surprise"):
+        run(tmp_path / "p.fasta", "-m", folder, "--surprise", "masked")
+
+
+def test_outputs_are_those_of_the_job():
+    model = load("tiny")
+    for include in (("mean",), ("per-tok", "bos"), ("mean", "logits", "surprise"), ("surprise",)):
+        assert embedding_outputs(model.config, include) == outputs(model, EmbedOptions(include=include))
+
+
+def test_a_rate_is_measured_for_every_kind_of_model():
+    absolute = replace(CONFIG, positions="absolute", max_length=64, pre_norm=False)
+    for config in (CONFIG, absolute):
+        assert measure_rate(config, torch.float32, torch.device("cpu"), 1e8) > 0

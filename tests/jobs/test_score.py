@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from esm_peer import esm, literal, protein, save
 from longlens.cli.score import score as command
 from longlens.errors import SequenceError
 from longlens.io.alphabet import STANDARD
-from longlens.jobs.score import Mutation, parse_mutations, score_variants
+from longlens.io.variants import Mutation
+from longlens.jobs.score import score_variants
 from longlens.models.pretrained import load
 
 WILD = protein(40, 7).replace("X", "A")
@@ -101,16 +103,6 @@ def test_several_proteins_by_a_column(pair, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("K1A", "to have K at 1, found M"), ("M9A", r"a position in 1\.\.6, got 9"), ("M1", "such as A24G"),
-     ("M1A:M1G", "each position once"), ("", "such as A24G")],
-)  # fmt: skip
-def test_wrong_mutations_are_named(text, words):
-    with pytest.raises(SequenceError, match=words):
-        parse_mutations(text, "MKTAYI")
-
-
 def score(*arguments):
     return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False)
 
@@ -123,7 +115,7 @@ def test_what_is_wrong_with_a_table_is_found_before_any_work(pair, tmp_path, mon
     good = f"{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}"
     for text, words in (
         (f"mutant,id\n{good},a\n{good},b,extra\n", "line 3: expected 2 cells"),
-        (f"mutant,id\n{good},a\nnonsense,b\n", "line 3: expected mutations"),
+        (f"mutant,id\n{good},a\nnonsense,b\n", "line 3: expected substitutions"),
         (f"mutant,id\n{good},c\n", "line 2: expected a protein of the FASTA"),
     ):
         table.write_text(text)
@@ -154,11 +146,43 @@ def test_no_column_is_written_over(pair, tmp_path):
         score(table, "--sequence", WILD, "-m", folder, "-o", table, "--scoring-strategy", "wt-marginals")
 
 
-def test_a_residue_without_a_token_is_refused(pair, tmp_path):
-    table = tmp_path / "v.csv"
-    table.write_text(f"mutant\n{WILD[0]}1J\n")
-    with pytest.raises(SequenceError, match=r"line 2: expected residues that .* knows, got J"):
-        score(table, "--sequence", WILD, "-m", pair[2])
+def test_variants_that_cannot_be_scored_are_skipped_with_a_reason(pair, tmp_path):
+    folder = pair[2]
+    other = "W" if WILD[0] != "W" else "A"
+    table = tmp_path / "v.tsv"
+    rows = [f"{WILD[0]}1{other}", f"{WILD[0]}1*", "WT", "", f"{WILD[0]}1X", f"p.{WILD[0]}1{other}"]
+    table.write_text("id\tmutant\n" + "".join(f"{i}\t{row}\n" for i, row in enumerate(rows)))
+    with pytest.raises(SequenceError, match=r"line 3: .* \(stop\)"):
+        score(table, "--sequence", WILD, "-m", folder)
+    result = score(table, "--sequence", WILD, "-m", folder, "--on-error", "skip", "-o", tmp_path / "o.tsv")
+    assert result.return_value == 3
+    assert "3 variants are not scored" in result.stderr
+    read = list(csv.DictReader((tmp_path / "o.tsv").read_text().splitlines(), delimiter="\t"))
+    assert [row["problem"] for row in read] == ["", "stop", "", "empty", "residue X", ""]
+    scores = [row[folder.name] for row in read]
+    assert scores[1] == scores[3] == scores[4] == ""
+    assert float(scores[2]) == 0
+    assert scores[0] == scores[5]
+    assert float(scores[0]) != 0
+
+
+def test_variants_come_by_standard_input_and_gzipped(pair, tmp_path):
+    text = f"mutant\n{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}\n".encode()
+    outputs = []
+    for name, data in (("v.csv", text), ("v.csv.gz", gzip.compress(text))):
+        (tmp_path / name).write_bytes(data)
+        outputs.append(score(tmp_path / name, "--sequence", WILD, "-m", pair[2]).output)
+        given = CliRunner().invoke(command, ["-", "--sequence", WILD, "-m", str(pair[2])], input=data)
+        outputs.append(given.output)
+    assert outputs[0].startswith("mutant,")
+    assert set(outputs) == {outputs[0]}
+
+
+def test_pseudo_ppl_of_the_wild_type_is_its_own(pair):
+    _, ours, _ = pair
+    same = (Mutation(WILD[0], 0, WILD[0]),)
+    scores = score_variants(ours, WILD, [(), same], "pseudo-ppl")
+    assert scores[0] == scores[1] < 0
 
 
 def test_gaps_that_shift_the_numbering_are_said(pair, tmp_path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import longlens
 from longlens.errors import InputError, UnsupportedError
-from longlens.lens.across import Attended, Recorder, relevance, relevance_map, rollout, rollout_map
+from longlens.lens.across import relevance, relevance_map, rollout, rollout_map
 from longlens.ops.inputs import check_inputs
+from longlens.ops.observe import AttentionCall
 from longlens.ops.reference import allowed_pairs
 
 CASES = {
@@ -31,13 +34,13 @@ def draw_layers(case, count=3, batch=2, heads=4, kv_heads=2, tokens=90, width=8,
     if "key_mask" in settings:
         settings["key_mask"] = torch.arange(tokens).unsqueeze(0) < torch.tensor([[tokens - 7], [tokens]])
     return [
-        Attended(
-            2 * torch.randn(batch, heads, tokens, width, dtype=dtype),
+        AttentionCall(
+            number, f"layers.{number}", 2 * torch.randn(batch, heads, tokens, width, dtype=dtype),
             torch.randn(batch, kv_heads, tokens, width, dtype=dtype),
-            settings, torch.randn(batch, kv_heads, tokens, width + 3, dtype=dtype),
-            torch.randn(batch, heads, tokens, width + 3, dtype=dtype),
+            torch.randn(batch, kv_heads, tokens, width + 3, dtype=dtype), settings=settings,
+            output_gradient=torch.randn(batch, heads, tokens, width + 3, dtype=dtype),
         )
-        for _ in range(count)
+        for number in range(count)
     ]  # fmt: skip
 
 
@@ -143,7 +146,7 @@ def test_masked_values_do_not_count():
 
 def test_lsh_follows_the_pairs_of_each_head():
     layers = [
-        Attended(layer.query, layer.key.repeat_interleave(2, 1), {"method": longlens.LSH(2, 16)})
+        replace(layer, key=layer.key.repeat_interleave(2, 1), settings={"method": longlens.LSH(2, 16)})
         for layer in draw_layers("plain", batch=1)
     ]
     rows = rollout(layers, queries=[5, 60])
@@ -152,17 +155,19 @@ def test_lsh_follows_the_pairs_of_each_head():
     torch.testing.assert_close(columns.values[0, 0, [5, 60], 0], rows.values[0, 0, :, 7], rtol=1e-4, atol=1e-6)
 
 
-def test_a_model_recorded_and_explained():
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_recorded_and_explained(recompute):
     """The gradient's own weights: dY/dA by autograd through whole matrices of one of our models."""
     model = longlens.load("tiny").float()
     packed = model.pack(["MKTAYIAKQRQISFVKSHFSRQ", "GAVLI"])
-    recorder = Recorder()
     with torch.no_grad():
         plain = model(packed).last
-    last = model(packed, attend=recorder).last
+    model.encoder.recompute = recompute
+    with longlens.record(model) as calls:
+        last = model(packed).last
+        last[3].sum().backward()
     torch.testing.assert_close(last, plain)
-    assert len(recorder.layers) == model.config.layers
-    last[3].sum().backward()
+    assert [call.name for call in calls] == [f"layers.{number}" for number in range(model.config.layers)]
 
     weights = []
     lengths = packed.cu_seqlens.diff().long()
@@ -177,11 +182,12 @@ def test_a_model_recorded_and_explained():
 
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model.requires_grad_()
+    model.encoder.recompute = False
     model(packed, attend=attend).last[3].sum().backward()
     total = torch.eye(len(owner))
     for p in weights:
         total = total + (p.grad * p).relu().mean(1)[0] @ total
-    found = relevance(recorder.layers, queries=[3])
+    found = relevance(calls, queries=[3])
     torch.testing.assert_close(found.values[0, 0, 0], total[3], rtol=1e-4, atol=1e-6)
     # nothing passes between sequences
     assert not found.values[..., lengths[0] :].any()
@@ -198,10 +204,10 @@ def test_refusals():
     with pytest.raises(InputError, match="at least one layer"):
         rollout([], queries=[0])
     with pytest.raises(InputError, match="same tokens"):
-        rollout([layers[0], Attended(layers[0].query[:, :, 1:], layers[0].key)], queries=[0])
+        rollout([layers[0], replace(layers[0], query=layers[0].query[:, :, 1:])], queries=[0])
     with pytest.raises(InputError, match="output_gradient"):
-        relevance([Attended(layers[0].query, layers[0].key)], queries=[0])
+        relevance([replace(layers[0], output_gradient=None)], queries=[0])
     with pytest.raises(InputError, match="kind one of"):
         rollout_map(layers, kind="max")
     with pytest.raises(UnsupportedError, match="no attention weights"):
-        rollout([Attended(layers[0].query, layers[0].key, {"method": "linear"})], queries=[0])
+        rollout([replace(layers[0], settings={"method": "linear"})], queries=[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import longlens
 from esm_peer import SIZES, esm, protein, save
 from longlens.errors import InputError
 from longlens.lens import contacts
-from longlens.lens.contacts import KeptMap, Watcher
+from longlens.lens.contacts import ContactObserver, KeptMap, WholeMap
 from longlens.models.pretrained import load
 from longlens.testing import peak_growths
 
@@ -45,7 +46,7 @@ def kept(ours, packed):
     """The maps of the form that keeps queries and keys, whole."""
     maps = [KeptMap(int(stop - start) - 2, ours.contact_regression()) for start, stop in pairwise(packed.cu_seqlens)]
     with torch.no_grad():
-        ours(packed, attend=Watcher(maps))
+        ours(packed, observers=[ContactObserver(maps)])
     found = []
     for contact_map in maps:
         whole = torch.zeros(contact_map.residues, contact_map.residues)
@@ -113,6 +114,19 @@ def test_transformers_model_gets_its_contacts(tmp_path):
     assert theirs.config._attn_implementation == "eager"
     with pytest.raises(InputError, match="on the right"):
         longlens.hf.predict_contacts(theirs, ids, keep.flip(1).long())
+
+
+def test_passes_of_other_threads_do_not_reach_the_maps(tmp_path):
+    ours = load(save(peer(2, 64, 4), tmp_path))
+    packed, other = ours.pack([protein(30, 1)]), ours.pack([protein(20, 2)])
+    expected = ours.predict_contacts(packed)[0]
+    contact_map = WholeMap(30, ours.contact_regression(), ours.device)
+    with torch.no_grad(), ours.observed(ContactObserver([contact_map])):
+        ours(packed)
+        thread = Thread(target=lambda: ours(other))
+        thread.start()
+        thread.join()
+    assert torch.equal(contact_map.finish(), expected)
 
 
 def test_a_model_without_a_head_says_what_to_do():

@@ -69,7 +69,7 @@ def dense_statistics(weights, keep, lse, offset):
 def compare(found, weights, keep, lse, offset=0, tolerance=1e-6, row_start=0):
     expected = dense_statistics(weights, keep, lse, offset)
     for name, want in expected.items():
-        got = found[name].data.double()
+        got = found[name].values.double()
         assert got.shape == want.shape, name
         # NaN and -inf stand in the same places
         assert torch.equal(got.isfinite(), want.isfinite()), name
@@ -191,7 +191,7 @@ def test_lengths_that_differ_and_grouped_heads(nq, nk):
         weights, keep, lse = dense_weights(inputs)
         expected = dense_statistics(weights, keep, lse, inputs.offset)
         for name in ("entropy", "distance", "received", "received_mean", "column_entropy", "log_sum_exp"):
-            got, want = found[name].data.double(), expected[name]
+            got, want = found[name].values.double(), expected[name]
             assert torch.equal(got.isfinite(), want.isfinite()), name
             some = want.isfinite()
             limit = 3e-6 * max(1.0, float(want[some].abs().max()))

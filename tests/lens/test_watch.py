@@ -12,8 +12,9 @@ from longlens.lens.collect.columns import Received
 from longlens.lens.collect.maps import Cells
 from longlens.lens.collect.rows import Entropy, TopKeys
 from longlens.lens.scan import scan
-from longlens.lens.watch import STANDARD, watch
+from longlens.lens.watch import STANDARD
 from longlens.models.encoder import attend_with
+from longlens.watching import watch
 
 TEXTS = ["MKTAYIAKQRQISFVKSHFSRQ", "GAVLI", "MKWVTFISLLFLFSSAYS"]
 
@@ -86,7 +87,7 @@ def test_some_layers_and_heads(model):
     last = model.config.layers - 1
     assert seen.layers == (1, last)
     for layer in (1, last):
-        torch.testing.assert_close(seen.entropy[layer], every.entropy[layer][:, [2]])
+        torch.testing.assert_close(seen.entropy[layer].values, every.entropy[layer][:, [2]])
     with pytest.raises(InputError, match="a layer that was seen"):
         seen.entropy[0]
     with pytest.raises(InputError, match="expected layers of"):
@@ -103,9 +104,13 @@ def test_another_method_runs_and_is_seen(model):
             assert torch.equal(model(packed).last, near)
             assert torch.equal(model(packed, attend=attend_with("window:2")).last, near)
     assert torch.equal(seen.row[0][0, 0, 0].nonzero().flatten(), torch.arange(8, 13))
-    # an `attend` that does something else than was said
-    with torch.no_grad(), watch(model, [Entropy()]), pytest.raises(LensError, match="layer 0"):
+    with torch.no_grad(), watch(model, [Cells(queries=(10,), label="row")]) as seen:
         model(packed, attend=attend_with("window:2"))
+    assert torch.equal(seen.row[0][0, 0, 0].nonzero().flatten(), torch.arange(8, 13))
+    # attention of which nothing is known, and which is not exact
+    unknown = lambda *args, **given: attend_with("window:2")(*args, **given)  # noqa: E731
+    with torch.no_grad(), watch(model, [Entropy()]), pytest.raises(LensError, match="layer 0"):
+        model(packed, attend=unknown)
 
 
 def test_training_with_recomputed_layers(monkeypatch):
@@ -115,7 +120,7 @@ def test_training_with_recomputed_layers(monkeypatch):
         scans.append(given["where"])
         return scan(*args, **given)
 
-    monkeypatch.setattr("longlens.lens.watch.scan", counted)
+    monkeypatch.setattr("longlens.lens.calls.scan", counted)
     model = longlens.load("tiny").requires_grad_(True)
     model.encoder.recompute = True
     packed = model.pack(TEXTS)
@@ -124,7 +129,7 @@ def test_training_with_recomputed_layers(monkeypatch):
     assert len(seen.calls) == 1
     # the second run of each layer shows nothing new
     assert len(scans) == len(set(scans)) == model.config.layers
-    assert not seen.entropy[0].requires_grad
+    assert not seen.entropy[0].values.requires_grad
     assert model.encoder.layers[0].qkv.weight.grad.abs().max() > 0
 
 
@@ -161,10 +166,10 @@ def test_tables_and_files(model, tmp_path):
     assert list(table)[:2] == ["layer", "batch"]
     assert sorted(set(table["layer"])) == [0, 3]
     read = np.load(seen.entropy.save(tmp_path / "entropy.npz"))
-    assert np.allclose(read["entropy"][read["layer"] == 3], seen.entropy[3].flatten())
+    assert np.allclose(read["entropy"][read["layer"] == 3], seen.entropy[3].values.flatten())
     assert list(seen.entropy) == [0, 3]
     assert len(seen.entropy) == 2
-    assert seen.entropy.results[3].values is seen.entropy[3]
+    assert seen.entropy.results[3] is seen.entropy[3]
     pyarrow = pytest.importorskip("pyarrow.parquet")
     read = pyarrow.read_table(seen.entropy.save(tmp_path / "entropy.parquet"))
     assert read.column_names == ["layer", "batch", "head", "query", "entropy"]

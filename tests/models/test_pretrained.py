@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 from esm_peer import esm, literal, protein, save
 from longlens.errors import CheckpointError
 from longlens.models import pretrained
-from longlens.models.names import FAIR_ESM
+from longlens.models.checkpoints.names import FAIR_ESM
 from longlens.models.pretrained import load
 
 

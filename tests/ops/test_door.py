@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import longlens as ll
 from longlens.errors import DtypeError, InputError, MaskError, MethodError, UnsupportedError
-from longlens.ops.registry import ENTRIES, parse_method
+from longlens.ops.registry import METHOD_INFOS, parse_method
 
 Q = torch.randn(2, 4, 6, 8)
 K = torch.randn(2, 2, 5, 8)
@@ -50,7 +50,8 @@ WRONG = [
     ((Q, K, K), {"bias": ll.RelativePosition(torch.zeros(3, 5))}, MaskError, "4 query heads"),
     ((Q, K, K), {"key_mask": torch.ones(2, 5)}, MaskError, "key_padding_mask"),
     ((Q, K, K), {"key_mask": torch.ones(2, 6, dtype=torch.bool)}, MaskError, r"\(B, Nk\) = \(2, 5\)"),
-    ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "batch size 1"),
+    ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "from 0 to B N"),
+    ((Q, Q, Q), {"cu_seqlens": torch.tensor([0, 5, 12], dtype=torch.int32)}, MaskError, "end of each batch row"),
     ((Q[:1], K[:1], K[:1]), {"cu_seqlens": torch.tensor([0, 6], dtype=torch.int32)}, MaskError, "as many queries"),
     (
         (Q[:1], Q[:1], Q[:1]),
@@ -92,7 +93,7 @@ def test_a_refusal_names_the_inputs_the_reasons_and_who_can():
     assert "linear" not in message.splitlines()[-1]
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", METHOD_INFOS, ids=lambda entry: entry.name)
 def test_every_undeclared_capability_is_refused(entry):
     method = {"blocksparse": "blocksparse:((0,),)", "cosformer": "cosformer:64"}.get(entry.name, entry.name)
     for capability, arguments in {

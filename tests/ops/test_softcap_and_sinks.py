@@ -14,7 +14,7 @@ from longlens.ops.exact import exact as exact_module
 from longlens.ops.inputs import check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.reference import allowed_pairs
-from longlens.ops.registry import ENTRIES, parse_method
+from longlens.ops.registry import METHOD_INFOS, parse_method
 from longlens.ops.sparse import pattern as pattern_module
 from longlens.ops.tiles import dense, grid
 
@@ -201,7 +201,7 @@ def test_no_keys_and_no_queries():
 
 
 @pytest.mark.parametrize("given", [{"softcap": 2.0}, {"sinks": torch.zeros(4)}], ids=["softcap", "sinks"])
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.family == "approximate"], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [e for e in METHOD_INFOS if e.family == "approximate"], ids=lambda entry: entry.name)
 def test_approximations_refuse_with_a_reason(entry, given):
     method = "cosformer:64" if entry.name == "cosformer" else entry.name
     query = torch.randn(1, 4, 8, 8)

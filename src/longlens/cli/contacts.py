@@ -95,7 +95,7 @@ def map_(
     )  # fmt: skip
     with readable_input(fasta) as paths:
         found = survey(paths, skip_errors=on_error == "skip")
-        loaded = load_model(model, dtype, device)
+        loaded = load_model(model, dtype, device, max_memory)
         if head is not None:
             from longlens.jobs.fit_contacts import load_head
 
@@ -158,7 +158,16 @@ def fit(
     click.echo(f"proteins    {len(examples):,}")
     click.echo(f"pairs       {fitted.contacts:,} contacts, {fitted.others:,} others")
     click.echo(f"heads used  {int((fitted.regression.weight != 0).sum())} of {fitted.regression.weight.numel()}")
-    click.echo(f"precision   {fitted.precision:.2f} of the L strongest pairs of each protein fitted to")
+    for number, part in enumerate(fitted.precision):
+        spread = f", {part.lowest:.2f} to {part.highest:.2f} over {part.proteins} proteins" if part.proteins > 1 else ""
+        click.echo(
+            f"{'' if number else 'precision':<11} {part.mean:.2f} of the L strongest pairs at least {part.separation} "
+            f"apart (chance {part.chance:.2f}{spread})"
+        )
+    if fitted.held_out:
+        click.echo("            of proteins held out: each is predicted by a head fitted to others")
+    else:
+        click.echo("            of the proteins fitted to, which flatters the head: fit to several different proteins")
     click.echo(f"head        {output}")
 
 

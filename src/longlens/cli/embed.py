@@ -97,7 +97,7 @@ def embed(
     )  # fmt: skip
     with readable_input(fasta) as paths:
         found = survey(paths, skip_errors=on_error == "skip")
-        loaded = load_model(model, dtype, device)
+        loaded = load_model(model, dtype, device, max_memory)
         limit, budget = memory_limits(loaded, job.outputs(loaded, options), max_memory, tokens_per_batch)
         job.refuse_too_long(loaded, found, options, limit)
         identity = job.identity(loaded, found, options)

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from longlens.ops.registry import ENTRIES, Entry
+from longlens.ops.registry import METHOD_INFOS, MethodInfo
 
 LEGEND = """\
 exact   softmax attention over all pairs, over the pairs of the method's
@@ -25,7 +25,7 @@ memory  order in the length N, as for time; other letters are its parameters"""
 NARROW, WIDE = 78, 120
 
 
-def describe(entry: Entry) -> dict[str, str]:
+def describe(entry: MethodInfo) -> dict[str, str]:
     """One method in words, by heading."""
     return {
         "method": entry.name,
@@ -48,13 +48,13 @@ def methods(as_json: bool) -> None:
     On a terminal narrower than 120 columns the papers stand below the table.
     """
     if as_json:
-        rows = [{key: value for key, value in asdict(entry).items() if key != "path"} for entry in ENTRIES]
+        rows = [{key: value for key, value in asdict(entry).items() if key != "path"} for entry in METHOD_INFOS]
         click.echo(json.dumps(rows, indent=2))
         return
     console = Console(highlight=False)
     room = console.width if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
     console.width = max(room, NARROW)
-    headings = list(describe(ENTRIES[0]))
+    headings = list(describe(METHOD_INFOS[0]))
     tables = [headings] if room >= WIDE else [headings[:-1], ["method", "paper"]]
     with console.capture() as captured:
         for chosen in tables:
@@ -69,7 +69,7 @@ def _table(headings: list[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for heading in headings:
         table.add_column(heading, no_wrap=heading != "paper")
-    for entry in ENTRIES:
+    for entry in METHOD_INFOS:
         said = describe(entry)
         table.add_row(*(said[heading] for heading in headings))
     return table

@@ -76,10 +76,14 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 method_option = click.option("--method", default="exact", show_default=True, help="Attention; see `longlens methods`.")
 
 
-def load_model(model: str, dtype: str, device: str) -> MaskedLM:
-    """The model that the options name."""
+def load_model(model: str, dtype: str, device: str, max_memory: str | None = None) -> MaskedLM:
+    """The model that the options name; with `max_memory`, refused before it is read where that alone takes more."""
     from longlens.models.pretrained import load
 
+    if max_memory is not None:
+        from longlens.jobs.memory import model_size, refuse_large_model
+
+        refuse_large_model(model_size(model, dtype, device), max_memory)
     return load(model, dtype=dtype, device=device)
 
 
@@ -99,18 +103,13 @@ def readable_input(paths: Sequence[str]) -> Iterator[list[str]]:
 def memory_limits(model: MaskedLM, outputs: Outputs, max_memory: str | None, tokens_per_batch: str) -> tuple[int, int]:
     """Bytes that a batch may take, and tokens to a batch. Raises `InputError`."""
     from longlens.errors import InputError
-    from longlens.jobs.plan import SHARE, free_bytes, parse_bytes, peak_memory, token_budget
+    from longlens.jobs.memory import batch_limit, process_bytes, total_limit
+    from longlens.jobs.plan import token_budget
 
-    if max_memory is None:
-        limit = int(SHARE * free_bytes(model.device))
-    else:
-        # what the process and the weights hold already counts
-        held = peak_memory() if model.device.type == "cpu" else 0
-        limit = parse_bytes(max_memory) - held
-        if limit <= 0:
-            raise InputError(
-                f"expected --max-memory above the {held / 2**30:.1f} GiB that the model takes, got {max_memory}"
-            )
+    total = total_limit(max_memory, model.device)
+    on_cpu = model.device.type == "cpu"
+    held = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
+    limit = batch_limit(total, held, model.device)
     if tokens_per_batch == "auto":
         return limit, token_budget(model, limit, outputs)
     if not tokens_per_batch.isdigit() or int(tokens_per_batch) < 1:

@@ -4,72 +4,83 @@ from __future__ import annotations
 
 import click
 
-from longlens.cli.options import WordsCommand, load_model, memory_limits, model_options, readable_input
+from longlens.cli.options import WordsCommand, model_options, readable_input
+
+# the job does not fit into the memory that is allowed; 2 is wrong input, as everywhere
+DOES_NOT_FIT = 1
 
 
 @click.command(cls=WordsCommand)
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("--max-memory", default=None, help="Such as 16G. [default: 80 % of what is free]")
+@click.option("--include", multiple=True, default=["mean"], metavar="WHAT...", show_default=True,
+              type=click.Choice(["mean", "per-tok", "bos", "logits", "surprise"]),
+              help="What to compute: mean, per-tok, bos, logits, surprise.")  # fmt: skip
+@click.option("--surprise", type=click.Choice(["wt", "masked"]), default="wt", show_default=True,
+              help="wt: one pass; masked: every residue hidden in turn.")  # fmt: skip
+@click.option("--max-memory", default=None, help="Of the whole process, such as 16G. [default: 80 % of what is free]")
 @click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @model_options
 def plan(
     fasta: tuple[str, ...],
+    include: tuple[str, ...],
+    surprise: str,
     max_memory: str | None,
     tokens_per_batch: str,
     on_error: str,
     model: str,
     dtype: str,
     device: str,
-) -> None:
-    """Say how much memory and time embedding FASTA files would take, and what the N x N way would.
+) -> int:
+    """Say how much memory and time embedding FASTA files would take with exact attention, and what N x N weights would.
 
-    For `--include mean` and exact attention.
-    Time is an estimate from the rate of a short pass measured now.
+    Memory is that of the whole process at its peak, PyTorch and the weights among it. Neither are weights read nor
+    proteins run; time is an estimate from a layer of random weights that is timed now. Exit: 0 it fits, 1 it does not
+    fit into the memory allowed, 2 wrong input.
     """
     from rich.console import Console
     from rich.table import Table
 
     from longlens.errors import InputError
     from longlens.io.survey import survey
-    from longlens.jobs.embed import EmbedOptions, refuse_too_long
-    from longlens.jobs.plan import Outputs, batch_bytes, make_batches, measure_rate, operations, standard_bytes
+    from longlens.jobs.embed_plan import plan_embedding
+    from longlens.jobs.memory import model_size
+    from longlens.jobs.plan import measure_rate
     from longlens.ops.explain import format_bytes
 
+    masked = surprise == "masked"
+    if masked and "surprise" not in include:
+        raise InputError("expected --include surprise with --surprise masked, which does nothing without it")
     with readable_input(fasta) as paths:
-        found = survey(paths, skip_errors=on_error == "skip")
-    loaded = load_model(model, dtype, device)
-    outputs = Outputs(0, 1)
-    limit, budget = memory_limits(loaded, outputs, max_memory, tokens_per_batch)
-    lengths = [entry.length for entry in found.entries]
-    batches = list(make_batches(lengths, budget))
-    largest = max(sum(lengths[a:b]) + 2 * (b - a) for a, b in batches)
-    element = loaded.dtype.itemsize
-    weights = sum(tensor.nbytes for tensor in loaded.state_dict().values())
-    peak = batch_bytes(loaded.config, largest, element, outputs)
-    seconds = operations(loaded.config, lengths) / measure_rate(loaded)
-    longest = max(found.entries, key=lambda entry: entry.length)
-    standard = standard_bytes(loaded.config, longest.length + 2, element)
-    fits = "yes" if peak <= limit else "no: raise --max-memory, use --dtype bfloat16 or a smaller model"
-    try:
-        refuse_too_long(loaded, found, EmbedOptions(), limit)
-    except InputError as error:
-        fits = f"no: {error}"
+        proteins = survey(paths, skip_errors=on_error == "skip")
+    size = model_size(model, dtype, device)
+    planned = plan_embedding(
+        size, proteins, include=include, masked=masked, max_memory=max_memory, tokens_per_batch=tokens_per_batch
+    )
+    lengths = [entry.length for entry in proteins.entries]
+    longest = max(proteins.entries, key=lambda entry: entry.length)
+    seconds = planned.operations / measure_rate(size.config, size.dtype, size.device)
+    peak = planned.peak
+    transient = max((peak.batch, "the largest batch"), (peak.loading, "loading"), (peak.writing, "writing the results"))
     table = Table("", "", show_header=False, box=None, pad_edge=False)
-    for name, said in (
+    for name, text in (
         ("proteins", f"{len(lengths):,}, {sum(lengths):,} residues, longest {longest.length:,} ({longest.id})"),
-        ("batches", f"{len(batches):,} of up to {budget:,} tokens, the largest {largest:,}"),
-        ("weights", format_bytes(weights)),
-        ("peak", f"{format_bytes(peak)} beyond the weights; {format_bytes(limit)} are allowed"),
-        ("time", f"about {_duration(seconds)} on this machine ({loaded.device.type}, {str(loaded.dtype)[6:]})"),
-        ("N x N way", f"{format_bytes(standard)} for one layer's attention of the longest protein, "
-                      f"{format_bytes(standard * loaded.config.layers)} for all layers"),
-        ("fits", fits),
+        ("batches", f"{planned.batches:,} of up to {planned.budget:,} tokens, the largest {planned.largest:,}"),
+        ("weights", format_bytes(peak.weights)),
+        ("peak", f"about {format_bytes(peak.total)} for the whole process: libraries {format_bytes(peak.libraries)}, "
+                 f"weights, {transient[1]} {format_bytes(transient[0])}"),
+        ("allowed", format_bytes(planned.limit)),
+        ("time", f"about {_duration(seconds)} on this machine ({size.device.type}, {str(size.dtype)[6:]}), estimated "
+                 "from one layer; without start and loading"),
+        ("N x N way", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
+                      f"{format_bytes(planned.standard * size.config.layers)} for all layers"),
+        ("fits", f"no: {planned.refusal}" if planned.refusal else "yes"),
     ):  # fmt: skip
-        table.add_row(name, said)
+        table.add_row(name, text)
     Console(width=120).print(table)
-    if found.skipped:
-        click.echo(f"{len(found.skipped)} records cannot be read; the first: {found.skipped[0].reason}", err=True)
+    if proteins.skipped:
+        click.echo(f"{len(proteins.skipped)} records cannot be read; the first: {proteins.skipped[0].reason}", err=True)
+    return DOES_NOT_FIT if planned.refusal else 0
 
 
 def _duration(seconds: float) -> str:

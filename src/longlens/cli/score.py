@@ -14,12 +14,18 @@ import click
 from longlens.cli.options import WordsCommand, load_model, method_option, model_options
 
 if TYPE_CHECKING:
-    from longlens.jobs.score import Mutation
+    from longlens.io.delimited import DelimitedTable
+    from longlens.io.variants import Mutation
     from longlens.models.language_model import MaskedLM
+
+# finished, but variants were skipped
+SKIPPED = 3
 
 
 @click.command(cls=WordsCommand)
-@click.argument("variants", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument(
+    "variants", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
+)
 @click.option("--fasta", type=click.Path(path_type=Path), help="The proteins.")
 @click.option("--sequence", help="The protein itself, instead of a file.")
 @click.option("--all", "everything", is_flag=True, help="All L x 20 substitutions of one protein, instead of a CSV.")
@@ -30,9 +36,17 @@ if TYPE_CHECKING:
     default="masked-marginals",
     show_default=True,
 )
-@click.option("--mutation-col", default="mutant", show_default=True, help="Column of mutations: A24G or A24G:T56S.")
+@click.option("--mutation-col", default="mutant", show_default=True, help="Column of variants: A24G, A24G:T56S, "
+              "p.Lys2Ala, WT.")  # fmt: skip
 @click.option("--protein-col", default=None, help="Column with the protein's id in the FASTA, where it has several.")
 @click.option("--offset-idx", default=1, show_default=True, help="Number of the first residue.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do with a variant that cannot be scored; `skip` says why in the column `problem`.",
+)
 @click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
 @model_options
 @method_option
@@ -46,15 +60,18 @@ def score(
     mutation_col: str,
     protein_col: str | None,
     offset_idx: int,
+    on_error: str,
     tokens_per_batch: int,
     model: str,
     dtype: str,
     device: str,
     method: str,
-) -> None:
-    """Score the variants of a CSV file: its columns come back with one more, named after the model.
+) -> int:
+    """Score the variants of a CSV or TSV file, plain or gzipped ("-" is standard input): its columns come back with one
+    more, named after the model.
 
-    Higher is better tolerated. `--all` writes position, wild type, and a column for each of the 20 residues.
+    Higher is better tolerated. `--all` writes position, wild type, and a column for each of the 20 residues. Exit: 0
+    done, 2 wrong input, 3 done but for skipped variants.
     """
     if (variants is None) != everything:
         raise click.UsageError("give a CSV of variants or --all, one of the two")
@@ -64,22 +81,29 @@ def score(
         raise click.UsageError("--all takes wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise click.UsageError(f"expected -o to name a file in a folder that exists, got {output}")
+    if str(variants) == "-" and str(fasta) == "-":
+        raise click.UsageError("give the variants or the proteins by standard input, one of the two")
     proteins = _proteins(fasta, sequence)
+    skipped = 0
     settings = {"strategy": scoring_strategy, "method": method, "budget": tokens_per_batch, "offset": offset_idx}
     if variants is None:
         protein = _only(proteins, "--all takes a FASTA of one")
         text = _substitutions(load_model(model, dtype, device), protein, settings)
     else:
         # everything that can be wrong with the table is found before the model is loaded
-        asked = _read_variants(variants, proteins, mutation_col, protein_col, offset_idx)
+        asked = _read_variants(variants, proteins, mutation_col, protein_col, offset_idx, on_error)
+        skipped = sum(reason != "" for reason in asked.problems or ())
         loaded = load_model(model, dtype, device)
         text = _scored(loaded, asked, settings)
     if output is None:
         sys.stdout.write(text)
-        return
-    from longlens.io.results import write_whole
+    else:
+        from longlens.io.results import write_whole
 
-    write_whole(output, text.encode())
+        write_whole(output, text.encode())
+    if skipped:
+        click.echo(f"{skipped:,} variants are not scored: see the column `problem`", err=True)
+    return SKIPPED if skipped else 0
 
 
 def _proteins(fasta: Path | None, sequence: str | None) -> list[tuple[str, str]]:
@@ -132,76 +156,69 @@ def _substitutions(model: MaskedLM, sequence: str, settings: dict[str, Any]) -> 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A table of variants, read and checked: its rows, and for each protein the rows' numbers and mutations."""
+    """A table of variants, read and checked: for each protein its rows' numbers and mutations; `problems`, one for each
+    row and empty where there is none, exists where faulty rows are skipped."""
 
-    path: Path
-    columns: list[str]
-    rows: list[dict[str, str]]
+    table: DelimitedTable
     groups: list[tuple[str, str, list[int], list[tuple[Mutation, ...]]]]
+    problems: list[str] | None
 
 
 def _read_variants(
-    path: Path, proteins: list[tuple[str, str]], mutation_col: str, protein_col: str | None, offset: int
+    path: Path, proteins: list[tuple[str, str]], mutation_col: str, protein_col: str | None, offset: int, on_error: str
 ) -> _Asked:
-    import csv
+    from longlens.errors import SequenceError, VariantError
+    from longlens.io.delimited import read_delimited
+    from longlens.io.variants import parse_variant
 
-    from longlens.errors import SequenceError
-    from longlens.jobs.score import parse_mutations
-
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or []), list(reader)
-    except UnicodeDecodeError as error:
-        raise SequenceError(f"{path}: expected a CSV file in UTF-8, got other bytes ({error})") from None
-    for column in filter(None, (mutation_col, protein_col)):
-        if column not in columns:
-            raise SequenceError(f"{path}: expected a column {column!r}, found {', '.join(columns) or 'none'}")
+    table = read_delimited(path)
+    table.require([mutation_col, *filter(None, [protein_col])])
+    if on_error == "skip" and "problem" in table.columns:
+        raise SequenceError(f"{table.name}: has a column 'problem' already; rename it")
     names = [name for name, _ in proteins]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if protein_col and repeated:
         raise SequenceError(f"expected proteins with ids of their own, got more than one {repeated[0]!r}")
-    known = dict(proteins)
+    known = dict(proteins) if protein_col else {"": _only(proteins, "say with --protein-col which row means which")}
     groups: dict[str, tuple[list[int], list[tuple[Mutation, ...]]]] = {}
-    for number, row in enumerate(rows):
-        where = f"{path}, line {number + 2}"
-        if None in row:
-            raise SequenceError(f"{where}: expected {len(columns)} cells, got more")
+    problems = [""] * len(table.rows)
+    for number, row in enumerate(table.rows):
         name = row[protein_col] if protein_col else ""
-        if protein_col and name not in known:
-            raise SequenceError(f"{where}: expected a protein of the FASTA in column {protein_col!r}, got {name!r}")
-        sequence = known[name] if protein_col else _only(proteins, "say with --protein-col which row means which")
         try:
-            mutations = parse_mutations(row[mutation_col] or "", sequence, offset)
-        except SequenceError as error:
-            raise SequenceError(f"{where}: {error}") from None
+            if name not in known:
+                raise VariantError(
+                    f"expected a protein of the FASTA in column {protein_col!r}, got {name!r}", f"no protein {name!r}"
+                )
+            mutations = parse_variant(row[mutation_col], known[name], offset)
+        except VariantError as error:
+            if on_error == "stop":
+                raise VariantError(f"{table.place(number)}: {error}", error.reason) from None
+            problems[number] = error.reason
+            continue
         members, parsed = groups.setdefault(name, ([], []))
         members.append(number)
         parsed.append(mutations)
-    listed = [
-        (name, known[name] if protein_col else proteins[0][1], members, parsed)
-        for name, (members, parsed) in groups.items()
-    ]
-    return _Asked(path, columns, rows, listed)
+    listed = [(name, known[name], members, parsed) for name, (members, parsed) in groups.items()]
+    return _Asked(table, listed, problems if on_error == "skip" else None)
 
 
 def _scored(model: MaskedLM, asked: _Asked, settings: dict[str, Any]) -> str:
-    import csv
-    import io
-
     from longlens.errors import SequenceError
+    from longlens.io.delimited import write_delimited
     from longlens.jobs.score import refuse_unknown, score_variants
     from longlens.models.encoder import attend_with
 
+    table = asked.table
     column = Path(model.source).name
-    if column in asked.columns:
+    if column in table.columns:
         column = f"{column}_{settings['strategy']}"
-    if column in asked.columns:
-        raise SequenceError(f"{asked.path}: has a column {column!r} already; rename it, or score another file")
+    if column in table.columns:
+        raise SequenceError(f"{table.name}: has a column {column!r} already; rename it, or score another file")
     for _, _, members, parsed in asked.groups:
         for number, mutations in zip(members, parsed, strict=True):
-            refuse_unknown(model, mutations, f"{asked.path}, line {number + 2}")
-    result = [0.0] * len(asked.rows)
+            refuse_unknown(model, mutations, table.place(number))
+    # skipped rows stay empty
+    cells = [""] * len(table.rows)
     for name, sequence, members, parsed in asked.groups:
         with _bar(name or "variants") as report:
             scores = score_variants(
@@ -209,13 +226,8 @@ def _scored(model: MaskedLM, asked: _Asked, settings: dict[str, Any]) -> str:
                 budget=settings["budget"], report=report,
             )  # fmt: skip
         for number, value in zip(members, scores, strict=True):
-            result[number] = float(value)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*asked.columns, column], lineterminator="\n")
-    writer.writeheader()
-    for row, value in zip(asked.rows, result, strict=True):
-        writer.writerow({**row, column: f"{value:.6f}"})
-    return text.getvalue()
+            cells[number] = f"{value:.6f}"
+    return write_delimited(table, {column: cells} | ({} if asked.problems is None else {"problem": asked.problems}))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Guests in transformers: our attention in its models, and a look at what they attend to.
+"""transformers models: our attention in them, and what they attend to.
 
     with longlens.hf.attach(model, method="exact"):
         model(**inputs)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.hf.attach import Attachment, attention_modules
-from longlens.hf.calls import Call
-from longlens.lens.contacts import Regression, WholeMap, float_lse
-from longlens.ops.method import Method
+from longlens.hf.modules import attention_modules
+from longlens.hf.observe import ObservedModel
+from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 
 
 @torch.no_grad()
@@ -31,26 +30,18 @@ def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor
     if head is None:
         raise InputError(f"expected an ESM model with its contact_head, got {type(model).__name__}, which has none")
     lengths = _lengths(input_ids, attention_mask)
-    modules = list(attention_modules(model).values())
+    layers = len(attention_modules(model))
     regression: Any = head.regression
-    weight = regression.weight.detach().float().cpu().view(len(modules), -1)
+    weight = regression.weight.detach().float().cpu().view(layers, -1)
     maps = [
         WholeMap(length - 2, Regression(weight, float(regression.bias.detach())), input_ids.device)
         for length in lengths
     ]
 
-    def observe(module: nn.Module, call: Call, method: Method, output: Tensor) -> None:
-        number = next(place for place, other in enumerate(modules) if other is module)
-        for row, (contact_map, length) in enumerate(zip(maps, lengths, strict=True)):
-            query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
-            scale = query.shape[3] ** -0.5 if call.scale is None else call.scale
-            lse = float_lse(query, key, scale=scale)
-            contact_map.add(number, query[0], key[0], lse[0], scale)
-
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with Attachment(model, "exact", observe):
+        with ObservedModel(model).observed(ContactObserver(maps, lengths), "exact"):
             model(input_ids, attention_mask=attention_mask)
     finally:
         for module, was in training.items():

@@ -1,10 +1,10 @@
 """What a transformers model says about who may attend to whom, without the N x N mask.
 
 transformers asks the mask function of the chosen attention for a mask once per kind of layer, and hands whatever it
-gets to the attention function. Ours gets a `Carrier`: a key mask (B, Nk), offsets, and the closure
-`f(b, h, q, k) -> bool` that says the rest. `Carrier.plan` reads the closures that transformers itself composes (causal,
-sliding windows, packed sequences) as rules that skip what is masked; any other closure is kept and evaluated tile by
-tile, which costs time N^2 but no memory.
+gets to the attention function. Ours gets a `DeferredMask`: a key mask (B, Nk), offsets, and the closure
+`f(b, h, q, k) -> bool` that says the rest. `DeferredMask.plan` reads the closures that transformers itself composes
+(causal, sliding windows, packed sequences) as rules that skip what is masked; any other closure is kept and evaluated
+tile by tile, which costs time N^2 but no memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOME = "transformers.masking_utils"
 
 @dataclass(frozen=True)
 class Plan:
-    """A carrier in the terms of `longlens.attention`, for keys `keys` of the call.
+    """A deferred mask in the terms of `longlens.attention`, for keys `keys` of the call.
 
     The last query stands at the last of these keys (bottom-right alignment). `documents` (B, N): tokens with different
     numbers lie in different sequences, and all other rules count within a sequence.
@@ -58,7 +58,7 @@ class _Read:
     rest: list[Closure] = field(default_factory=list)
 
 
-class Carrier(BlockMask):
+class DeferredMask(BlockMask):
     """Stands where a model keeps its mask of shape (B, 1, Nq, Nk), and holds O(Nk).
 
     A `BlockMask` by type alone: that is the one kind of mask beside a tensor which transformers passes on untouched
@@ -112,20 +112,20 @@ class Carrier(BlockMask):
         """Where the model's hidden states are."""
         return self.place
 
-    def contiguous(self) -> Carrier:
+    def contiguous(self) -> DeferredMask:
         """Itself."""
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Carrier:
+    def to(self, *args: Any, **kwargs: Any) -> DeferredMask:
         """Itself: what it holds follows the query's device when it is used."""
         return self
 
     def __repr__(self) -> str:
-        return f"Carrier(shape={self.extent}, q_offset={self.q_offset}, kv_offset={self.kv_offset})"
+        return f"DeferredMask(shape={self.extent}, q_offset={self.q_offset}, kv_offset={self.kv_offset})"
 
     __str__ = __repr__
 
-    def __getitem__(self, index: Any) -> Carrier:
+    def __getitem__(self, index: Any) -> DeferredMask:
         raise _no_tensor("indexes it")
 
     def __getattr__(self, name: str) -> Any:
@@ -168,8 +168,7 @@ class Carrier(BlockMask):
             rule = more if rule is None else rule & more
         return Plan(
             slice(start, stop),
-            # one query at the end may see every key
-            causal=read.causal and queries > 1,
+            causal=read.causal,
             rule=rule,
             key_mask=self._kept(batch, start, stop),
             documents=read.documents,
@@ -193,26 +192,26 @@ def read_closure(closure: Closure) -> _Read:
 
 def _read(closure: Closure) -> _Read:
     """One closure, or a composition; parts that mean something only together are checked by `_intersection`."""
-    name, held = _known(closure)
+    name, variables = _known(closure)
     if name == "causal_mask_function":
         return _Read(causal=True)
     if name == "bidirectional_mask_function":
         return _Read()
     if name == "sliding_window_overlay":
-        return _Read(left=int(held["sliding_window"]) - 1)
+        return _Read(left=int(variables["sliding_window"]) - 1)
     if name == "sliding_window_bidirectional_overlay":
-        return _Read(both=int(held["sliding_window"]))
+        return _Read(both=int(variables["sliding_window"]))
     if name == "packed_sequence_mask_function":
-        return _Read(documents=held["packed_sequence_mask"])
+        return _Read(documents=variables["packed_sequence_mask"])
     if name == "remap_positions_for_packed_sequence":
         # positions rise by 1 within a sequence, so rules on distances stay what they are
-        inner = read_closure(held["mask_function"])
+        inner = read_closure(variables["mask_function"])
         if inner.rest:
             return _Read(rest=[closure])
         inner.remapped = True
         return inner
     if name == "and_masks":
-        return _intersection(closure, [_read(member) for member in held["mask_functions"]])
+        return _intersection(closure, [_read(member) for member in variables["mask_functions"]])
     return _Read(rest=[closure])
 
 
@@ -222,8 +221,8 @@ def _known(closure: Closure) -> tuple[str, dict[str, Any]]:
     if code is None or getattr(closure, "__module__", None) != HOME:
         return "", {}
     cells = getattr(closure, "__closure__", None) or ()
-    held = dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
-    return closure.__qualname__.partition(".")[0], held
+    variables = dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+    return closure.__qualname__.partition(".")[0], variables
 
 
 def _intersection(closure: Closure, members: list[_Read]) -> _Read:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import CheckpointError, InputError, UnsupportedError
-from longlens.hf.attach import attention_modules
-from longlens.hf.trajectories import SERVED
-from longlens.lens.predict.logit_lens import trajectories
+from longlens.hf.modules import attention_modules
+from longlens.hf.trajectories import SERVED, trajectories_transformers
 from longlens.lens.predict.vocabulary import NO_TARGET, Predictions
 from longlens.models.pretrained import choose_device, choose_dtype
 
@@ -64,9 +63,9 @@ class TextModel:
 
     def tokenize(self, text: str, place: str) -> TokenizedText:
         """The text as one sequence. Raises `InputError` where it is empty or longer than the model's positions."""
-        given = self.tokenizer(text, truncation=False, padding=False, return_special_tokens_mask=True, verbose=False)
-        numbers = given["input_ids"]
-        special = tuple(map(bool, given["special_tokens_mask"]))
+        encoded = self.tokenizer(text, truncation=False, padding=False, return_special_tokens_mask=True, verbose=False)
+        numbers = encoded["input_ids"]
+        special = tuple(map(bool, encoded["special_tokens_mask"]))
         if all(special):
             raise InputError(f"{place}: expected a text, got none")
         if self.longest is not None and len(numbers) > self.longest:
@@ -78,8 +77,8 @@ class TextModel:
         labels = tuple(self.tokenizer.decode([number], clean_up_tokenization_spaces=False) for number in numbers)
         device = next(self.model.parameters()).device
         inputs = {
-            name: torch.tensor([given[name]], device=device)
-            for name in ("input_ids", "attention_mask", "token_type_ids") if name in given
+            name: torch.tensor([encoded[name]], device=device)
+            for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded
         }  # fmt: skip
         return TokenizedText(inputs, labels, special)
 
@@ -101,19 +100,20 @@ class TextModel:
             inputs = {
                 name: tensor for name, tensor in text.inputs.items() if name != "token_type_ids" or not kind.causal
             }
-            found = trajectories(self.model, inputs, targets, top=0, layers=[-1])
-            predictions = next(iter(found.results.values()))
+            path = trajectories_transformers(self.model, inputs, targets, top=0, layers=[-1], chunk=None)
+            predictions = next(iter(path.results.values()))
             return _shifted(predictions) if kind.causal else predictions
 
 
-def _shifted(found: Predictions) -> Predictions:
+def _shifted(predictions: Predictions) -> Predictions:
     """Each row moved to the token that it predicts."""
-    assert found.surprise is not None
-    assert found.rank is not None
-    nothing = found.entropy.new_full((1,), torch.nan)
+    surprise, rank, entropy = predictions.surprise, predictions.rank, predictions.entropy
+    assert surprise is not None
+    assert rank is not None
+    nothing = entropy.new_full((1,), torch.nan)
     return Predictions(
-        found.name, torch.cat([nothing, found.entropy[:-1]]), found.top, found.top_log_probability,
-        surprise=torch.cat([nothing, found.surprise[:-1]]), rank=torch.cat([found.rank.new_zeros(1), found.rank[:-1]]),
+        predictions.name, torch.cat([nothing, entropy[:-1]]), predictions.top, predictions.top_log_probability,
+        surprise=torch.cat([nothing, surprise[:-1]]), rank=torch.cat([rank.new_zeros(1), rank[:-1]]),
     )  # fmt: skip
 
 
@@ -141,8 +141,8 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
         raise UnsupportedError(
             f"{name}: expected an encoder or a decoder, got both in one; call longlens.watch yourself"
         )
-    said = (getattr(config, "architectures", None) or [""])[0]
-    kind = next((kind for end, kind in _CLASSES.items() if said.endswith(end)), "AutoModel")
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    kind = next((kind for end, kind in _CLASSES.items() if architecture.endswith(end)), "AutoModel")
     try:
         with _quiet_in_a_pipe():
             model, loading = getattr(transformers, kind).from_pretrained(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longlens.errors import InputError, LensError, UnsupportedError
-from longlens.lens.predict.logit_lens import Reading, Trajectories, read_layers
+from longlens.hf.modules import inner_models, is_transformers_model
+from longlens.lens.predict.logit_lens import Reading, Trajectories, TrajectoryObserver
 from longlens.lens.predict.vocabulary import Head
+from longlens.ops.observe import Observer
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def trajectories_transformers(
     layers: Collection[int] | None,
     chunk: int | None,
 ) -> Trajectories:
-    """`longlens.lens.trajectories` for a transformers model; arguments as there.
+    """`longlens.trajectories` for a transformers model; arguments as there.
 
     Attention is the model's own: inside `longlens.hf.attach(model)` it is linear in memory too. What the last layer
     gives is compared with the model's own output at the last position.
@@ -60,6 +63,7 @@ def trajectories_transformers(
         UnsupportedError: a model whose norm and head are not known here.
         LensError: the norm and head that were found do not give the model's own output.
     """
+    model = _language_model(model)
     anatomy = _anatomy(model)
     ids, rows = _tokens(inputs)
     if targets is not None and targets.shape != ids.shape:
@@ -70,21 +74,52 @@ def trajectories_transformers(
     wanted = None if targets is None else targets.flatten()[rows]
     places = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
     reading = Reading(head, wanted, places, top, chunk, rows)
+    observer = TrajectoryObserver(reading, norm, len(blocks), layers)
     last: list[Tensor] = []
 
     def keep_last(module: nn.Module, args: Any, output: Any) -> None:
-        last.append((output if isinstance(output, Tensor) else output[0])[:, -1].clone())
-
-    def run() -> None:
-        own = _run(model, inputs, anatomy)
-        stream = last[-1] if norm is None else norm(last[-1])
-        _check(type(model).__name__, head(stream) if anatomy.causal else stream, own)
+        last.append(_stream(output)[:, -1].clone())
 
     hook = blocks[-1].register_forward_hook(keep_last)
     try:
-        return read_layers(blocks, norm, reading, layers, run)
+        with torch.no_grad(), _observed_stream(blocks, observer):
+            own = _run(model, inputs, anatomy)
+            stream = last[-1] if norm is None else norm(last[-1])
+            _check(type(model).__name__, head(stream) if anatomy.causal else stream, own)
     finally:
         hook.remove()
+    return observer.trajectories()
+
+
+@contextmanager
+def _observed_stream(blocks: list[nn.Module], observer: Observer) -> Iterator[None]:
+    """One forward pass: tell `observer` of the residual stream before the first of `blocks`, and after each."""
+    forward = observer.begin()
+
+    def before(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        forward.passed(0, args[0] if args else keywords["hidden_states"])
+
+    def after(number: int) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: forward.passed(number, _stream(output))
+
+    hooks = [block.register_forward_hook(after(number)) for number, block in enumerate(blocks, 1)]
+    hooks.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        yield
+        forward.ended()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _stream(output: Any) -> Tensor:
+    """A layer's output without what some versions give beside it."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _language_model(model: nn.Module) -> nn.Module:
+    """The transformers model itself, out of a wrapper (a `PeftModel`)."""
+    return model if is_transformers_model(model) else next(inner_models(model), model)
 
 
 def _anatomy(model: nn.Module) -> Anatomy:

@@ -1,10 +1,19 @@
-"""Residues and tokens: cleaning a protein sequence, and numbering its residues one for one."""
+"""Residues and tokens: cleaning a protein sequence, telling it from DNA and prose, and numbering its residues.
+
+Every sequence that enters a model, from the command line or from Python, goes through `clean_protein`.
+"""
 
 from __future__ import annotations
 
+import math
 import string
+import warnings
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +27,25 @@ GAPS = "-."
 
 _KEPT = frozenset(STANDARD + RARE)
 _DROP_BLANKS = str.maketrans("", "", string.whitespace)
+
+Kind = Literal["protein", "dna", "text", "aligned"]
+
+# records of a file that are looked at to tell an alignment
+_LOOKED_AT = 100
+# letters below which nothing is said about a sequence's kind: short peptides may spell anything
+_LEAST = 20
+# per cent of each letter in English prose (Norvig 2012) and in UniProtKB/Swiss-Prot (release statistics); letters that
+# proteins have almost nowhere count as 1 per cent, so that a few odd residues do not make a text
+_ENGLISH = dict(zip(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+    (8.04, 1.48, 3.34, 3.82, 12.49, 2.40, 1.87, 5.05, 7.57, 0.16, 0.54, 4.07, 2.51, 7.23, 7.64, 2.14, 0.12, 6.28, 6.51,
+     9.28, 2.73, 1.05, 1.68, 0.23, 1.66, 0.09), strict=True,
+))  # fmt: skip
+_SWISS_PROT = dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 1.0) | dict(zip(
+    STANDARD,
+    (8.26, 1.38, 5.46, 6.72, 3.86, 7.07, 2.27, 5.91, 5.80, 9.65, 2.41, 4.06, 4.74, 3.93, 5.53, 6.64, 5.35, 6.86, 1.10,
+     2.92), strict=True,
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +98,93 @@ def _refuse(letters: str, record: str) -> None:
     )
 
 
+def clean_proteins(sequences: str | Iterable[str]) -> list[str]:
+    """The cleaned sequences of one protein (a string) or of several, as `clean_protein` cleans them.
+
+    Warns where residues were replaced by X or gaps were left out, since positions then differ from those of the input.
+
+    Raises:
+        SequenceError: no protein at all, something that is no string, or what `clean_protein` refuses; the message
+            names the sequence by its number (from 1), the position and the character.
+    """
+    cleaned = []
+    for number, raw in enumerate([sequences] if isinstance(sequences, str) else sequences, 1):
+        if not isinstance(raw, str):
+            raise SequenceError(f"sequence {number}: expected a string of residues, got {type(raw).__name__}")
+        protein = clean_protein(raw, f"sequence {number}")
+        if protein.gaps:
+            warnings.warn(
+                f"sequence {number}: {protein.gaps} gaps were left out; positions count without them", stacklevel=3
+            )
+        if protein.substituted:
+            warnings.warn(f"sequence {number}: {protein.substituted} residues (J, inner *) became X", stacklevel=3)
+        cleaned.append(protein.sequence)
+    if not cleaned:
+        raise SequenceError("expected at least one protein, got none")
+    return cleaned
+
+
+def kind_of(sequence: str) -> Kind:
+    """What a raw sequence (not cleaned) looks like: "text", "dna", "aligned", or "protein" where nothing speaks
+    against it.
+
+    A guess from its letters, for warnings and refusals; sequences of fewer than 20 letters are "protein" or "aligned".
+    """
+    if looks_like_text(sequence):
+        return "text"
+    if looks_like_dna(sequence):
+        return "dna"
+    return "aligned" if any(gap in sequence.strip().strip(GAPS) for gap in GAPS) else "protein"
+
+
+def looks_like_dna(sequence: str) -> bool:
+    """Whether at least 20 letters, 95 per cent of them A, C, G, T, U or N, make this DNA or RNA.
+
+    At least three of A, C, G and T (or U) have to be there: stretches of one or two residues are found in proteins.
+    """
+    counts = Counter(character for character in sequence.upper() if character.isalpha())
+    bases = {base: counts[base] for base in "ACGTUN"}
+    present = (bases["A"] > 0) + (bases["C"] > 0) + (bases["G"] > 0) + (bases["T"] + bases["U"] > 0)
+    return counts.total() >= _LEAST and present >= 3 and sum(bases.values()) >= 0.95 * counts.total()
+
+
+def looks_like_text(sequence: str) -> bool:
+    """Whether this is prose, of at least 20 letters: words of different lengths between blanks, or letters with the
+    frequencies of English rather than of proteins, among them B, J, O, U and Z, which proteins have almost nowhere.
+
+    FASTA readers drop the blanks of a sequence, so that letters alone have to do. Sequences written in groups of equal
+    length, or letter by letter, are no prose.
+    """
+    counts = Counter(character for character in sequence.upper() if character in _ENGLISH)
+    letters = counts.total()
+    if letters < _LEAST:
+        return False
+    words = [word for word in sequence.split() if word[0].isalpha()]
+    if len(words) >= 5 and len({len(word) for word in words[:-1]}) >= 3 and letters < 9 * len(words):
+        return True
+    evidence = sum(count * math.log(_ENGLISH[letter] / _SWISS_PROT[letter]) for letter, count in counts.items())
+    return evidence > 3.0 and sum(counts[letter] for letter in "BJOUZ") >= max(3, 0.05 * letters)
+
+
+def looks_like_alignment(sequences: Iterable[str]) -> bool:
+    """Whether raw sequences of a file are rows of one alignment: aligned FASTA (all of one length, some with gaps), or
+    a3m, in which lower-case letters are insertions that have no column.
+
+    Looks at the first 100; one sequence alone is no alignment.
+    """
+    columns: set[int] = set()
+    gaps = count = 0
+    for sequence in islice(sequences, _LOOKED_AT):
+        row = sequence.translate(_DROP_BLANKS)
+        count += 1
+        gaps += row.count("-") + row.count(".")
+        # a3m and a2m: an insertion is a lower-case letter, or a dot where another row has one
+        columns.add(sum(1 for c in row if c.isupper() or c in "-*"))
+        if len(columns) > 1 or not columns - {0}:
+            return False
+    return count > 1 and gaps > 0
+
+
 @dataclass(frozen=True)
 class Alphabet:
     """A model's tokens in order, and the numbers of those with a meaning of their own."""
@@ -89,10 +204,20 @@ class Alphabet:
         return self._numbers.get(token, self.unknown)
 
     def encode(self, sequence: str) -> NDArray[np.int64]:
-        """Start, one token per residue, end: (len + 2,). `sequence` is cleaned (`clean_protein`)."""
+        """Start, one token per residue, end: (len + 2,). `sequence` is cleaned (`clean_protein`).
+
+        Raises `SequenceError` for a character that cleaning would have changed or refused.
+        """
         out = np.empty(len(sequence) + 2, dtype=np.int64)
         out[0], out[-1] = self.start, self.end
-        out[1:-1] = self._table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)]
+        codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
+        out[1:-1] = self._table[codes]
+        if (out[1:-1] < 0).any():
+            place = int((out[1:-1] < 0).argmax())
+            raise SequenceError(
+                f"expected a cleaned sequence of {STANDARD}{RARE}, got {sequence[place]!r} at position {place + 1}; "
+                "clean it with longlens.io.alphabet.clean_protein"
+            )
         return out
 
     def decode(self, numbers: NDArray[np.int64]) -> str:
@@ -110,8 +235,8 @@ class Alphabet:
 
     @cached_property
     def _table(self) -> NDArray[np.int64]:
-        """Token number of each ASCII code."""
-        return np.array([self._numbers.get(chr(code), self.unknown) for code in range(128)], dtype=np.int64)
+        """Token number of each ASCII code; -1 for those that are no residue."""
+        return np.array([self.number(chr(code)) if chr(code) in _KEPT else -1 for code in range(128)], dtype=np.int64)
 
 
 ESM = Alphabet(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import sys
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
+from typing import BinaryIO, TextIO, cast
 
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
-from longlens.errors import SequenceError
+from longlens.errors import SequenceError, TruncatedInputError
+from longlens.io.compression import READ_FAULTS, decompressed, is_broken
 
-GZIP_MAGIC = b"\x1f\x8b"
 STANDARD_INPUT = "standard input"
 
 
@@ -37,51 +35,61 @@ class Record:
 
 
 def read_fasta(path: Path | str) -> Iterator[Record]:
-    """Records of a FASTA file, plain or gzipped (told by its first bytes); "-" is standard input.
+    """Records of a FASTA file, plain or compressed by gzip, bzip2 or xz (told by its first bytes); "-" is standard
+    input.
 
-    Raises `SequenceError` for a file that cannot be read, is no FASTA, or ends inside its compression; records before
-    the fault have been given by then.
+    Raises `SequenceError` for a file that cannot be read or is no FASTA, and `TruncatedInputError` for one whose
+    compressed data is cut off or broken, which tells how many records came before: those have been yielded by then.
     """
     # a copy of standard input stands for it
     name = STANDARD_INPUT if str(path) == "-" or Path(path).name == STANDARD_INPUT else str(path)
+    last: Record | None = None
+    residues = 0
     try:
-        with _open(path) as lines:
-            first = _first_line(lines)
-            if not first:
-                return
-            if not first.startswith(">"):
-                raise SequenceError(f"{name}: expected FASTA, whose first line starts with '>', got {first[:40]!r}")
-            chained = _Chained(first, lines)
-            for number, (header, sequence) in enumerate(SimpleFastaParser(chained), 1):
-                words = header.split(None, 1)
-                yield Record(
-                    id=words[0] if words else "",
-                    description=words[1].strip() if len(words) > 1 else "",
-                    sequence=sequence,
-                    source=name,
-                    number=number,
-                )
+        with _open(path, name) as lines:
+            for last in _records(lines, name):
+                residues += len(last.sequence)
+                yield last
     except FileNotFoundError:
         raise SequenceError(f"{name}: expected a FASTA file, found none") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SequenceError(
-            f"{name}: its compressed data is cut off or broken ({error}); fetch the file again"
-        ) from error
     except IsADirectoryError:
         raise SequenceError(f"{name}: expected a FASTA file, got a directory; name the files in it") from None
-    except OSError as error:
-        raise SequenceError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except READ_FAULTS as error:
+        if not is_broken(error):
+            raise SequenceError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        records = last.number if last else 0
+        before = f"after {records} whole records of {residues} residues, the last {last.id!r}" if last else "at once"
+        raise TruncatedInputError(
+            f"{name}: its compressed data is cut off or broken ({error}) {before}; every record after that is lost: "
+            "fetch the file again",
+            records=records, residues=residues,
+        ) from error  # fmt: skip
+
+
+def _records(lines: TextIO, name: str) -> Iterator[Record]:
+    first = _first_line(lines)
+    if not first:
+        return
+    if not first.startswith(">"):
+        raise SequenceError(f"{name}: expected FASTA, whose first line starts with '>', got {first[:40]!r}")
+    for number, (header, sequence) in enumerate(SimpleFastaParser(_Chained(first, lines)), 1):
+        words = header.split(None, 1)
+        yield Record(
+            id=words[0] if words else "",
+            description=words[1].strip() if len(words) > 1 else "",
+            sequence=sequence,
+            source=name,
+            number=number,
+        )
 
 
 @contextmanager
-def _open(path: Path | str) -> Iterator[TextIO]:
+def _open(path: Path | str, name: str) -> Iterator[TextIO]:
     raw = sys.stdin.buffer if str(path) == "-" else Path(path).open("rb")  # noqa: SIM115
     try:
-        buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, raw))
-        packed = buffered.peek(2)[:2] == GZIP_MAGIC
-        stream = gzip.GzipFile(fileobj=buffered) if packed else buffered
+        stream = decompressed(cast(BinaryIO, raw), name)
         # headers come in any encoding, residues are ASCII: a bad byte in a header must not stop the work
-        yield io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace")
+        yield io.TextIOWrapper(cast(io.BufferedReader, stream), encoding="utf-8-sig", errors="replace")
     finally:
         if raw is not sys.stdin.buffer:
             raw.close()

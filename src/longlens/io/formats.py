@@ -6,6 +6,7 @@ The same arrays give the same bytes: no times, no names of the machine. Rows are
 from __future__ import annotations
 
 import io
+import mmap
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from longlens.io.results import ArraySpec
 
 FORMATS = ("h5", "zarr", "pt", "npz", "parquet")
 # bytes copied at a time
-STRETCH = 2**26
+STRETCH = 2**24
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,16 @@ def write_arrays(finished: Finished, format: str, folder: Path) -> Path:
 
 def _stretches(array: NDArray[Any]) -> Iterator[slice]:
     rows = max(1, STRETCH // max(1, array[:1].nbytes))
-    return (slice(start, min(start + rows, len(array))) for start in range(0, len(array), rows))
+    for start in range(0, len(array), rows):
+        yield slice(start, min(start + rows, len(array)))
+        _release(array)
+
+
+def _release(array: NDArray[Any]) -> None:
+    """Let go of the pages of a mapped array that were read: they count as memory of the process until then."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _write_h5(finished: Finished, target: Path) -> None:
@@ -68,6 +78,7 @@ def _write_zarr(finished: Finished, target: Path) -> None:
         step = rows * max(1, STRETCH // 2**20)
         for start in range(0, len(array), step):
             made[start : start + step] = array[start : start + step]
+            _release(array)
 
 
 def _write_npz(finished: Finished, target: Path) -> None:
@@ -108,6 +119,8 @@ def _write_parquet(finished: Finished, target: Path) -> None:
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(target, table.schema)
         writer.write_table(table)
+        for array in finished.arrays.values():
+            _release(array)
         first = last
     if writer is not None:
         writer.close()
@@ -136,3 +149,5 @@ def _write_pt(finished: Finished, target: Path) -> None:
         buffer = io.BytesIO()
         torch.save(held, buffer)
         (target / f"{place + 1:07d}.pt").write_bytes(buffer.getvalue())
+        for array in finished.arrays.values():
+            _release(array)

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.io.results import MANIFEST
+from longlens.report import tables
+
+# columns of the table that a notebook shows
+SHOWN = ("record", "id", "description", "length", "surprise", "perplexity", "problem")
 
 
 class Results:
@@ -40,6 +44,20 @@ class Results:
     def __iter__(self) -> Iterator[str]:
         """The arrays' names."""
         return iter(sorted(_names(self._arrays)))
+
+    def to_frame(self) -> Any:
+        """The table as a pandas DataFrame; `InputError` names the extra where pandas is missing."""
+        return tables.to_frame(self._columns())
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {name: [row[name] for row in self.table] for name in (self.table[0] if self.table else ())}
+
+    def _repr_html_(self) -> str:
+        arrays = [{"array": name, "shape": tuple(self[name].shape), "dtype": str(self[name].dtype)} for name in self]
+        columns = {name: [row[name] for row in arrays] for name in ("array", "shape", "dtype")}
+        shown = {name: column for name, column in self._columns().items() if name in SHOWN}
+        records = tables.html_table(shown, title=f"{self.folder}: {len(self.table):,} records", total=len(self.table))
+        return records + tables.html_table(columns, title="arrays", total=len(arrays))
 
     def residues(self, name: str, row: Mapping[str, Any]) -> NDArray[Any]:
         """One protein's part of an array with one row for each residue. Raises `InputError` for a skipped record."""

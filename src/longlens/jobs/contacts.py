@@ -22,7 +22,16 @@ from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.io.table import survey_columns, write_columns
 from longlens.jobs.job_key import job_identity, refuse_changed
 from longlens.jobs.plan import Outputs, batch_bytes
-from longlens.lens.contacts import ContactMap, KeptMap, Regression, Rows, Watcher, WholeMap, kept_bytes, whole_bytes
+from longlens.lens.contacts import (
+    ContactMap,
+    ContactObserver,
+    KeptMap,
+    Regression,
+    Rows,
+    WholeMap,
+    kept_bytes,
+    whole_bytes,
+)
 from longlens.models.language_model import MaskedLM
 
 FORMATS = ("parquet", "npz", "zarr")
@@ -269,7 +278,7 @@ def _maps(
         residues = stop - start - 2
         whole = choose_form(model, residues, limit) == "whole"
         maps.append(WholeMap(residues, regression, model.device) if whole else KeptMap(residues, regression))
-    model(packed, attend=Watcher(maps))
+    model(packed, observers=[ContactObserver(maps)])
     yield from zip(entries, maps, strict=True)
 
 

@@ -19,15 +19,10 @@ from longlens.io.formats import FORMATS, Finished, write_arrays
 from longlens.io.results import ArraySpec, ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.io.table import write_table
-from longlens.jobs.inference import (
-    Place,
-    masked_log_probabilities,
-    residue_rows,
-    residue_surprise,
-)
+from longlens.jobs.inference import Place, masked_predictions, residue_predictions, residue_rows
 from longlens.jobs.job_key import job_identity, refuse_changed
 from longlens.jobs.plan import Outputs, batch_bytes, make_batches
-from longlens.lens.predict.surprise import Surprise, surprise
+from longlens.lens.predict.vocabulary import Predictions
 from longlens.models.encoder import Attend, attend_with
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
@@ -213,9 +208,7 @@ def _masked_units(
         numbers = list(range(first, last + 1))
         places = [Place(int(o) - first, int(r - starts[o])) for r, o in zip(range(a, b), owners, strict=True)]
         tokens = [held[place] for place in numbers]
-        log_p = masked_log_probabilities(model, tokens, places, attend)
-        truth = torch.tensor([tokens[place.sequence][place.residue + 1] for place in places], device=log_p.device)
-        for name, rows in _surprise_arrays(surprise(log_p, truth)):
+        for name, rows in _surprise_arrays(masked_predictions(model, tokens, places, attend)):
             folder.arrays[name].write(a, rows)
         folder.commit(before + number)
         report(Step(b, int(starts[-1]), masked=True))
@@ -257,12 +250,13 @@ def _batch_arrays(
     if "logits" in options.include:
         yield "logits", residue, _numpy(model.logits(encoded.last[rows]))
     if "surprise" in options.include and options.surprise == "wt":
-        for name, values in _surprise_arrays(residue_surprise(model, packed, encoded, rows)):
+        for name, values in _surprise_arrays(residue_predictions(model, packed, encoded, rows)):
             yield name, residue, values
 
 
-def _surprise_arrays(found: Surprise) -> Iterator[tuple[str, NDArray[Any]]]:
-    return ((name, getattr(found, name).cpu().numpy()) for name in SURPRISE)
+def _surprise_arrays(found: Predictions) -> Iterator[tuple[str, NDArray[Any]]]:
+    for name in SURPRISE:
+        yield name, getattr(found, name).cpu().numpy().astype(np.int32 if name == "rank" else np.float32)
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -3,6 +3,9 @@
 Logistic regression with an L1 penalty on the corrected attention of every layer and head at sampled pairs (Rao et al.
 2020, section 3.2): the pairs in contact, and a sample of the others, weighted for those that were left out, so that
 probabilities stay probabilities. Memory: one number for each channel and sampled pair.
+
+The precision reported is of proteins that were not fitted to: a head is fitted to four fifths of the proteins at a time
+and applied to the others (`contact_precision`); the head that is kept is fitted to all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ from torch import Tensor
 from longlens.errors import CheckpointError, InputError
 from longlens.io.results import write_whole
 from longlens.io.structures import Example, read_pairs, read_structure
-from longlens.lens.contacts import PairFeatures, Regression, Watcher
+from longlens.jobs.contact_precision import (
+    LONG_RANGE,
+    Precision,
+    ScoredPairs,
+    held_out_folds,
+    measure_precision,
+    similar_groups,
+)
+from longlens.lens.contacts import ContactObserver, PairFeatures, Regression
 from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
@@ -49,12 +60,17 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head, the pairs it was fitted to, and the precision of the T strongest pairs among them."""
+    """The head, the pairs it was fitted to, and how precise it is.
+
+    `precision` is of all pairs and of long-range ones where there are any: of proteins that were not fitted to, or,
+    where `held_out` is False since all proteins are nearly alike, of those fitted to.
+    """
 
     regression: Regression
     contacts: int
     others: int
-    precision: float
+    precision: tuple[Precision, ...]
+    held_out: bool
 
 
 def read_examples(paths: Sequence[Path], fasta: Path | None) -> list[Example]:
@@ -101,40 +117,98 @@ def sample_pairs(
 
 
 def fit_head(model: MaskedLM, examples: Sequence[Example], options: FitOptions) -> Fitted:
-    """Fit the head. Raises `InputError` without scikit-learn, or where nothing is in contact."""
+    """Fit the head, and measure its precision on proteins that it was not fitted to.
+
+    Raises:
+        InputError: scikit-learn is missing, nothing is in contact, or no head of the model tells contacts from other
+            pairs: the penalty leaves no weight, or on other proteins the head is no better than chance.
+    """
     try:
-        from sklearn.linear_model import LogisticRegression
+        import sklearn  # noqa: F401
     except ImportError:
         raise InputError("expected scikit-learn to be installed to fit a head; install longlens[fit]") from None
-    generator = np.random.default_rng(options.seed)
-    features, truths, weights, owners = [], [], [], []
-    for number, example in enumerate(examples):
-        pairs, truth, weight = sample_pairs(example, options, generator)
-        features.append(pair_features(model, example.sequence, torch.from_numpy(pairs)).numpy())
-        truths.append(truth)
-        weights.append(weight)
-        owners.append(np.full(len(pairs), number))
-    truth = np.concatenate(truths) if truths else np.empty(0, bool)
-    if not truth.any() or truth.all():
+    samples = _sample_examples(model, examples, options)
+    contacts = sum(int(sample.truth.sum()) for sample in samples)
+    others = sum(len(sample.truth) for sample in samples) - contacts
+    if not contacts or not others:
         raise InputError(
             f"expected pairs in contact and pairs that are not, at least {options.separation} apart, in "
-            f"{len(examples)} proteins, got {int(truth.sum())} and {int((~truth).sum())}"
+            f"{len(examples)} proteins, got {contacts} and {others}"
         )
-    table = np.concatenate(features)
+    weight, bias = _fit(samples, options)
+    scored = _score_held_out(samples, options)
+    held_out = bool(scored)
+    scored = scored or [sample.scored(weight, bias) for sample in samples]
+    separations = sorted({options.separation, max(options.separation, LONG_RANGE)})
+    precision = [part for gap in separations if (part := measure_precision(scored, gap)) is not None]
+    useless = "" if weight.any() else "every weight is 0"
+    if not useless and held_out and precision and precision[0].mean <= precision[0].chance:
+        useless = (
+            f"of the L strongest pairs of proteins that were not fitted to, {precision[0].mean:.3f} are in contact, "
+            f"and {precision[0].chance:.3f} by chance"
+        )
+    if useless:
+        raise InputError(
+            f"no head of {model.source} tells contacts from other pairs: {useless} ({contacts:,} contacts of "
+            f"{len(examples)} proteins, strength {options.strength:g}); give more proteins, a larger --strength, or a "
+            "model that was trained on proteins"
+        )
+    shape = (model.config.layers, model.config.heads)
+    regression = Regression(torch.from_numpy(weight).float().view(shape), bias)
+    return Fitted(regression, contacts, others, tuple(precision), held_out)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A protein's sampled pairs, as in `ScoredPairs`, and their features (M, channels)."""
+
+    sequence: str
+    pairs: NDArray[np.int64]
+    truth: NDArray[np.bool_]
+    weights: NDArray[np.float64]
+    features: NDArray[np.float32]
+
+    def scored(self, weight: NDArray[np.float64], bias: float) -> ScoredPairs:
+        """With the scores of a head."""
+        scores = self.features @ weight + bias
+        return ScoredPairs(len(self.sequence), self.pairs, self.truth, self.weights, scores)
+
+
+def _sample_examples(model: MaskedLM, examples: Sequence[Example], options: FitOptions) -> list[_Sample]:
+    generator = np.random.default_rng(options.seed)
+    samples = []
+    for example in examples:
+        pairs, truth, weights = sample_pairs(example, options, generator)
+        features = pair_features(model, example.sequence, torch.from_numpy(pairs)).numpy()
+        samples.append(_Sample(example.sequence, pairs, truth, weights, features))
+    return samples
+
+
+def _fit(samples: Sequence[_Sample], options: FitOptions) -> tuple[NDArray[np.float64], float]:
+    """Weights (channels,) and bias of the regression."""
+    from sklearn.linear_model import LogisticRegression
+
     regression = LogisticRegression(
         l1_ratio=1.0, C=options.strength, solver="liblinear", random_state=options.seed, max_iter=1000
     )
-    regression.fit(table, truth, sample_weight=np.concatenate(weights))
-    config = model.config
-    weight_ = torch.from_numpy(regression.coef_[0]).float().view(config.layers, config.heads)
-    found = Regression(weight_, float(regression.intercept_[0]))
-    scores, owner = regression.decision_function(table), np.concatenate(owners)
-    hits = asked = 0
-    for number, example in enumerate(examples):
-        own = np.flatnonzero(owner == number)
-        best = own[np.argsort(-scores[own], kind="stable")[: len(example.sequence)]]
-        hits, asked = hits + int(truth[best].sum()), asked + len(best)
-    return Fitted(found, int(truth.sum()), int((~truth).sum()), hits / max(1, asked))
+    regression.fit(
+        np.concatenate([sample.features for sample in samples]),
+        np.concatenate([sample.truth for sample in samples]),
+        sample_weight=np.concatenate([sample.weights for sample in samples]),
+    )
+    return regression.coef_[0], float(regression.intercept_[0])
+
+
+def _score_held_out(samples: Sequence[_Sample], options: FitOptions) -> list[ScoredPairs]:
+    """Each protein scored by a head fitted to others; none where all are nearly alike, or others have no contact."""
+    scored = []
+    for held_out in held_out_folds(similar_groups([sample.sequence for sample in samples]), options.seed):
+        rest = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
+        truth = np.concatenate([sample.truth for sample in rest])
+        if truth.any() and not truth.all():
+            weight, bias = _fit(rest, options)
+            scored += [sample.scored(weight, bias) for sample, out in zip(samples, held_out, strict=True) if out]
+    return scored
 
 
 @torch.inference_mode()
@@ -142,7 +216,7 @@ def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     """Corrected attention F_c of each channel (layer-major) at pairs (M, 2): (M, L H) float32."""
     config = model.config
     kept = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
-    model(model.pack([sequence]), attend=Watcher([kept]))
+    model(model.pack([sequence]), observers=[ContactObserver([kept])])
     return kept.features().cpu()
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longlens.lens.predict.surprise import Surprise, surprise
+from longlens.lens.predict.vocabulary import Predictions, predictions
 from longlens.models.encoder import Attend, Encoded, Packed, pack
 from longlens.models.language_model import MaskedLM
 
@@ -32,18 +32,18 @@ def residue_rows(packed: Packed) -> Tensor:
     return keep.nonzero().squeeze(1)
 
 
-def residue_surprise(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Surprise:
-    """Surprise at each residue, with the residue itself in sight (one pass)."""
-    parts = [
-        surprise(log_p, packed.tokens[rows[chunk]]) for chunk, log_p in model.log_probabilities(encoded.last[rows])
-    ]
-    return join_surprise(parts)
+def residue_predictions(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Predictions:
+    """Surprise, entropy and rank at each residue from one pass, in which the model sees the residue too."""
+    return predictions(encoded.last[rows], model.logits, packed.tokens[rows], top=0)
 
 
-def join_surprise(parts: Sequence[Surprise]) -> Surprise:
-    """Rows one after the other."""
-    names = ("surprise", "entropy", "excess", "rank")
-    return Surprise(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+def masked_predictions(
+    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None = None
+) -> Predictions:
+    """Surprise, entropy and rank (P,) at each place when it alone is masked; as `masked_log_probabilities`."""
+    hidden = _masked_hidden(model, sequences, places, attend)
+    truth = [int(sequences[place.sequence][place.residue + 1]) for place in places]
+    return predictions(hidden, model.logits, torch.tensor(truth, device=hidden.device), top=0)
 
 
 def masked_log_probabilities(
@@ -53,6 +53,14 @@ def masked_log_probabilities(
 
     `sequences` are token numbers with start and end. Memory is that of the copies' tokens: the caller bounds them.
     """
+    hidden = _masked_hidden(model, sequences, places, attend)
+    return torch.cat([log_p for _, log_p in model.log_probabilities(hidden)])
+
+
+def _masked_hidden(
+    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None
+) -> Tensor:
+    """Last vectors (P, d) of each place when it alone is masked."""
     copies = []
     for place in places:
         copy = sequences[place.sequence].copy()
@@ -60,5 +68,4 @@ def masked_log_probabilities(
         copies.append(copy)
     packed = pack(copies).to(model.device)
     rows = packed.cu_seqlens[:-1].long() + torch.tensor([place.residue + 1 for place in places], device=model.device)
-    hidden = model(packed, attend=attend).last[rows]
-    return torch.cat([log_p for _, log_p in model.log_probabilities(hidden)])
+    return model(packed, attend=attend).last[rows]

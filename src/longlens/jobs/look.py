@@ -19,14 +19,15 @@ from longlens.hf.texts import TextModel, TokenizedText
 from longlens.io.results import ResultFolder, sync_tree
 from longlens.io.survey import Entry, Survey, read_cleaned
 from longlens.jobs.job_key import job_identity, refuse_changed
-from longlens.jobs.profiles import write_sight
-from longlens.lens.predict.logit_lens import trajectories
+from longlens.jobs.profiles import write_profile
+from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
-from longlens.lens.watch import check_heads, chosen_layers, watch
+from longlens.lens.profile import Profile, Tokens, collectors, profile
+from longlens.lens.watch import chosen_layers
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
 from longlens.report import figures
-from longlens.report.profile import Sight, Tokens, collectors, sight
+from longlens.watching import trajectories, watch
 
 STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_queries", "pooled", "surprise")
 
@@ -34,7 +35,7 @@ STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_qu
 @dataclass(frozen=True)
 class LookOptions:
     """What to look at. `layers` and `heads` count from 0, all where None; `collect` names what
-    `longlens.report.profile.collectors` knows, and surprise; None is `STANDARD`, surprise only where the model has it.
+    `longlens.lens.profile.collectors` knows, and surprise; None is `STANDARD`, surprise only where the model has it.
 
     `tokens` are those whose partners are shown, `maps` (layer, head) those whose maps are; chosen where empty. `pool`:
     cells along a map; `links`: partners kept of each token and head.
@@ -97,7 +98,7 @@ class Unit:
 
     name: str
     count: int
-    look: Callable[[], Sight]
+    look: Callable[[], Profile]
 
 
 def identity(model: Any, survey: Survey, options: LookOptions, name: str) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def identity(model: Any, survey: Survey, options: LookOptions, name: str) -> dic
 
 def protein_options(model: MaskedLM, options: LookOptions) -> LookOptions:
     """`options` settled for a model of proteins."""
-    return options.settled(model.config.layers, model.config.heads, predicts=True, model=model.source)
+    return options.settled(model.config.layers, model.config.heads, predicts=model.predicts, model=model.source)
 
 
 def text_options(model: TextModel, options: LookOptions) -> LookOptions:
@@ -154,13 +155,13 @@ def protein_units(model: MaskedLM, path: Path | str, survey: Survey, options: Lo
             continue
         refuse_changed([text], [entry])
 
-        def see(text: str = text, entry: Entry = entry) -> Sight:
+        def see(text: str = text, entry: Entry = entry) -> Profile:
             return look_at_protein(model, text, options, title=entry.id or f"record {entry.number}", name=name)
 
         yield Unit(_folder_name(entry.id, number, width), entry.length + 2, see)
 
 
-def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, title: str, name: str) -> Sight:
+def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, title: str, name: str) -> Profile:
     """One cleaned protein; `options` are settled (`protein_options`)."""
     packed = model.pack([sequence])
     numbers = packed.tokens.tolist()
@@ -193,7 +194,7 @@ def text_unit(model: TextModel, text: TokenizedText, survey: Survey, options: Lo
     )  # fmt: skip
 
 
-def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *, title: str, name: str) -> Sight:
+def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *, title: str, name: str) -> Profile:
     """One text; `options` are settled (`text_options`)."""
     tokens = Tokens(title, text.labels, np.array(text.special), residues=False)
 
@@ -217,7 +218,7 @@ def look(units: Iterable[Unit], folder: ResultFolder, options: LookOptions, repo
             shutil.rmtree(half, ignore_errors=True)
             shutil.rmtree(target, ignore_errors=True)
             half.mkdir(parents=True)
-            write_sight(unit.look(), half, options.tokens, options.maps, draw=options.figures)
+            write_profile(unit.look(), half, options.tokens, options.maps, draw=options.figures)
             sync_tree(half)
             half.replace(target)
             folder.commit(number)
@@ -225,7 +226,9 @@ def look(units: Iterable[Unit], folder: ResultFolder, options: LookOptions, repo
     folder.finish(made)
 
 
-def _see(model: Any, tokens: Tokens, options: LookOptions, name: str, read: Callable[[], Predictions | None]) -> Sight:
+def _see(
+    model: Any, tokens: Tokens, options: LookOptions, name: str, read: Callable[[], Predictions | None]
+) -> Profile:
     """Run `read` once, watched."""
     assert options.layers is not None
     assert options.heads is not None
@@ -235,7 +238,7 @@ def _see(model: Any, tokens: Tokens, options: LookOptions, name: str, read: Call
         watch(model, collect, layers=options.layers, heads=options.heads, method=options.method) as seen,
     ):
         found = read()
-    return sight(seen, name, tokens, options.heads, _predicted(found, tokens.special))
+    return profile(seen, name, tokens, options.heads, _predicted(found, tokens.special))
 
 
 def _predicted(found: Predictions | None, special: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:

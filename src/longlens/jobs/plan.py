@@ -6,15 +6,16 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from longlens.errors import InputError
-from longlens.models.encoder import CHUNK, EncoderConfig
+from longlens.models.encoder import CHUNK, EncoderConfig, Layer, attend_with
 from longlens.models.language_model import CHUNK as LOGITS_CHUNK
 from longlens.models.language_model import MaskedLM
+from longlens.models.rotary import Rotary
 
 # scores of attention's tiles, and what is made of them
 TILES = 2**24
@@ -81,11 +82,20 @@ def parse_bytes(text: str) -> int:
 
 def token_budget(model: MaskedLM, limit: int, outputs: Outputs) -> int:
     """Tokens to a batch: as many as the memory allows, up to where more gains nothing."""
-    element = model.dtype.itemsize
+    return tokens_within(model.config, model.dtype.itemsize, limit, outputs)
+
+
+def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: Outputs) -> int:
+    """`token_budget` of a model of this shape and bytes to a number."""
     tokens = MOST_TOKENS
-    while tokens > 512 and batch_bytes(model.config, tokens, element, outputs) > limit:
+    while tokens > 512 and batch_bytes(config, tokens, element, outputs) > limit:
         tokens //= 2
     return tokens
+
+
+def largest_batch(lengths: Sequence[int], budget: int) -> int:
+    """Tokens of the largest batch."""
+    return max((sum(lengths[a:b]) + 2 * (b - a) for a, b in make_batches(lengths, budget)), default=0)
 
 
 def make_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
@@ -106,13 +116,26 @@ def operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
     return float(sum((n + 2) * per_token + 4 * config.layers * config.width * (n + 2) ** 2 for n in lengths))
 
 
-def measure_rate(model: MaskedLM, tokens: int = 1024) -> float:
-    """Operations per second of a short pass, the faster of two."""
-    packed = model.pack(["A" * (tokens // 4 - 2)] * 4)
-    seconds = []
+def masked_operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
+    """The same of one pass over each protein for each of its residues, hidden in turn."""
+    return float(sum(n * operations(config, [n]) for n in lengths))
+
+
+def measure_rate(config: EncoderConfig, dtype: torch.dtype, device: torch.device, operations_: float = 2e10) -> float:
+    """Operations per second of one layer of random weights, the faster of two runs of about `operations_` operations.
+
+    No weights are read, and it takes a second or two whatever the model's size.
+    """
+    one = replace(config, layers=1)
+    tokens = max(64, min(1024, int(operations_ / operations(one, [0]) * 2)))
+    layer = Layer(one).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    angles = Rotary(config.head_width).to(device)(torch.arange(tokens, device=device))
+    bounds = torch.tensor([0, tokens], dtype=torch.int32, device=device)
+    attend, seconds = attend_with(), []
     for _ in range(3):
+        x = torch.ones(tokens, config.width, dtype=dtype, device=device)
         begun = time.perf_counter()
         with torch.inference_mode():
-            model(packed).last.sum().item()
+            layer(x, angles if config.positions == "rotary" else None, attend, 0, bounds).sum().item()
         seconds.append(time.perf_counter() - begun)
-    return operations(model.config, [tokens // 4 - 2] * 4) / min(seconds[1:])
+    return operations(one, [tokens - 2]) / min(seconds[1:])

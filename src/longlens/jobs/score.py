@@ -4,63 +4,25 @@
     masked-marginals   the same with the position masked, one mutation at a time
     pseudo-ppl         sum over all residues of the variant of log p(residue | the others): its pseudo-log-likelihood
 
-For several mutations the terms are added.
+For several mutations the terms are added. So the wild type, which has none, scores 0 by marginals; its pseudo-ppl is
+the pseudo-log-likelihood of the protein itself, with which those of its variants are compared.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from longlens.errors import SequenceError
+from longlens.io.variants import Mutation
 from longlens.jobs.inference import Place, masked_log_probabilities, residue_rows
 from longlens.models.encoder import Attend
 from longlens.models.language_model import MaskedLM
 
 STRATEGIES = ("wt-marginals", "masked-marginals", "pseudo-ppl")
-_MUTATION = re.compile(r"([A-Z])(-?\d+)([A-Z])")
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """`wild` at `position` (from 0) becomes `mutant`."""
-
-    wild: str
-    position: int
-    mutant: str
-
-
-def parse_mutations(text: str, sequence: str, offset: int = 1) -> tuple[Mutation, ...]:
-    """ "A24G:T56S" (also by "," or ";") as mutations; `offset` is the number of the first residue.
-
-    Raises `SequenceError` for what is no mutation, lies outside the protein or names another wild type.
-    """
-    found = []
-    for part in re.split(r"[:;,]", text.strip()):
-        match = _MUTATION.fullmatch(part.strip().upper())
-        if match is None:
-            raise SequenceError(f"expected mutations such as A24G or A24G:T56S, got {text!r}")
-        wild, position, mutant = match[1], int(match[2]) - offset, match[3]
-        if not 0 <= position < len(sequence):
-            raise SequenceError(
-                f"{part}: expected a position in {offset}..{offset + len(sequence) - 1}, got {match[2]}; the number of "
-                "the first residue is given with --offset-idx"
-            )
-        if sequence[position] != wild:
-            near = sequence[max(0, position - 3) : position + 4]
-            raise SequenceError(
-                f"{part}: expected the protein to have {wild} at {match[2]}, found {sequence[position]} (in {near}); "
-                "check the protein and --offset-idx"
-            )
-        found.append(Mutation(wild, position, mutant))
-    if len({mutation.position for mutation in found}) < len(found):
-        raise SequenceError(f"expected each position once, got {text!r}")
-    return tuple(found)
 
 
 def refuse_unknown(model: MaskedLM, mutations: Sequence[Mutation], where: str) -> None:

@@ -1,15 +1,17 @@
 """What a model attends to, and how surprised it is, in linear memory: collectors, the scan that feeds them, results.
 
-from longlens.lens import Entropy, Received, TopKeys
+from longlens.lens import Entropy, Received, TopKeys, rollout
 with longlens.watch(model, collect=[Entropy(), Received(), TopKeys(8)]) as seen: ...
+with longlens.record(model) as calls: ...
 
-Across layers: `rollout` and `relevance` of what a `Recorder` kept. By the size of what is moved: `NormWeighted`.
-On the side of the vocabulary: `predictions` (surprise, entropy, rank, likeliest tokens) and `trajectories` (by layer).
+Across layers: `rollout` and `relevance` of recorded calls. By the size of what is moved: `NormWeighted`.
+On the side of the vocabulary: `predictions` (surprise, entropy, rank, likeliest tokens); `longlens.trajectories` has
+them by layer.
 """
 
 from __future__ import annotations
 
-from longlens.lens.across import Recorder as Recorder
+from longlens.lens.across import CallRecorder as CallRecorder
 from longlens.lens.across import relevance as relevance
 from longlens.lens.across import relevance_map as relevance_map
 from longlens.lens.across import rollout as rollout
@@ -35,7 +37,6 @@ from longlens.lens.collect.rows import LogSumExp as LogSumExp
 from longlens.lens.collect.rows import Mass as Mass
 from longlens.lens.collect.rows import TopKeys as TopKeys
 from longlens.lens.predict.logit_lens import Trajectories as Trajectories
-from longlens.lens.predict.logit_lens import trajectories as trajectories
 from longlens.lens.predict.vocabulary import Head as Head
 from longlens.lens.predict.vocabulary import Predictions as Predictions
 from longlens.lens.predict.vocabulary import predictions as predictions

@@ -9,84 +9,94 @@ A_lh are the weights of head h, and dY/dA_ij = dY/do_i . v_j for the attention's
 rows of R are x <- T_l^T x from the last layer down, columns x <- T_l x from the first up, and cells are columns of
 blocks, summed over rows. Each step is one walk of the scan, with x (N, C): C rows, columns or blocks at once.
 
-    recorder = Recorder()
-    model(packed, attend=recorder)
-    rollout(recorder.layers, queries=[5])                      # Weights (B, 1, 1, N)
+    with longlens.record(model) as calls:
+        model(**inputs)
+    rollout(calls, queries=[5])                                # Weights (B, 1, 1, N)
+
+The model may be one of ours or of transformers (BERT, GPT-2, ViT, ...): all its attentions that are passed must be
+self-attention over the same tokens. Of a model with an encoder and a decoder, give the calls of one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.lens.block import Block, Extent
+from longlens.lens.calls import scan_call
 from longlens.lens.collect.collector import Collector, State
 from longlens.lens.results import PooledMap, Weights
-from longlens.lens.scan import scan
-from longlens.ops.attention import attention
-from longlens.ops.method import Method
+from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 from longlens.ops.tiles.index import add, take
 
 # what `kind` may be of a map
 KINDS = ("mean", "sum")
 
 
-@dataclass(frozen=True)
-class Attended:
-    """One layer's self-attention: `query` (B, H, N, D) and `key` (B, Hkv, N, D) after any rotation, and `settings`, the
-    keywords of `scan` (scale, masks, method). Gradient x attention also needs `value` (B, Hkv, N, Dv) and
-    `output_gradient` (B, H, N, Dv), the gradient of what is explained with respect to the attention's output."""
+class CallRecorder(Observer, Sequence[AttentionCall]):
+    """Keeps each layer's attention call of the last forward pass: L N d numbers. It is the sequence of these calls.
 
-    query: Tensor
-    key: Tensor
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    value: Tensor | None = None
-    output_gradient: Tensor | None = None
-
-
-class Recorder:
-    """Attention for our models (`attend=`) that keeps each layer's queries, keys and values: L N d numbers.
-
-    Unless under `torch.no_grad()`, `layers` also holds the gradients of the attentions' outputs once `backward()` has
-    run on what is to be explained; the model's own parameters need none.
+    Unless under `torch.no_grad()`, calls also hold the gradients of the attentions' outputs once `backward()` has run
+    on what is to be explained; the model's own parameters need none.
     """
 
-    def __init__(self, method: Method | str = "exact") -> None:
-        self.method = method
-        self._layers: dict[int, Attended] = {}
+    needs_gradient = True
+
+    def __init__(self) -> None:
+        self._last: _RecordedForward | None = None
+
+    def begin(self) -> ForwardObserver:
+        return _RecordedForward(self)
 
     @property
-    def layers(self) -> tuple[Attended, ...]:
-        """The layers of the last call, first to last."""
-        return tuple(layer for _, layer in sorted(self._layers.items()))
+    def calls(self) -> tuple[AttentionCall, ...]:
+        """First layer to last."""
+        if self._last is None:
+            raise InputError("expected the model to be called inside the `with`; nothing was recorded yet")
+        return tuple(call for _, call in sorted(self._last.calls.items()))
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
-    ) -> Tensor:
-        settings: dict[str, Any] = {"scale": scale, "cu_seqlens": cu_seqlens, "method": self.method}
-        output = attention(query, key, value, **settings)
-        assert isinstance(output, Tensor)
+    @overload
+    def __getitem__(self, index: int) -> AttentionCall: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[AttentionCall, ...]: ...
+    def __getitem__(self, index: int | slice) -> AttentionCall | tuple[AttentionCall, ...]:
+        return self.calls[index]
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __repr__(self) -> str:
+        return f"CallRecorder({'nothing yet' if self._last is None else f'{len(self)} layers'})"
+
+
+class _RecordedForward(ForwardObserver):
+    def __init__(self, recorder: CallRecorder) -> None:
+        self.recorder = recorder
+        self.calls: dict[int, AttentionCall] = {}
+
+    def attended(self, call: AttentionCall) -> None:
         # the model may write into what it handed over
-        kept = [tensor.detach().clone() for tensor in (query, key, value)]
-        self._layers[layer] = Attended(kept[0], kept[1], settings, kept[2])
-        if torch.is_grad_enabled():
-            if not output.requires_grad:
-                output.requires_grad_()
-            output.register_hook(lambda gradient: self._keep_gradient(layer, gradient))
-        return output
+        query, key, value = (tensor.detach().clone() for tensor in (call.query, call.key, call.value))
+        kept = replace(call, query=query, key=key, value=value, output=None, lse=None)
+        self.calls[call.layer] = kept
+        if call.output is not None and call.output.requires_grad:
+            call.output.register_hook(lambda gradient: self._keep_gradient(kept, gradient))
 
-    def _keep_gradient(self, layer: int, gradient: Tensor) -> None:
-        self._layers[layer] = replace(self._layers[layer], output_gradient=gradient.detach().clone())
+    def _keep_gradient(self, call: AttentionCall, gradient: Tensor) -> None:
+        self.calls[call.layer] = replace(call, output_gradient=gradient.detach().clone())
+
+    def ended(self) -> None:
+        self.recorder._last = self
 
 
 def rollout(
-    layers: Sequence[Attended],
+    layers: Sequence[AttentionCall],
     *,
     queries: Sequence[int] | None = None,
     keys: Sequence[int] | None = None,
@@ -95,7 +105,7 @@ def rollout(
     """Rows (`queries`) or columns (`keys`) of the rollout R, exact: `values` (B, 1, R, N) or (B, 1, N, C).
 
     Args:
-        layers: first to last.
+        layers: what `longlens.record` kept, or attention calls, first to last.
         queries, keys: one of the two: tokens of the last layer, or of the input.
         residual: a, the share of a token that passes by the attention.
 
@@ -108,7 +118,9 @@ def rollout(
     return _pieces(_Mean(residual), layers, queries, keys, "rollout")
 
 
-def rollout_map(layers: Sequence[Attended], *, size: int = 256, kind: str = "mean", residual: float = 0.5) -> PooledMap:
+def rollout_map(
+    layers: Sequence[AttentionCall], *, size: int = 256, kind: str = "mean", residual: float = 0.5
+) -> PooledMap:
     """The rollout R in at most `size` x `size` cells: `values` (B, 1, R, C), `kind` "mean" over all pairs, or "sum".
 
     Costs, for each layer, a walk with ceil(N / cell) columns: about twice a forward pass of attention at 128 cells.
@@ -118,7 +130,7 @@ def rollout_map(layers: Sequence[Attended], *, size: int = 256, kind: str = "mea
 
 
 def relevance(
-    layers: Sequence[Attended], *, queries: Sequence[int] | None = None, keys: Sequence[int] | None = None
+    layers: Sequence[AttentionCall], *, queries: Sequence[int] | None = None, keys: Sequence[int] | None = None
 ) -> Weights:
     """Rows or columns of gradient x attention, exact; arguments as `rollout`, whose layers need output gradients.
 
@@ -127,7 +139,7 @@ def relevance(
     return _pieces(_Gradient(), layers, queries, keys, "relevance")
 
 
-def relevance_map(layers: Sequence[Attended], *, size: int = 256, kind: str = "mean") -> PooledMap:
+def relevance_map(layers: Sequence[AttentionCall], *, size: int = 256, kind: str = "mean") -> PooledMap:
     """Gradient x attention in cells; arguments as `rollout_map`."""
     return _cells(_Gradient(), layers, size, kind, "relevance_map")
 
@@ -138,14 +150,14 @@ def relevance_map(layers: Sequence[Attended], *, size: int = 256, kind: str = "m
 class _Step(ABC):
     """T of a layer times x (B, N, C), or its transpose times x."""
 
-    def apply(self, layer: Attended, x: Tensor, *, transposed: bool) -> Tensor:
+    def apply(self, layer: AttentionCall, x: Tensor, *, transposed: bool) -> Tensor:
         """T x or T^T x: (B, N, C)."""
         carried = _Carry(x, self.weights(layer), transposed)
-        scan(layer.query, layer.key, collect=[carried], **layer.settings)
+        scan_call(layer, [carried])
         return self.join(x, carried.sums)
 
     @abstractmethod
-    def weights(self, layer: Attended) -> _Product | None:
+    def weights(self, layer: AttentionCall) -> _Product | None:
         """What each weight is multiplied with before negative ones are dropped; None where they stand as they are."""
 
     @abstractmethod
@@ -157,7 +169,7 @@ class _Step(ABC):
 class _Mean(_Step):
     residual: float
 
-    def weights(self, layer: Attended) -> None:
+    def weights(self, layer: AttentionCall) -> None:
         return None
 
     def join(self, x: Tensor, passed: Tensor) -> Tensor:
@@ -166,11 +178,11 @@ class _Mean(_Step):
 
 @dataclass(frozen=True)
 class _Gradient(_Step):
-    def weights(self, layer: Attended) -> _Product:
-        if layer.value is None or layer.output_gradient is None:
+    def weights(self, layer: AttentionCall) -> _Product:
+        if layer.output_gradient is None:
             raise InputError(
-                "expected layers with value and output_gradient; with a Recorder, call backward() on what is to be "
-                "explained (outside of torch.no_grad())"
+                f"expected calls with output_gradient, layer {layer.layer} ({layer.name}) has none; call backward() on "
+                "what is to be explained, outside of torch.no_grad() (an attention that attends in parts has none)"
             )
         groups = layer.query.shape[1] // layer.value.shape[1]
         value = layer.value.repeat_interleave(groups, 1) if groups > 1 else layer.value
@@ -188,8 +200,8 @@ class _Product:
 
     def of(self, block: Block) -> Tensor:
         """(lanes, rows, keys)."""
-        rows = take(self.gradient, block.lanes, block.absolute_rows()).to(block.e.dtype)
-        keys = take(self.value, block.lanes, block.absolute_keys()).to(block.e.dtype)
+        rows = take(self.gradient, block.heads, block.absolute_rows()).to(block.e.dtype)
+        keys = take(self.value, block.heads, block.absolute_keys()).to(block.e.dtype)
         return torch.bmm(rows, keys.transpose(1, 2))
 
 
@@ -213,15 +225,15 @@ class _Carried(State[Weights]):
         self.collector, self.extent = collector, extent
 
     def update(self, block: Block) -> None:
-        given, heads = self.collector, self.extent.heads
+        collector, heads = self.collector, self.extent.heads
         # p = weights x inverse
         weights, inverse = block.e, block.inverse
-        if given.product is not None:
-            weights = given.product.of(block).mul_(block.e).relu_()
+        if collector.product is not None:
+            weights = collector.product.of(block).mul_(block.e).relu_()
             if block.allowed is not None:
                 # a masked value may be anything: it must not count
                 weights.masked_fill_(~block.allowed, 0.0)
-        first, last = block.lanes.start, block.lanes.stop
+        first, last = block.heads.start, block.heads.stop
         for batch in range(first // heads, -(-last // heads)):
             lanes = slice(max(first, batch * heads), min(last, (batch + 1) * heads))
             count, own = lanes.stop - lanes.start, slice(lanes.start - first, lanes.stop - first)
@@ -229,18 +241,18 @@ class _Carried(State[Weights]):
                 index[own] if isinstance(index, Tensor) and index.ndim == 2 else index
                 for index in (block.absolute_rows(), block.absolute_keys())
             )
-            source, target = (rows, keys) if given.transposed else (keys, rows)
-            x = take(given.x[batch : batch + 1].expand(count, -1, -1), slice(None), source)
+            source, target = (rows, keys) if collector.transposed else (keys, rows)
+            x = take(collector.x[batch : batch + 1].expand(count, -1, -1), slice(None), source)
             scaled = inverse[own] / heads
-            if given.transposed:
+            if collector.transposed:
                 part = torch.bmm(weights[own].transpose(1, 2), x * scaled)
             else:
                 part = torch.bmm(weights[own], x) * scaled
             if isinstance(target, Tensor) and target.ndim == 2:
                 for lane in range(count):
-                    add(given.sums, slice(batch, batch + 1), target[lane], part[lane : lane + 1])
+                    add(collector.sums, slice(batch, batch + 1), target[lane], part[lane : lane + 1])
             else:
-                add(given.sums, slice(batch, batch + 1), target, part.sum(0, keepdim=True))
+                add(collector.sums, slice(batch, batch + 1), target, part.sum(0, keepdim=True))
 
     def merge(self, other: _Carried) -> None:
         self.collector.sums += other.collector.sums
@@ -254,7 +266,7 @@ class _Carried(State[Weights]):
 
 
 def _pieces(
-    step: _Step, layers: Sequence[Attended], queries: Sequence[int] | None, keys: Sequence[int] | None, name: str
+    step: _Step, layers: Sequence[AttentionCall], queries: Sequence[int] | None, keys: Sequence[int] | None, name: str
 ) -> Weights:
     batch, tokens, dtype = _check(layers)
     if (queries is None) == (keys is None):
@@ -276,7 +288,7 @@ def _pieces(
     return Weights(name, x.unsqueeze(1), everyone, index)
 
 
-def _cells(step: _Step, layers: Sequence[Attended], size: int, kind: str, name: str) -> PooledMap:
+def _cells(step: _Step, layers: Sequence[AttentionCall], size: int, kind: str, name: str) -> PooledMap:
     batch, tokens, dtype = _check(layers)
     if size < 1 or kind not in KINDS:
         raise InputError(f"expected size >= 1 and kind one of {KINDS}, got {size} and {kind!r}")
@@ -297,13 +309,13 @@ def _cells(step: _Step, layers: Sequence[Attended], size: int, kind: str, name: 
     return PooledMap(name, values.unsqueeze(1), edges, edges, kind)
 
 
-def _check(layers: Sequence[Attended]) -> tuple[int, int, torch.dtype]:
+def _check(layers: Sequence[AttentionCall]) -> tuple[int, int, torch.dtype]:
     """Batch, tokens and the dtype of sums."""
     shapes = {(layer.query.shape[0], layer.query.shape[2], layer.key.shape[2]) for layer in layers}
     if len(shapes) != 1 or any(queries != keys for _, queries, keys in shapes):
         raise InputError(
             "expected at least one layer, all of self-attention over the same tokens, got (batch, queries, keys) "
-            f"{sorted(shapes)}"
+            f"{sorted(shapes)}; of a model with several kinds of attention, give the calls of one kind"
         )
     batch, tokens, _ = next(iter(shapes))
     if not tokens:

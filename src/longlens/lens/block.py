@@ -41,15 +41,15 @@ class Extent:
 
 @dataclass
 class Block:
-    """Weights p = e x inverse of queries `rows` and keys `keys`, for the lanes (batch row, head) `lanes`.
+    """Weights p = e x inverse of queries `rows` and keys `keys`, for `heads`, a range of all batch rows' heads (B H,).
 
-    `rows`, `keys` number tokens within their sequence: a range, (m,), or (lanes, m). `exponents` (lanes, rows, keys) is
+    `rows`, `keys` number tokens within their sequence: a range, (m,), or (heads, m). `exponents` (heads, rows, keys) is
     s / log 2 minus a number for each row, `e` is 2 to that power (several times quicker than a power of e), `inverse`
-    and `log_total` (lanes, rows, 1) turn it into weights: p = e inverse, log2 p = exponents - log_total. Rows may come
+    and `log_total` (heads, rows, 1) turn it into weights: p = e inverse, log2 p = exponents - log_total. Rows may come
     in several blocks, each pair in one.
     """
 
-    lanes: slice
+    heads: slice
     rows: Index
     keys: Index
     exponents: Tensor
@@ -71,36 +71,36 @@ class Block:
 
     @cached_property
     def weights(self) -> Tensor:
-        """p (lanes, rows, keys)."""
+        """p (heads, rows, keys)."""
         return self.e * self.inverse
 
     @cached_property
     def allowed(self) -> Tensor | None:
-        """Bool (lanes, rows, keys): pairs that attend; None where all do."""
+        """Bool (heads, rows, keys): pairs that attend; None where all do."""
         return self.exponents > FLOOR / 2 if self.masked else None
 
     @cached_property
     def weighted_exponents(self) -> Tensor:
-        """Sum over the keys of e times its exponent: (lanes, rows, 1)."""
+        """Sum over the keys of e times its exponent: (heads, rows, 1)."""
         return torch.linalg.vecdot(self.e, self.exponents).unsqueeze(-1)
 
     @cached_property
     def total(self) -> Tensor:
-        """Sum over the keys of e: (lanes, rows, 1)."""
+        """Sum over the keys of e: (heads, rows, 1)."""
         return self.e.sum(-1, keepdim=True)
 
     @property
     def query_positions(self) -> Tensor:
-        """(rows,) or (lanes, rows): among the keys of the sequence."""
+        """(rows,) or (heads, rows): among the keys of the sequence."""
         return positions(self.rows, self.offset, self.e.device)
 
     @property
     def key_positions(self) -> Tensor:
-        """(keys,) or (lanes, keys)."""
+        """(keys,) or (heads, keys)."""
         return positions(self.keys, 0, self.e.device)
 
     def distances(self) -> Tensor:
-        """|i - j|, (rows, keys) or (lanes, rows, keys), in the statistics' dtype."""
+        """|i - j|, (rows, keys) or (heads, rows, keys), in the statistics' dtype."""
         return (self.query_positions.unsqueeze(-1) - self.key_positions.unsqueeze(-2)).abs().to(self.e.dtype)
 
     def absolute_rows(self) -> Index:
@@ -112,7 +112,7 @@ class Block:
         return shift(self.keys, self.first_key)
 
     def largest(self, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` largest exponents of each row, or all, and their places in the block: (lanes, rows, count)."""
+        """The `count` largest exponents of each row, or all, and their places in the block: (heads, rows, count)."""
         best, places = self._largest if count <= self.most else self._find_largest(count)
         return best[..., :count], places[..., :count]
 
@@ -138,7 +138,7 @@ class Block:
 
 
 def group_largest(scores: Tensor) -> Tensor | None:
-    """(lanes, rows, groups): the largest of keys g, g + G, g + 2 G, ...; None where grouping does not pay.
+    """(heads, rows, groups): the largest of keys g, g + G, g + 2 G, ...; None where grouping does not pay.
 
     Groups are strided so that the maximum is taken over whole vectors of neighbouring keys.
     """

@@ -23,12 +23,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from longlens.ops.attention import attention
+from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 
 LN2 = math.log(2.0)
 # weights made at a time, over heads: they stay in the second-level cache
@@ -123,15 +125,15 @@ class WholeMap(ContactMap):
                         logits -= left[i].to(logits) @ right[j].to(logits).T
                         if i == j:
                             _mirror(logits)
-                        found = logits.add_(self.regression.bias).sigmoid_()
-                        self._map[i, j] = found
-                        self._map[j, i] = found.T
+                        probabilities = logits.add_(self.regression.bias).sigmoid_()
+                        self._map[i, j] = probabilities
+                        self._map[j, i] = probabilities.T
         return self._map
 
     def rows(self) -> Iterator[Rows]:
-        found = self.finish()
+        probabilities = self.finish()
         for i in _stretches(self.residues):
-            yield Rows(i.start, found[i, i.start :])
+            yield Rows(i.start, probabilities[i, i.start :])
 
 
 class KeptMap(ContactMap):
@@ -158,12 +160,12 @@ class KeptMap(ContactMap):
 
 
 class PairFeatures(Layers):
-    """The corrected attention F_c of every channel at given `pairs` (M, 2): what a head is fitted to."""
+    """The corrected attention F_c of every channel at chosen `pairs` (M, 2): what a head is fitted to."""
 
     def __init__(self, residues: int, layers: int, heads: int, pairs: Tensor) -> None:
         super().__init__(residues, Regression(torch.ones(layers, heads), 0.0))
         self.pairs = pairs
-        self._found: list[Tensor] = []
+        self._features: list[Tensor] = []
 
     def _add(self, channels: _Channels) -> None:
         i, j = self.pairs.T
@@ -172,11 +174,11 @@ class PairFeatures(Layers):
         sums = channels.walk(None)
         total = sums.sum(1, keepdim=True)
         expected = torch.where(total > 0, sums[:, i] * sums[:, j] / total, 0.0)
-        self._found.append((both - expected).float().T)
+        self._features.append((both - expected).float().T)
 
     def features(self) -> Tensor:
         """(M, L H), layer-major."""
-        return torch.cat(self._found, 1)
+        return torch.cat(self._features, 1)
 
 
 @dataclass(frozen=True)
@@ -218,11 +220,11 @@ class _Channels:
         heads, residues = len(self.weight), self.residues
         sums = torch.zeros(heads, residues, dtype=torch.float64, device=self.query.device)
         keys = self.keys(slice(0, residues)).transpose(1, 2)
-        held = _Held(self.query.device)
+        scratch = _Scratch(self.query.device)
         for rows in _stretches(residues, ROWS):
             queries = self.queries(rows)
             for columns in _stretches(residues, _width(heads, rows)):
-                e = held.weights(queries, keys[:, :, columns])
+                e = scratch.weights(queries, keys[:, :, columns])
                 sums[:, rows] += e.sum(2)
                 sums[:, columns] += e.sum(1)
                 if into is not None:
@@ -233,12 +235,12 @@ class _Channels:
         """Add w (p_ij + p_ji) to `into` (m, T - first), for residues i of `rows` and j from rows.start on."""
         heads = len(self.weight)
         queries, keys = self.queries(rows), self.keys(rows)
-        held = _Held(self.query.device)
+        scratch = _Scratch(self.query.device)
         for columns in _stretches(into.shape[1], _width(heads, rows)):
             place = slice(rows.start + columns.start, rows.start + columns.stop)
             part = into[:, columns]
-            self._join(part, held.weights(queries, self.keys(place).transpose(1, 2)))
-            self._join(part, held.weights(keys, self.queries(place).transpose(1, 2)))
+            self._join(part, scratch.weights(queries, self.keys(place).transpose(1, 2)))
+            self._join(part, scratch.weights(keys, self.queries(place).transpose(1, 2)))
 
     def _join(self, into: Tensor, e: Tensor) -> None:
         if self.positive:
@@ -252,7 +254,7 @@ def _mirror(square: Tensor) -> None:
     square.copy_(square.triu() + square.triu(1).T)
 
 
-class _Held:
+class _Scratch:
     """One stretch of memory for the weights of a tile."""
 
     def __init__(self, device: torch.device) -> None:
@@ -278,30 +280,49 @@ def _stretches(count: int, step: int = STRETCH) -> Iterator[slice]:
 # ---- a model's layers, one after the other
 
 
-class Watcher:
-    """Attention for our models (`attend=`) that hands each layer of packed sequences to their maps."""
+class ContactObserver(Observer):
+    """Hands each layer of packed sequences, or of padded batch rows, to their maps.
 
-    def __init__(self, maps: Sequence[Layers]) -> None:
-        self.maps = maps
+    `maps` stand in the order of the sequences. Padded rows are given as `lengths`, their tokens from the left: what
+    attends to more than a row's own tokens is left out. Only passes of the thread that made it are seen.
+    """
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
-    ) -> Tensor:
-        found = attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, return_lse=True)
-        output, lse = found
-        if query.dtype != torch.float32:
-            lse = float_lse(query, key, scale=scale, cu_seqlens=cu_seqlens)
-        bounds = cu_seqlens.tolist()
-        for contact_map, (start, stop) in zip(self.maps, pairwise(bounds), strict=True):
+    needs_lse = True
+
+    def __init__(self, maps: Sequence[Layers], lengths: Sequence[int] | None = None) -> None:
+        self.maps, self.lengths = maps, lengths
+        self._thread = get_ident()
+
+    def begin(self) -> ForwardObserver:
+        # two threads may predict with one model at a time
+        return _ContactForward(self) if get_ident() == self._thread else ForwardObserver()
+
+
+class _ContactForward(ForwardObserver):
+    def __init__(self, observer: ContactObserver) -> None:
+        self.observer = observer
+
+    def attended(self, call: AttentionCall) -> None:
+        scale = call.settings.get("scale")
+        scale = call.query.shape[3] ** -0.5 if scale is None else scale
+        maps = self.observer.maps
+        if self.observer.lengths is not None:
+            for row, (contact_map, length) in enumerate(zip(maps, self.observer.lengths, strict=True)):
+                query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
+                contact_map.add(call.layer, query[0], key[0], float_lse(query, key, scale=scale)[0], scale)
+            return
+        packed, lse = call.settings["cu_seqlens"], call.lse
+        if lse is None or call.query.dtype != torch.float32:
+            lse = float_lse(call.query, call.key, scale=scale, cu_seqlens=packed)
+        for contact_map, (start, stop) in zip(maps, pairwise(packed.tolist()), strict=True):
             place = slice(start, stop)
-            contact_map.add(layer, query[0, :, place], key[0, :, place], lse[0, :, place], scale)
-        return output
+            contact_map.add(call.layer, call.query[0, :, place], call.key[0, :, place], lse[0, :, place], scale)
 
 
-def float_lse(query: Tensor, key: Tensor, **given: Any) -> Tensor:
+def float_lse(query: Tensor, key: Tensor, **settings: Any) -> Tensor:
     """Log-sum-exp of scores in float32, (B, H, N): a half-precision kernel's own would not make rows sum to 1."""
     wide = key.float()
-    return attention(query.float(), wide, wide[..., :1], return_lse=True, **given)[1]
+    return attention(query.float(), wide, wide[..., :1], return_lse=True, **settings)[1]
 
 
 def kept_bytes(layers: int, heads: int, head_width: int, element: int, residues: int) -> int:

@@ -1,7 +1,7 @@
-"""The walk over the attention matrix that feeds the collectors: tile by tile, nothing N x N.
+"""Going over the attention matrix tile by tile for the collectors: nothing N x N.
 
 For each tile of queries the scores s = scale q k^T (+ bias, masks) are made once. Where a tile holds every key of its
-rows, their log-sum-exp follows at once, and statistics of rows and of columns come from one walk; a sparse method whose
+rows, their log-sum-exp follows at once, and statistics of rows and of columns come from one pass; a sparse method whose
 rows are spread over several tiles is first asked for the log-sum-exp of its rows. Formulas: the modules
 of `longlens.lens.collect`.
 """
@@ -18,21 +18,21 @@ from torch import Tensor
 from longlens.errors import LensError, UnsupportedError
 from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest
 from longlens.lens.collect.collector import Collector, by_name
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
 from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import ENTRIES
+from longlens.ops.registry import METHOD_INFOS
 from longlens.ops.tiles.forward import sinks_by_head
 from longlens.ops.tiles.grid import Piece, Tile, TileShape
 from longlens.ops.tiles.index import take
 from longlens.ops.tiles.kernel import TileKernel, head_groups
 from longlens.ops.tiles.scratch import Scratch
 
-# scores held at a time, over heads: they and what is made of them stay in the second-level cache
+# scores computed at a time, over heads: they and what is made of them stay in the second-level cache
 ROWS = 64
 SCORES = 2**20
 # rows of a sequence on which the weights are checked against the module's own output
@@ -58,7 +58,7 @@ def scan(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     where: str = "this attention",
-) -> dict[str, Result]:
+) -> dict[str, Statistic]:
     """Statistics of the attention weights that `longlens.attention` would use, in memory linear in the length.
 
     Args:
@@ -72,8 +72,8 @@ def scan(
         where: what messages call this attention ("layer 3").
 
     Returns:
-        Result by the collector's name, float32 (float64 for float64 inputs). Packed sequences keep the numbering of the
-        whole; distances count within a sequence.
+        Statistics by the collectors' names, float32 (float64 for float64 inputs). Packed sequences keep the numbering
+        of the whole; distances count within a sequence.
 
     Raises:
         InputError and its kin: inputs that do not fit. UnsupportedError: the method has no weights. LensError: the
@@ -111,7 +111,7 @@ class _Part:
 
     method: Method
     inputs: Inputs
-    first_lane: int
+    first_head: int
     first_row: int
     first_key: int
 
@@ -120,15 +120,17 @@ def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
     if inputs.query.numel() == 0 or inputs.keys == 0:
         return
     if inputs.cu_seqlens is not None:
-        for (start, _), sequence in zip(pairwise(inputs.cu_seqlens), inputs.sequences(), strict=True):
-            if sequence.queries:
-                form, part = method.localise(sequence)[0]
-                yield _Part(form, part, 0, start, start)
+        for index, row in enumerate(inputs.rows()):
+            assert row.cu_seqlens is not None
+            for (start, _), sequence in zip(pairwise(row.cu_seqlens), row.sequences(), strict=True):
+                if sequence.queries:
+                    form, part = method.localise(sequence)[0]
+                    yield _Part(form, part, index * inputs.heads, start, start)
         return
-    lane = 0
+    first = 0
     for form, part in method.localise(inputs):
-        yield _Part(form, part, lane, 0, 0)
-        lane += part.query.shape[0] * part.query.shape[1]
+        yield _Part(form, part, first, 0, 0)
+        first += part.query.shape[0] * part.query.shape[1]
 
 
 def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
@@ -146,7 +148,7 @@ def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
     # whole rows: no tile is cut along its keys
     tiled = part.method.tiles(in_bits, TileShape(rows, 2**62, SCORES))
     if tiled is None:
-        able = [entry.name for entry in ENTRIES if entry.exact != "no"]
+        able = [entry.name for entry in METHOD_INFOS if entry.exact != "no"]
         raise UnsupportedError(
             f"method '{part.method}' has no attention weights to look at: it never forms softmax(q k^T)\n"
             f"  methods that have: {', '.join(able)}"
@@ -206,7 +208,7 @@ class _BlockMaker:
         else:
             inverse, log_total = torch.ones_like(total), torch.zeros_like(total)
         block = Block(
-            slice(heads.start + part.first_lane, heads.stop + part.first_lane), kernel.rows, kernel.keys(piece),
+            slice(heads.start + part.first_head, heads.stop + part.first_head), kernel.rows, kernel.keys(piece),
             exponents, e, inverse, log_total, lse, part.first_row, part.first_key, kernel.inputs.offset, tile.once,
             masked, largest, self.most,
         )  # fmt: skip
@@ -245,14 +247,14 @@ class _Check:
             if not (first <= row < last and (row - first) % step == 0):
                 continue
             weights = block.e[:, (row - first) // step] * block.inverse[:, (row - first) // step]
-            lanes = torch.arange(block.lanes.start, block.lanes.stop, device=weights.device) - part.first_lane
-            values = inputs.value.flatten(0, 1)[lanes // inputs.groups]
-            held = take(values, slice(0, len(values)), block.keys)
+            flat = torch.arange(block.heads.start, block.heads.stop, device=weights.device) - part.first_head
+            values = inputs.value.flatten(0, 1)[flat // inputs.groups]
+            of_keys = take(values, slice(0, len(values)), block.keys)
             # a masked value may be anything: it must not count
-            held = held.to(weights.dtype).masked_fill((weights == 0).unsqueeze(-1), 0.0)
-            mixed = torch.bmm(weights.unsqueeze(1), held).squeeze(1)
-            there = self.output[block.lanes, row + part.first_row].to(weights.dtype)
-            key = row * 2**32 + block.lanes.start
+            of_keys = of_keys.to(weights.dtype).masked_fill((weights == 0).unsqueeze(-1), 0.0)
+            mixed = torch.bmm(weights.unsqueeze(1), of_keys).squeeze(1)
+            there = self.output[block.heads, row + part.first_row].to(weights.dtype)
+            key = row * 2**32 + block.heads.start
             mass, sums, _ = self._sums.get(key, (torch.zeros_like(weights[:, 0]), torch.zeros_like(mixed), there))
             self._sums[key] = (mass + weights.sum(-1), sums + mixed, there)
 

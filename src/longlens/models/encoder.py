@@ -1,12 +1,13 @@
 """A Transformer encoder that runs packed: sequences lie end to end, without padding, in memory linear in their length.
 
 The residual stream is (T, d) for T tokens of all sequences together; attention is told their boundaries. Attention
-itself is an argument (`attend`), so that any method serves, and the lens can look on.
+itself is an argument (`attend`), so that any method serves. What it does is told to observers (`longlens.ops.observe`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -18,9 +19,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from longlens.errors import InputError
+from longlens.models.observers import Observers, Telling
 from longlens.models.rotary import Rotary, rotate
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
+from longlens.ops.observe import AttentionCall, Observer
 
 # tokens whose feed-forward activations are held at a time, where no gradient is wanted
 CHUNK = 1024
@@ -35,15 +38,27 @@ class Attend(Protocol):
         """Attend within each sequence; `layer` counts from 0."""
 
 
-def attend_with(method: Method | str = "exact") -> Attend:
+@dataclass(frozen=True)
+class AttendWith:
     """`longlens.attention` by one method in every layer."""
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor) -> Tensor:
-        output = attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, method=method)
+    method: Method | str = "exact"
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
+    ) -> Tensor:
+        output = attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, method=self.method)
         assert isinstance(output, Tensor)
         return output
 
-    return attend
+    def with_lse(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, cu_seqlens: Tensor) -> list[Tensor]:
+        """Output and log-sum-exp (1, H, T)."""
+        return [*attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, method=self.method, return_lse=True)]
+
+
+def attend_with(method: Method | str = "exact") -> Attend:
+    """`longlens.attention` by one method in every layer."""
+    return AttendWith(method)
 
 
 @dataclass(frozen=True)
@@ -123,22 +138,65 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         # recompute each layer in the backward pass instead of keeping its activations
         self.recompute = False
+        self.observers = Observers()
 
-    def forward(self, packed: Packed, *, attend: Attend | None = None, keep: Collection[int] = ()) -> Encoded:
-        """Encode packed sequences; `keep` names layers (0..L) whose output is wanted too.
+    def attentions(self) -> Sequence[str]:
+        """Names of the layers, as observers are told them."""
+        return tuple(f"layers.{number}" for number in range(self.config.layers))
+
+    def observed(self, observer: Observer, method: Method | str | None = None) -> AbstractContextManager[None]:
+        """Tell `observer` of each forward pass inside a `with`; those without `attend` run by `method` where given."""
+        return self.observers.subscribed(observer, method)
+
+    def forward(
+        self,
+        packed: Packed,
+        *,
+        attend: Attend | None = None,
+        keep: Collection[int] = (),
+        observers: Sequence[Observer] = (),
+    ) -> Encoded:
+        """Encode packed sequences; `keep` names layers (0..L) whose output is wanted too, `observers` see this pass.
 
         Raises `InputError` for token numbers, boundaries or lengths that do not fit.
         """
-        attend = attend or attend_with()
+        with self.observers.begin(observers) as telling:
+            attend = attend or AttendWith(telling.method or "exact")
+            return self._forward(packed, self._told(attend, telling) if telling.observers else attend, keep, telling)
+
+    def _told(self, attend: Attend, telling: Telling) -> Attend:
+        """`attend`, each of whose calls is told."""
+        projections = [layer.out.weight for layer in self.layers if isinstance(layer, Layer)]
+
+        def told(query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor) -> Tensor:
+            settings = {"scale": scale, "cu_seqlens": cu_seqlens}
+            lse = None
+            if telling.needs_lse and isinstance(attend, AttendWith):
+                output, lse = attend.with_lse(query, key, value, scale=scale, cu_seqlens=cu_seqlens)
+            else:
+                output = attend(query, key, value, layer=layer, scale=scale, cu_seqlens=cu_seqlens)
+            # attention of which nothing is known is taken for exact: those who look check it
+            method = attend.method if isinstance(attend, AttendWith) else telling.method or "exact"
+            telling.attended(output, lambda: AttentionCall(
+                layer, f"layers.{layer}", query, key, value, output, {**settings, "method": method}, lse,
+                projections[layer],
+            ))  # fmt: skip
+            return output
+
+        return told
+
+    def _forward(self, packed: Packed, attend: Attend, keep: Collection[int], telling: Telling) -> Encoded:
         positions = _positions(packed, self.config)
         x = self.embed(packed, positions)
         angles = self.rotary(positions) if self.rotary is not None else None
+        telling.passed(0, x)
         kept = {0: x.clone()} if 0 in keep else {}
         for number, layer in enumerate(self.layers):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, angles, attend, number, packed.cu_seqlens, use_reentrant=False)
             else:
                 x = layer(x, angles, attend, number, packed.cu_seqlens)
+            telling.passed(number + 1, x)
             if number + 1 in keep and number + 1 < self.config.layers:
                 kept[number + 1] = x.clone()
         if self.config.pre_norm:

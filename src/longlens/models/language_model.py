@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.io.alphabet import Alphabet
-from longlens.lens.contacts import Regression, Watcher, WholeMap
+from longlens.io.alphabet import Alphabet, clean_proteins
+from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, pack
 from longlens.models.heads import ContactHead, MaskedLMHead
+from longlens.ops.method import Method
+from longlens.ops.observe import Observer
 
 # tokens whose logits are held at a time
 CHUNK = 4096
@@ -27,27 +30,65 @@ class MaskedLM(nn.Module):
     model.logits(encoded.last)      # (T, V)
     """
 
-    def __init__(self, config: EncoderConfig, alphabet: Alphabet, *, contacts: bool = True) -> None:
+    def __init__(
+        self, config: EncoderConfig, alphabet: Alphabet, *, contacts: bool = True, predicts: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         self.alphabet = alphabet
         self.encoder = Encoder(config)
-        self.head = MaskedLMHead(config.width, config.vocabulary, config.norm_eps)
+        self.head = MaskedLMHead(config.width, config.vocabulary, config.norm_eps) if predicts else None
         self.contact_head = ContactHead(config.layers, config.heads) if contacts else None
         # where the weights came from, as results say it
         self.source = "untrained"
 
-    def pack(self, sequences: Sequence[str]) -> Packed:
-        """Cleaned sequences (`longlens.io.alphabet.clean_protein`) as tokens, on the model's device."""
-        return pack(self.alphabet.encode(sequence) for sequence in sequences).to(self.device)
+    def pack(self, sequences: str | Iterable[str]) -> Packed:
+        """One protein (a string) or several as tokens, on the model's device.
 
-    def forward(self, packed: Packed, *, attend: Attend | None = None, keep: Collection[int] = ()) -> Encoded:
+        Sequences are cleaned as the command line cleans them (`longlens.io.alphabet.clean_protein`): upper case,
+        without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues are warned of.
+
+        Raises:
+            SequenceError: no protein, an empty one, or a character that is no residue, by sequence and position.
+        """
+        return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
+
+    def forward(
+        self,
+        packed: Packed,
+        *,
+        attend: Attend | None = None,
+        keep: Collection[int] = (),
+        observers: Sequence[Observer] = (),
+    ) -> Encoded:
         """`Encoder.forward`: hidden vectors (T, d) of the last layer, and of those in `keep`."""
-        return self.encoder(packed, attend=attend, keep=keep)
+        return self.encoder(packed, attend=attend, keep=keep, observers=observers)
+
+    def attentions(self) -> Sequence[str]:
+        """Names of the layers, as observers are told them."""
+        return self.encoder.attentions()
+
+    def observed(self, observer: Observer, method: Method | str | None = None) -> AbstractContextManager[None]:
+        """`Encoder.observed`."""
+        return self.encoder.observed(observer, method)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(T, d) of the last layer -> (T, V)."""
-        return self.head(hidden, self.encoder.embedding.weight)
+        """(T, d) of the last layer -> (T, V). Raises `InputError` where the model has no head (`require_head`)."""
+        return self.require_head()(hidden, self.encoder.embedding.weight)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the model has a language model's head: logits, surprise and variant scores need it."""
+        return self.head is not None
+
+    def require_head(self) -> MaskedLMHead:
+        """The language model's head; `InputError` where there is none."""
+        if self.head is None:
+            raise InputError(
+                f"{self.source} has no language model's head: it gives vectors and attention, but no logits, surprise "
+                "or scores; take the model that it was fine-tuned from, or another saved as ...ForMaskedLM"
+            )
+        return self.head
 
     def log_probabilities(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Log-softmax of the logits, float32, a chunk of tokens at a time: (rows, (rows, V)), never (T, V)."""
@@ -56,20 +97,22 @@ class MaskedLM(nn.Module):
             yield rows, torch.log_softmax(self.logits(hidden[rows]).float(), -1)
 
     @torch.no_grad()
-    def predict_contacts(self, proteins: Packed | Sequence[str]) -> list[Tensor]:
+    def predict_contacts(self, proteins: Packed | str | Iterable[str]) -> list[Tensor]:
         """Probability of contact of each pair of residues, (L, L) float32 for each protein, by ESM-2's contact head.
 
-        Holds 4 L^2 bytes a protein, never layers x heads times that; `longlens contacts` needs less still. Values at
-        |i - j| < 6 exist, but the head was not fitted on them.
+        `proteins` are packed, or what `pack` takes: a string is one protein. Holds 4 L^2 bytes a protein, never layers
+        x heads times that; `longlens contacts` needs less still. Values at |i - j| < 6 exist, but the head was not
+        fitted on them.
 
         Raises:
             InputError: the model has no contact head.
+            SequenceError: what `pack` refuses.
         """
         packed = proteins if isinstance(proteins, Packed) else self.pack(proteins)
         regression = self.contact_regression()
         bounds = packed.cu_seqlens.tolist()
         maps = [WholeMap(stop - start - 2, regression, self.device) for start, stop in pairwise(bounds)]
-        self(packed, attend=Watcher(maps))
+        self(packed, observers=[ContactObserver(maps)])
         return [contact_map.finish() for contact_map in maps]
 
     def contact_regression(self) -> Regression:
@@ -94,8 +137,8 @@ class MaskedLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.bias.device
+        return self.encoder.embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head.bias.dtype
+        return self.encoder.embedding.weight.dtype

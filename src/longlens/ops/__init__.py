@@ -1,1 +1,1 @@
-"""What attention computes: functions of tensors, no modules, no models. `longlens.attention` is the door."""
+"""What attention computes: functions of tensors, no modules, no models. `longlens.attention` is the entry point."""

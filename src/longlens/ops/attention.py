@@ -51,7 +51,8 @@ def attention(
         scale: factor of the scores; D**-0.5 where None.
         method: a method object (`longlens.Performer(features=256)`) or its string form ("performer:256").
         key_mask: (B, Nk) bool, True = keep: padding in linear memory.
-        cu_seqlens: (S + 1,) int32 boundaries of S sequences packed along N, with B = 1; none attends to another.
+        cu_seqlens: (S + 1,) int32 boundaries of S sequences packed along N; none attends to another. With B > 1 they
+            count along the rows laid end to end, from 0 to B N, and each row's end is one of them.
         bias: a rule (`longlens.Alibi(heads)`, `longlens.RelativePosition(table)`) or a tensor; both get gradients.
         return_lse: also return the log-sum-exp of the scores, (B, H, Nq), natural logarithm; float32, or float64 for
             float64 inputs.
@@ -119,6 +120,8 @@ def resolve_method(method: Method | str) -> Method:
 def _attend(method: Method, inputs: Inputs) -> AttentionOutput:
     if inputs.query.numel() == 0 or inputs.keys == 0 or inputs.value.shape[3] == 0:
         return _nothing(inputs)
+    if inputs.cu_seqlens is not None and len(inputs.query) > 1:
+        return _join([_attend(method, row) for row in inputs.rows()], axis=0)
     if inputs.query.dtype == torch.float16 and inputs.query.device.type == "cpu":
         # CPUs multiply float16 slowly: by way of float32 it takes a tenth to a half of the time, and is more exact
         out = _attend(method, inputs.to(torch.float32))

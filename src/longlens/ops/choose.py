@@ -5,10 +5,10 @@ from __future__ import annotations
 from longlens.errors import UnsupportedError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import Method
-from longlens.ops.registry import BY_NAME, ENTRIES, Entry
+from longlens.ops.registry import BY_NAME, METHOD_INFOS, MethodInfo
 
 
-def refusals(entry: Entry, inputs: Inputs) -> list[str]:
+def refusals(entry: MethodInfo, inputs: Inputs) -> list[str]:
     """Why the method of `entry` cannot serve `inputs`; empty where it can."""
     wants = {
         "no causal form exists": inputs.causal and not entry.causal,
@@ -28,7 +28,7 @@ def refuse_unless_able(method: Method, inputs: Inputs) -> None:
     reasons = (refusals(entry, inputs) if entry else []) + method.refusals(inputs)
     if not reasons:
         return
-    able = [other.name for other in ENTRIES if other.name != method.name and not refusals(other, inputs)]
+    able = [other.name for other in METHOD_INFOS if other.name != method.name and not refusals(other, inputs)]
     raise UnsupportedError(
         f"method '{method}' cannot serve this request\n"
         f"  request: {inputs.describe()}\n" + "".join(f"  reason:  {reason}\n" for reason in reasons) +

@@ -15,7 +15,7 @@ from longlens.ops.exact.exact import ORDER, Exact, choose_path, path_refusals
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import BY_NAME, ENTRIES
+from longlens.ops.registry import BY_NAME, METHOD_INFOS
 from longlens.ops.sparse.banded import head_start
 from longlens.ops.sparse.pattern import Pattern
 
@@ -118,7 +118,7 @@ def explain(
         time=entry.time if entry else "sum of the members'",
         peak_bytes=0 if against else predict_bytes(chosen, path, inputs),
         why_not=why_not,
-        other_methods={other.name: refusals(other, inputs) for other in ENTRIES if other.name != chosen.name},
+        other_methods={other.name: refusals(other, inputs) for other in METHOD_INFOS if other.name != chosen.name},
         request=inputs.describe(),
     )
 

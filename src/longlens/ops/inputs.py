@@ -1,4 +1,4 @@
-"""Queries, keys, values, masks and scale as one checked value, so that nothing behind the door checks again.
+"""Queries, keys, values, masks and scale as one checked value, so that nothing behind `attention()` checks again.
 
 Axis letters and the meaning of masks: `longlens.shapes`.
 """
@@ -25,7 +25,7 @@ class Inputs:
     """Checked inputs of one attention call.
 
     query (B, H, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv). `offset` is the position of query 0, keys counting
-    from 0: Nk - Nq at the door, so that causal masks align bottom-right.
+    from 0: Nk - Nq at the entry point, so that causal masks align bottom-right.
     """
 
     query: Tensor
@@ -108,11 +108,22 @@ class Inputs:
                 key_mask=None if self.key_mask is None else self.key_mask[index : index + 1],
                 rule=None if self.rule is None else self.rule.row(index),
                 bias=None if self.bias is None else self.bias.row(index),
+                cu_seqlens=self._bounds_of_row(index),
             )
 
+    def _bounds_of_row(self, index: int) -> tuple[int, ...] | None:
+        if self.cu_seqlens is None:
+            return None
+        first, last = index * self.queries, (index + 1) * self.queries
+        return tuple(bound - first for bound in self.cu_seqlens if first <= bound <= last)
+
     def sequences(self) -> Iterator[Inputs]:
-        """Each packed sequence as inputs of its own; positions start at 0 in each."""
+        """Each packed sequence, row by row, as inputs of its own; positions start at 0 in each."""
         assert self.cu_seqlens is not None
+        if len(self.query) > 1:
+            for row in self.rows():
+                yield from row.sequences()
+            return
         spans = list(pairwise(self.cu_seqlens))
         lengths = [stop - start for start, stop in spans]
         # split once, as in `rows`
@@ -132,7 +143,7 @@ class Inputs:
 
     def describe(self) -> str:
         """One line for error messages."""
-        said = [
+        parts = [
             f"query {tuple(self.query.shape)}",
             f"key {tuple(self.key.shape)}",
             f"value {tuple(self.value.shape)}",
@@ -150,7 +161,7 @@ class Inputs:
             f"softcap={self.softcap}": self.softcap is not None,
             "sinks": self.sinks is not None,
         }
-        return ", ".join(said + [name for name, on in flags.items() if on])
+        return ", ".join(parts + [name for name, on in flags.items() if on])
 
 
 def check_inputs(
@@ -168,7 +179,7 @@ def check_inputs(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Inputs:
-    """Check everything the door takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
+    """Check everything that `attention()` takes and gather it. Raises `InputError`, `MaskError` or `DtypeError`."""
     query, key, value = under_autocast(query, key, value)
     _check_tensors(query, key, value)
     if not 0.0 <= dropout_p < 1.0:
@@ -330,12 +341,17 @@ def _check_sinks(sinks: Tensor, query: Tensor) -> None:
 def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> tuple[int, ...]:
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.ndim != 1:
         raise MaskError("expected cu_seqlens to be a 1-D int32 tensor of boundaries, as in flash-attention")
-    if query.shape[0] != 1:
-        raise MaskError(f"expected batch size 1 with cu_seqlens (sequences lie along N), got {query.shape[0]}")
     if query.shape[2] != key.shape[2]:
         raise MaskError(f"expected as many queries as keys with cu_seqlens, got {query.shape[2]} and {key.shape[2]}")
     bounds = tuple(cu_seqlens.tolist())
+    batch, _, length, _ = query.shape
     ends = (bounds[0], bounds[-1]) if len(bounds) > 1 else None
-    if ends != (0, query.shape[2]) or any(a > b for a, b in pairwise(bounds)):
-        raise MaskError(f"expected cu_seqlens to rise from 0 to N = {query.shape[2]}, got {list(bounds)[:20]}")
+    if ends != (0, batch * length) or any(a > b for a, b in pairwise(bounds)):
+        end = f"{'N' if batch == 1 else 'B N'} = {batch * length}"
+        raise MaskError(f"expected cu_seqlens to rise from 0 to {end}, got {list(bounds)[:20]}")
+    if not set(range(0, batch * length + 1, max(1, length))) <= set(bounds):
+        raise MaskError(
+            f"expected cu_seqlens to have a boundary at the end of each batch row, every {length} tokens (rows are "
+            f"laid end to end), got {list(bounds)[:20]}"
+        )
     return bounds

@@ -177,7 +177,7 @@ class Predicate(Rule):
     """
 
     function: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    # set by the door: batch rows first..first + batch, and query heads
+    # set by `attention()`: batch rows first..first + batch, and query heads
     batch: int = 1
     heads: int = 1
     first: int = 0

@@ -1,7 +1,7 @@
 """Every method by name: where its class lives and what it can do. Nothing is imported until it is used.
 
-This table is the one place that capabilities are declared; the door refuses by it, `longlens methods` prints it and the
-tests run over it.
+This table is the one place that capabilities are declared; `attention` refuses by it, `longlens methods` prints it and
+the tests run over it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class MethodInfo:
     """One method: its class, and what it can do.
 
     `exact`: softmax attention over all pairs ("all"), over the pairs of its pattern ("pairs"), or an approximation
@@ -48,18 +48,18 @@ class Entry:
         return getattr(import_module(module), name)
 
 
-def _sparse(name: str, path: str, time: str, paper: str, *, masks: bool = True, bias: bool = True) -> Entry:
-    return Entry(name, f"longlens.ops.sparse.{path}", "sparse", "pairs", "N", time, paper, masks=masks, bias=bias)
+def _sparse(name: str, path: str, time: str, paper: str, *, masks: bool = True, bias: bool = True) -> MethodInfo:
+    return MethodInfo(name, f"longlens.ops.sparse.{path}", "sparse", "pairs", "N", time, paper, masks=masks, bias=bias)
 
 
-def _approximate(name: str, path: str, paper: str, *, causal: bool = True, time: str = "N") -> Entry:
-    return Entry(name, f"longlens.ops.approximate.{path}", "approximate", "no", "N", time, paper,
+def _approximate(name: str, path: str, paper: str, *, causal: bool = True, time: str = "N") -> MethodInfo:
+    return MethodInfo(name, f"longlens.ops.approximate.{path}", "approximate", "no", "N", time, paper,
                  causal=causal, masks=False, bias=False, dropout=False, lse=False, softcap=False, sinks=False,
                  second_derivatives=True)  # fmt: skip
 
 
-ENTRIES: tuple[Entry, ...] = (
-    Entry("exact", "longlens.ops.exact.exact:Exact", "exact", "all", "N", "N^2",
+METHOD_INFOS: tuple[MethodInfo, ...] = (
+    MethodInfo("exact", "longlens.ops.exact.exact:Exact", "exact", "all", "N", "N^2",
           "Rabe & Staats 2021, arXiv:2112.05682; Dao et al. 2022, arXiv:2205.14135"),
     _sparse("window", "window:Window", "N w", "Beltagy et al. 2020, arXiv:2004.05150"),
     _sparse("dilated", "dilated:Dilated", "N w", "Beltagy et al. 2020, arXiv:2004.05150"),
@@ -80,11 +80,11 @@ ENTRIES: tuple[Entry, ...] = (
     _approximate("scatterbrain", "scatterbrain:Scatterbrain", "Chen et al. 2021, arXiv:2110.15343"),
 )  # fmt: skip
 
-BY_NAME: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
+BY_NAME: dict[str, MethodInfo] = {entry.name: entry for entry in METHOD_INFOS}
 
 
-def entry(name: str) -> Entry:
-    """The entry called `name`; `MethodError` with the nearest names where there is none."""
+def method_info(name: str) -> MethodInfo:
+    """The method called `name`; `MethodError` with the nearest names where there is none."""
     if name in BY_NAME:
         return BY_NAME[name]
     from difflib import get_close_matches
@@ -111,7 +111,7 @@ def parse_method(text: str) -> Method:
     built = []
     for part in parts:
         name, _, arguments = part.partition(":")
-        built.append(build_method(entry(name.strip()).load(), arguments))
+        built.append(build_method(method_info(name.strip()).load(), arguments))
     if len(built) == 1:
         return built[0]
     from longlens.ops.sparse.pattern import unite

@@ -1,1 +1,10 @@
-"""Everything a person looks at is drawn here: tables, figures, pages."""
+"""Figures and tables from arrays and labels. Nothing here knows the lens, models or jobs, which call it.
+
+figures.py      new figures, saved the same every time; the only way to matplotlib
+tables.py       columns as a small HTML table and as a pandas DataFrame
+labels.py       the tokens of a sequence, and how a figure names them
+profile.py      overview, tracks, maps and strongest partners of one sequence
+statistics.py   one statistic of one layer on given axes
+contacts.py     a contact map
+variants.py     the effects of all substitutions in a protein
+"""

@@ -1,252 +1,275 @@
-"""What was seen of one sequence, as numbers that tables and figures are made of.
+"""Figures of one sequence: overview of its heads, tracks along it, attention maps, strongest partners.
 
-Layers, heads and tokens are counted from 0; a token that marks a start or end is a token as others are, so that in a
-protein that begins with one, a residue's number (from 1) is its token's.
+Each says what it shows and, in `about`, the sequence, the model and N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.collect.collector import Collector
-from longlens.lens.collect.columns import ColumnEntropy, Received, ReceivedMax, ReceivedMean, TopQueries
-from longlens.lens.collect.maps import DistanceHistogram, Pooled
-from longlens.lens.collect.rows import Distance, DistanceSpread, EffectiveKeys, Entropy, LogSumExp, TopKeys
-from longlens.lens.watch import Seen
+from longlens.report.figures import WIDTH, new_figure, plain
+from longlens.report.labels import Tokens
 
-# one number for each layer, head and token
-BY_TOKEN: tuple[Collector, ...] = (
-    Entropy(), EffectiveKeys(), LogSumExp(), Distance(), DistanceSpread(), Received(), ReceivedMean(), ReceivedMax(),
-    ColumnEntropy(),
-)  # fmt: skip
-# signed distances j - i that the overview tells apart
-NEAR = {"previous": -1, "self": 0, "next": 1}
-# a head that spends less than this on something does not stand out by it
-NOTABLE = 0.05
+if TYPE_CHECKING:
+    from longlens.report.figures import Axes, Figure
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """A sequence's name, its tokens' `labels`, and which of them are `special` (start, end, separators)."""
-
-    name: str
-    labels: tuple[str, ...]
-    special: NDArray[np.bool_]
-    residues: bool
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def caption(self, token: int) -> str:
-        """How a figure names a token: C22, or "truth" (12)."""
-        label = self.labels[token]
-        if self.special[token] and token in (0, len(self) - 1):
-            return label
-        return f"{label}{token}" if self.residues and not self.special[token] else f"{label} ({token})"
+# tokens whose labels still fit under an axis
+LABELLED = 48
+# height of a track's axes in points, at least
+TRACK = 105
+# tokens above which lines are drawn as running means, too
+SMOOTHED = 1000
+# heads, and numbers written into their cells, that can still be read
+WRITTEN = 150
+# weights below the largest by this much share the lightest colour
+DECADES = 5.0
+MASKED = "#bcd3e6"
+PANELS = {
+    "mean_entropy": ("entropy", "nats, mean over queries"),
+    "mean_distance": ("distance", "tokens, mean over queries"),
+    "first": ("on the first token", "mean weight"),
+    "separators": ("on separators and end", "mean weight"),
+    "previous": ("on the previous token", "mean weight"),
+    "next": ("on the next token", "mean weight"),
+}
 
 
-@dataclass(frozen=True)
-class Links:
-    """The strongest weights of each query (or key): `index` (L, H, N, k), -1 where absent, and `weight`."""
+class Partner(NamedTuple):
+    """Another token, the weight between the two, and where it was seen ("layer 3, head 2")."""
 
-    index: NDArray[np.int64]
-    weight: NDArray[np.float32]
-
-    def strongest(self, token: int, count: int) -> list[tuple[int, int, int, float]]:
-        """(other token, layer's place, head's place, weight) of the `count` other tokens with the largest weight in
-        any head, largest first. Exact while count <= k: what is among the first k over all heads is so in its own."""
-        index, weight = self.index[:, :, token], self.weight[:, :, token]
-        found: dict[int, tuple[int, int, int, float]] = {}
-        for flat in np.argsort(weight, axis=None, kind="stable")[::-1]:
-            layer, head, place = np.unravel_index(flat, weight.shape)
-            other = int(index[layer, head, place])
-            if other >= 0 and other not in found:
-                found[other] = (other, int(layer), int(head), float(weight[layer, head, place]))
-            if len(found) == count:
-                break
-        return list(found.values())
+    token: int
+    weight: float
+    where: str
 
 
-@dataclass(frozen=True)
-class Maps:
-    """Pooled matrices: `values` (L, H, R, C), NaN where no pair may attend; row cell r holds queries `queries`[r] to
-    `queries`[r + 1], and columns likewise."""
-
-    values: NDArray[np.float32]
-    queries: NDArray[np.int64]
-    keys: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Sight:
-    """All that was seen of one sequence; None or absent where it was not collected.
-
-    `by_token` (L, H, N) by statistic; `near` (L, H): mean weight on the previous token, on itself, on the next;
-    `predicted` (N,): surprise, expected, rank, with NaN (rank -1) where nothing was predicted.
-    """
-
-    model: str
-    sequence: Tokens
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    by_token: Mapping[str, NDArray[np.float32]]
-    near: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    keys: Links | None = None
-    queries: Links | None = None
-    maps: Maps | None = None
-    predicted: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    @property
-    def about(self) -> str:
-        """The line under every figure's title: the sequence, the model and N."""
-        return f"{self.sequence.name}; model {self.model}, N = {len(self.sequence):,} tokens"
-
-    def overview(self) -> dict[str, NDArray[Any]]:
-        """(L, H) by name: means over tokens, and mean weight on the first token, on other special tokens
-        ("separators"), on the previous token, on itself and on the next."""
-        table = {f"mean_{name}": values.mean(-1, dtype=np.float64) for name, values in self.by_token.items()}
-        # on average a key receives 1, whatever the head does
-        table.pop("mean_received", None)
-        received = self.by_token.get("received")
-        if received is not None:
-            share = received.astype(np.float64) / len(self.sequence)
-            others = self.sequence.special.copy()
-            others[0] = False
-            table["first"], table["separators"] = share[..., 0], share[..., others].sum(-1)
-        return table | dict(self.near)
-
-    def overview_rows(self) -> dict[str, NDArray[Any]]:
-        """The overview as a table: layer, head, and a column for each number."""
-        shape = (len(self.layers), len(self.heads))
-        table = {
-            "layer": np.broadcast_to(np.array(self.layers)[:, None], shape),
-            "head": np.broadcast_to(np.array(self.heads), shape),
-        } | self.overview()
-        return {name: column.ravel() for name, column in table.items()}
-
-    def token_rows(self) -> dict[str, Any]:
-        """One row for each token: what it is, what it receives on average over layers and heads, and what was
-        predicted of it."""
-        table: dict[str, Any] = {
-            "token": np.arange(len(self.sequence)),
-            "label": list(self.sequence.labels),
-            "special": self.sequence.special,
-        }
-        if "received" in self.by_token:
-            table["received"] = self.by_token["received"].mean((0, 1), dtype=np.float64)
-        return table | dict(self.predicted)
-
-    def head_rows(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """For each layer a table with one row for each head and token."""
-        count = len(self.sequence)
-        for place, layer in enumerate(self.layers):
-            yield {
-                "layer": np.full(len(self.heads) * count, layer),
-                "head": np.repeat(self.heads, count),
-                "token": np.tile(np.arange(count), len(self.heads)),
-                **{name: values[place].ravel() for name, values in self.by_token.items()},
-            }
-
-    def link_rows(self, links: Links, names: tuple[str, str]) -> Iterator[dict[str, NDArray[Any]]]:
-        """For each layer a table of `names` (token, the other), place from 0, weight; absent places are left out."""
-        for place, layer in enumerate(self.layers):
-            index, weight = links.index[place], links.weight[place]
-            heads, tokens, places = np.indices(index.shape, sparse=False).reshape(3, -1)
-            there = index.ravel() >= 0
-            yield {
-                "layer": np.full(there.sum(), layer),
-                "head": np.array(self.heads)[heads[there]],
-                names[0]: tokens[there],
-                "place": places[there],
-                names[1]: index.ravel()[there],
-                "weight": weight.ravel()[there],
-            }
-
-    def most_received(self, count: int) -> list[int]:
-        """The tokens, special ones apart, that receive most on average over layers and heads, in their order."""
-        received = self.by_token["received"].mean((0, 1), dtype=np.float64)
-        ranked = np.argsort(np.where(self.sequence.special, -1.0, received), kind="stable")[::-1]
-        return sorted(int(token) for token in ranked[:count] if not self.sequence.special[token])
-
-    def telling_heads(self, count: int) -> list[tuple[int, int, str]]:
-        """(layer's place, head's place, why) of heads that stand out: the largest weight on the first token, on
-        separators, on a neighbour, on the token itself, the longest reach, the narrowest and the widest attention."""
-        table = self.overview()
-        asked = [
-            ("first", 1, "most on the first token"), ("previous", 1, "most on the previous token"),
-            ("next", 1, "most on the next token"), ("separators", 1, "most on separators"),
-            ("mean_entropy", 1, "widest"), ("mean_distance", 1, "farthest reach"), ("self", 1, "most on itself"),
-            ("mean_entropy", -1, "narrowest"),
-        ]  # fmt: skip
-        found: dict[tuple[int, int], str] = {}
-        for name, sign, why in asked:
-            share = not name.startswith("mean")
-            if name not in table or len(found) == count or (share and float(table[name].max()) < NOTABLE):
-                continue
-            order = np.argsort(-sign * table[name], axis=None, kind="stable")
-            places = (tuple(map(int, np.unravel_index(flat, table[name].shape))) for flat in order)
-            # the first that is not shown for another reason already
-            best = next((place for place in places if place not in found), None)
-            if best is not None:
-                found[best[0], best[1]] = f"{why} ({table[name][best]:.2f})" if share else why
-        return [(layer, head, why) for (layer, head), why in found.items()]
+def draw_overview(
+    table: Mapping[str, NDArray[Any]], layers: Sequence[int], heads: Sequence[int], *, about: str
+) -> Figure:
+    """Layer x head: each of `PANELS` that `table` has, (L, H) by name. Raises `InputError` where it has none."""
+    panels = [(name, *words) for name, words in PANELS.items() if name in table]
+    if not panels:
+        raise InputError("expected entropy, distance, received or neighbours to be collected for an overview, got none")
+    wide = min(2, len(panels))
+    tall = -(-len(panels) // wide)
+    # cells are about square, where there are neither very few nor very many layers
+    height = min(4.5, max(1.0, 2.8 * len(layers) / len(heads)), 0.32 * len(layers) + 0.6)
+    figure = new_figure((WIDTH / 2 * wide, (0.75 + height) * tall + 0.5))
+    axes = figure.subplots(tall, wide, squeeze=False)
+    for ax, (name, title, label) in zip(axes.flat, panels, strict=False):
+        image = _heat(ax, table[name], title, share=not name.startswith("mean"))
+        for axis, numbers in ((ax.xaxis, heads), (ax.yaxis, layers)):
+            step = -(-len(numbers) // 16)
+            axis.set_ticks(range(0, len(numbers), step), [str(number) for number in numbers[::step]])
+        bar = figure.colorbar(image, ax=ax)
+        bar.set_label(label, fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    _headline(figure, "What each head attends to", about)
+    return figure
 
 
-def collectors(names: Sequence[str], pool: int, links: int) -> list[Collector]:
-    """Collectors by name: those of `BY_TOKEN`, top_keys, top_queries, pooled, neighbours. Raises `InputError`."""
-    known: dict[str, Collector] = {collector.name: collector for collector in BY_TOKEN}
-    known |= {"top_keys": TopKeys(links), "top_queries": TopQueries(links), "pooled": Pooled(pool)}
-    known["neighbours"] = DistanceHistogram(octaves=2)
-    odd = [name for name in names if name not in known]
-    if odd or not names:
-        raise InputError(
-            f"expected what to collect, of {', '.join(known)} and surprise, got {', '.join(odd) or 'none'}"
-        )
-    return [known[name] for name in dict.fromkeys(names)]
+def _heat(ax: Axes, values: NDArray[Any], title: str, *, share: bool) -> Any:
+    # a tenth of the weight is little: it must not look like much because all heads have less
+    top = max(float(np.nanmax(values)), 0.1 if share else 1e-9)
+    image = ax.imshow(values, aspect="auto", cmap="magma_r", vmin=0, vmax=top, interpolation="nearest")
+    if values.size <= WRITTEN:
+        for (row, column), value in np.ndenumerate(values):
+            # without the zero, two digits fit into a cell
+            text = f"{value:.2f}".removeprefix("0") if share else f"{value:.0f}" if top >= 10 else f"{value:.1f}"
+            red, green, blue, _ = image.cmap(image.norm(value))
+            color = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.55 else "white"
+            size = 7 if values.shape[1] <= 12 else 5
+            ax.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
+    ax.tick_params(labelsize=7)
+    ax.set_title(title, fontsize=9)
+    ax.set_xlabel("head", fontsize=8)
+    ax.set_ylabel("layer", fontsize=8)
+    return image
 
 
-def sight(
-    seen: Seen, model: str, sequence: Tokens, heads: Sequence[int], predicted: Mapping[str, NDArray[Any]]
-) -> Sight:
-    """What `watch` saw in its last call, of batch row 0; `heads` are those that were watched."""
-    names = set(next(iter(seen.calls[-1].values())))
-    layers = seen.layers
-
-    def stack(name: str, part: str | None = None) -> Any:
-        parts = [getattr(seen, name)[layer] for layer in layers]
-        return np.stack([_numpy(found if part is None else getattr(found, part))[0] for found in parts])
-
-    maps = None
-    if "pooled" in names:
-        first = seen.pooled[layers[0]]
-        maps = Maps(stack("pooled", "values"), first.query_edges.cpu().numpy(), first.key_edges.cpu().numpy())
-    return Sight(
-        model, sequence, layers, tuple(heads),
-        by_token={collector.name: stack(collector.name) for collector in BY_TOKEN if collector.name in names},
-        near=_near(seen, len(sequence)) if "distance_histogram" in names else {},
-        keys=Links(stack("top_keys", "index"), stack("top_keys", "weight")) if "top_keys" in names else None,
-        queries=Links(stack("top_queries", "index"), stack("top_queries", "weight"))
-        if "top_queries" in names else None,
-        maps=maps, predicted=predicted,
-    )  # fmt: skip
-
-
-def _near(seen: Seen, count: int) -> dict[str, NDArray[np.float64]]:
-    """(L, H) by name: the mean over queries of the weight at each of the distances `NEAR`."""
-    histograms = [seen.distance_histogram[layer] for layer in seen.layers]
-    edges = histograms[0].edges.cpu().numpy()
-    mass = np.stack([_numpy(found.mass)[0] for found in histograms]).astype(np.float64)
-    # distances 0 and 1 have bins of their own
-    bins = {name: int(np.searchsorted(edges, distance)) - 1 for name, distance in NEAR.items()}
-    return {name: mass[..., place] / count for name, place in bins.items()}
+def draw_tracks(
+    tokens: Tokens,
+    *,
+    received: NDArray[Any] | None,
+    surprise: NDArray[Any] | None,
+    expected: NDArray[Any] | None,
+    named: Sequence[int] = (),
+    what: str,
+    about: str,
+) -> Figure:
+    """Along the sequence, each (N,): attention `received`, and `surprise` beside what was `expected` of it; the tokens
+    `named` are named beside those that stand out. Raises `InputError` where there is neither."""
+    parts = [part for part in (received, surprise) if part is not None]
+    if not parts:
+        raise InputError("expected received or surprise to be collected for tracks, got neither")
+    figure = new_figure((WIDTH, 0.9 + 2.1 * len(parts)))
+    axes = list(figure.subplots(len(parts), 1, sharex=True, squeeze=False)[:, 0])
+    if received is not None:
+        _received_track(axes[0], tokens, received, named)
+    if surprise is not None:
+        ax = axes[-1]
+        _line(ax, surprise, "tab:red", "surprise")
+        if expected is not None:
+            _line(ax, expected, "0.35", "expected (entropy)", thin=True)
+        ax.set_ylim(0, None)
+        ax.set_ylabel("nats", fontsize=8)
+        if received is None:
+            _name_peaks(ax, tokens, np.nan_to_num(surprise), named)
+        _legend(ax)
+    _token_axis(axes[-1], tokens)
+    _headline(figure, f"Along the sequence: {what}", about)
+    return figure
 
 
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+def _received_track(ax: Axes, tokens: Tokens, received: NDArray[Any], named: Sequence[int]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    _line(ax, received, "tab:blue", "mean over heads")
+    ax.axhline(1, color="0.5", lw=0.8, ls="--", label="each, if attention were even")
+    ax.set_yscale("log")
+    ax.set_ylim(float(received[received > 0].min(initial=1.0)) / 1.3, None)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_ylabel("attention received\n(sum of weights)", fontsize=8)
+    _name_peaks(ax, tokens, received, named)
+    _legend(ax)
+
+
+def draw_maps(
+    maps: Sequence[tuple[NDArray[Any], str]], queries: NDArray[Any], keys: NDArray[Any], *, about: str
+) -> Figure:
+    """Pooled maps (R, C), each with its title, on one logarithmic scale; NaN, which may not attend, has a colour of its
+    own. Row cell r holds queries `queries`[r] to `queries`[r + 1], and columns likewise."""
+    if not maps:
+        raise InputError("expected pooled to be collected and heads to be chosen for maps")
+    from matplotlib.colors import LogNorm
+
+    shown = [values for values, _ in maps]
+    high = max((float(np.nanmax(values)) for values in shown if np.isfinite(values).any()), default=1.0) or 1.0
+    smallest = min((float(values[values > 0].min()) for values in shown if (values > 0).any()), default=high)
+    low = min(max(smallest, high * 10**-DECADES), high / 10)
+    norm = LogNorm(low, high)
+    wide = min(3, len(maps))
+    tall = -(-len(maps) // wide)
+    figure = new_figure((1.0 + (WIDTH - 1.0) / 3 * wide, 2.75 * tall + 0.5))
+    axes = figure.subplots(tall, wide, squeeze=False)
+    mesh: Any = None
+    for ax, (values, title) in zip(axes.flat, maps, strict=False):
+        ax.set_facecolor(MASKED)
+        clipped = np.ma.masked_invalid(np.maximum(values, low))
+        mesh = ax.pcolormesh(keys, queries, clipped, norm=norm, cmap="magma_r", rasterized=True)
+        ax.set(aspect="equal")
+        ax.invert_yaxis()
+        ax.tick_params(labelsize=7)
+        ax.set_title(title.rstrip(), fontsize=8)
+        ax.set_xlabel("key (token)", fontsize=8)
+        ax.set_ylabel("query (token)", fontsize=8)
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    cell = int(keys[1] - keys[0])
+    label = "weight" if cell == 1 else f"mean weight of {cell} x {cell} tokens"
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.8, extend="min" if smallest < low else "neither")
+    bar.set_label(f"{label} (log scale)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    masked = any(np.isnan(values).any() for values in shown)
+    _headline(figure, "Attention maps" + (" (blue: may not attend)" if masked else ""), about)
+    return figure
+
+
+def draw_partners(
+    tokens: Tokens,
+    chosen: Sequence[int],
+    sides: Sequence[tuple[str, Sequence[Sequence[Partner]]]],
+    *,
+    count: int,
+    about: str,
+) -> Figure:
+    """For each of the tokens `chosen` its strongest partners, at most `count`, the strongest first. `sides` holds a
+    verb ("looks at") and the partners of each chosen token. Raises `InputError` where there is nothing to draw."""
+    if not sides or not chosen:
+        raise InputError("expected top_keys or top_queries to be collected and tokens to be chosen for partners")
+    figure = new_figure((WIDTH / 2 * len(sides), 0.8 + (0.5 + 0.17 * count) * len(chosen)))
+    axes = figure.subplots(len(chosen), len(sides), squeeze=False, sharex=True)
+    for column, (verb, lists) in enumerate(sides):
+        for row, (token, partners) in enumerate(zip(chosen, lists, strict=True)):
+            ax = axes[row, column]
+            colors = ["0.6" if tokens.special[partner.token] else "tab:blue" for partner in partners]
+            ax.barh(range(len(partners)), [partner.weight for partner in partners], color=colors, height=0.7)
+            names = [plain(tokens.caption(partner.token)) for partner in partners]
+            ax.set_yticks(range(len(partners)), names, fontsize=7)
+            for place, partner in enumerate(partners):
+                text = f"{partner.weight:.2f}  {partner.where}"
+                ax.text(partner.weight + 0.015, place, text, va="center", fontsize=7, color="0.3")
+            ax.set_ylim(count - 0.4, -0.6)
+            ax.set_xlim(0, 1.65)
+            ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+            ax.tick_params(axis="x", labelsize=7)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.set_title(f"{plain(tokens.caption(token))} {verb}", fontsize=9, loc="left")
+    for ax in axes[-1]:
+        ax.set_xlabel("largest weight in any head (grey: special tokens)", fontsize=8)
+    _headline(figure, "Strongest partners", about)
+    return figure
+
+
+def _headline(figure: Figure, what: str, about: str) -> None:
+    width = int(figure.get_figwidth() * 12)
+    figure.suptitle(f"{what}\n{plain(textwrap.shorten(about, width, placeholder='...'))}", fontsize=10)
+
+
+def _line(ax: Axes, values: NDArray[Any], color: str, label: str, *, thin: bool = False) -> None:
+    tokens = np.arange(len(values))
+    if len(values) > SMOOTHED:
+        window = len(values) // 200
+        # single values, faint, under their running mean; as points of a picture, since as lines they open slowly
+        ax.plot(tokens, values, color=color, lw=0.3, alpha=0.25, rasterized=True)
+        kernel, there = np.ones(window), np.isfinite(values)
+        values = np.convolve(np.where(there, values, 0), kernel, "same") / np.convolve(there, kernel, "same")
+        label = f"{label}, mean of {window} tokens"
+    marker = "." if len(values) <= LABELLED else None
+    ax.plot(tokens, values, color=color, lw=0.7 if thin else 1, label=label, marker=marker, ms=4)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(fontsize=7, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0)
+
+
+def _name_peaks(ax: Axes, tokens: Tokens, values: NDArray[Any], first: Sequence[int], most: int = 12) -> None:
+    """Names above the highest tokens, those of `first` before others, each far enough from the others, and room for
+    them."""
+    apart = max(1.0, len(values) / 40)
+    ranked = [*first, *(int(place) for place in np.argsort(-values, kind="stable"))]
+    named: dict[int, str] = {}
+    for token in ranked[: max(most, len(first)) * 4]:
+        if len(named) < most and all(abs(token - other) >= apart for other in named):
+            named[token] = textwrap.shorten(plain(tokens.caption(token)), 24, placeholder="...")
+    logarithmic = ax.get_yscale() == "log"
+    low, top = (np.log(limit) if logarithmic else limit for limit in ax.get_ylim())
+    for token, name in named.items():
+        ax.annotate(name, (token, values[token]), (0, 5), textcoords="offset points",
+                    rotation=90, ha="center", va="bottom", fontsize=7,
+                    bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.6})  # fmt: skip
+        # the part of the axes that a name takes: about 4.6 points a letter
+        share = min(0.8, (4.6 * len(name) + 8) / TRACK)
+        height = np.log(max(values[token], 1e-9)) if logarithmic else values[token]
+        top = max(top, low + (height - low) / (1 - share))
+    ax.set_ylim(None, np.exp(top) if logarithmic else top)
+
+
+def _token_axis(ax: Axes, tokens: Tokens) -> None:
+    count = len(tokens)
+    ax.set_xlim(-0.5 - count * 0.015, count - 0.5 + count * 0.015)
+    if count <= LABELLED:
+        labels = [plain(label) for label in tokens.labels]
+        ax.set_xticks(range(count), labels, fontsize=7, rotation=0 if tokens.residues else 90)
+    ax.set_xlabel("residue" if tokens.residues else "token", fontsize=8)

@@ -157,12 +157,14 @@ def attention_call(
     backward: bool = False,
     padding: int = 0,
     key_mask: str = "key_mask",
+    sinks: bool = False,
     keywords: Mapping[str, Any] | None = None,
 ) -> Callable[[], object]:
     """A `target` for `peak_growth`: one call of an attention function on normal inputs (1, heads, length, width).
 
     `causal` is handed on as `is_causal` unless None; `backward` adds the gradient with respect to query, key and
-    value; `padding` > 0 masks so many keys at the end through the keyword `key_mask`; `keywords` are handed on.
+    value; `padding` > 0 masks so many keys at the end through the keyword `key_mask`; `sinks` gives a
+    sink to each head, which `backward` differentiates too; `keywords` are handed on.
     """
     import torch
 
@@ -179,12 +181,16 @@ def attention_call(
         given["is_causal"] = causal
     if padding:
         given[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
+    leaves: tuple[torch.Tensor, ...] = tensors
+    if sinks:
+        given["sinks"] = torch.zeros(heads, dtype=kind, device=device).requires_grad_(backward)
+        leaves = (*tensors, given["sinks"])
     weight = torch.ones(1, heads, length, value_width or width, dtype=kind, device=device) if backward else None
 
     def call() -> object:
         with torch.set_grad_enabled(backward):
             out = attend(*tensors, **given)
-            return torch.autograd.grad(out, tensors, weight) if backward else out
+            return torch.autograd.grad(out, leaves, weight) if backward else out
 
     return call
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from longlens.ops.attention import attention, resolve_method
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import BY_NAME, Entry
+from longlens.ops.registry import BY_NAME, MethodInfo
 from longlens.ops.sparse.pattern import Pattern
 from longlens.testing.claims import Claims, Request
 from longlens.testing.conformance import MEMORY_LENGTHS, run_conformance
@@ -19,7 +19,7 @@ from longlens.testing.report import Report
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def entry_of(method: Method) -> Entry:
+def entry_of(method: Method) -> MethodInfo:
     """The registry's entry; a union of sparse methods claims what each of them does."""
     return BY_NAME.get(method.name) or BY_NAME["window"]
 

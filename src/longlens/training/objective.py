@@ -29,7 +29,7 @@ def mask_tokens(
 ) -> Masked:
     """Choose residues with probability `rate`; of these 80 % become <mask>, 10 % a random residue, 10 % stay.
 
-    `all_masked`: all of them become <mask>, for measuring: a residue that stays in sight is easy to predict.
+    `all_masked`: all of them become <mask>, for measuring: a residue that stays visible is easy to predict.
     """
     tokens = packed.tokens
     standard = torch.from_numpy(alphabet.standard)

@@ -11,10 +11,11 @@ from torch import nn
 
 import longlens
 from longlens.errors import InputError
-from longlens.lens import Head, Predictions, predictions, trajectories
+from longlens.lens import Head, Predictions, predictions
 from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
 from longlens.testing import peak_growths
+from longlens.watching import trajectories
 
 TEXTS = ["MKTAYIAKQRQISFVKSHFSRQ", "GAVLI"]
 
@@ -112,6 +113,14 @@ def test_equal_logits_share_the_better_rank(block):
     larger = (logits > logits.gather(1, (targets % 6).unsqueeze(1))).sum(1)
     assert torch.equal(found.rank, 1 + 3 * larger)
     assert found.top.shape == (30, 0)
+
+
+def test_certain_and_impossible_tokens():
+    logits = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
+    found = predictions(logits, lambda rows: rows, torch.tensor([0, 1]), top=0)
+    assert found.surprise.tolist() == [0.0, torch.inf]
+    assert found.entropy.tolist() == [0.0, 0.0]
+    assert found.rank.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("block", [None, 4])

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.lens.block import Block, Extent
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
+from longlens.ops.observe import AttentionCall
 
-R = TypeVar("R", bound=Result, covariant=True)
+R = TypeVar("R", bound=Statistic, covariant=True)
 
 
 class State(ABC, Generic[R]):
@@ -53,8 +54,12 @@ class Collector(ABC):
         """Under which its result stands: `seen.NAME`."""
 
     @abstractmethod
-    def start(self, extent: Extent) -> State[Result]:
+    def start(self, extent: Extent) -> State[Statistic]:
         """An empty state."""
+
+    def of_call(self, call: AttentionCall) -> Collector:
+        """The collector for one layer of a model; itself unless it takes something of that layer."""
+        return self
 
 
 def by_name(collect: Sequence[Collector]) -> dict[str, Collector]:
@@ -86,6 +91,6 @@ class Sums(State[R]):
 
 
 def best_of(weight: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of (lanes, m, candidates) with their indices, largest first."""
+    """The `count` largest of (heads, m, candidates) with their indices, largest first."""
     weight, where = torch.topk(weight, min(count, weight.shape[-1]))
     return weight, index.gather(-1, where)

@@ -20,8 +20,8 @@ class _ColumnSums(Sums[ColumnValues]):
         self.collector = collector
 
     def add(self, block: Block, name: str, values: Tensor) -> None:
-        """`values` (lanes, keys)."""
-        add(self.sums[name], block.lanes, block.absolute_keys(), values)
+        """`values` (heads, keys)."""
+        add(self.sums[name], block.heads, block.absolute_keys(), values)
 
     def values(self) -> Tensor:
         """(B, H, Nk): the first sum, unless a subclass makes more of it."""
@@ -32,7 +32,7 @@ class _ColumnSums(Sums[ColumnValues]):
 
 
 def _received(block: Block) -> Tensor:
-    """(lanes, keys): sum_i p_ij over the block's queries, as one product, so that p itself is never made."""
+    """(heads, keys): sum_i p_ij over the block's queries, as one product, so that p itself is never made."""
     return torch.bmm(block.inverse.transpose(1, 2), block.e).squeeze(1)
 
 
@@ -77,7 +77,7 @@ class _ReceivedMean(_ColumnSums):
 
 
 def _pairs(block: Block) -> Tensor:
-    """(lanes, rows, keys) of 0 and 1, or one number for all of it as a view: pairs that may attend."""
+    """(heads, rows, keys) of 0 and 1, or one number for all of it as a view: pairs that may attend."""
     if block.allowed is None:
         return block.e.new_ones(()).expand_as(block.e)
     return block.allowed.to(block.e.dtype)
@@ -97,7 +97,7 @@ class ReceivedMax(Collector):
 
 class _ReceivedMax(_ColumnSums):
     def update(self, block: Block) -> None:
-        maximise(self.sums["most"], block.lanes, block.absolute_keys(), block.weights.amax(-2))
+        maximise(self.sums["most"], block.heads, block.absolute_keys(), block.weights.amax(-2))
 
     def merge(self, other: _ReceivedMax) -> None:
         self.sums["most"] = torch.maximum(self.sums["most"], other.sums["most"])
@@ -163,11 +163,11 @@ class _TopQueries(State[TopK]):
         index = queries.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where).masked_fill(found < 0, -1)
         # a key stands once in a block, so what it holds can be taken, compared and put back
         keys = block.absolute_keys()
-        found = torch.cat([take(self.weight, block.lanes, keys), found], -1)
-        index = torch.cat([take(self.index, block.lanes, keys), index], -1)
+        found = torch.cat([take(self.weight, block.heads, keys), found], -1)
+        index = torch.cat([take(self.index, block.heads, keys), index], -1)
         found, index = best_of(found, index, self.collector.count)
-        put(self.weight, block.lanes, keys, found)
-        put(self.index, block.lanes, keys, index)
+        put(self.weight, block.heads, keys, found)
+        put(self.index, block.heads, keys, index)
 
     def merge(self, other: _TopQueries) -> None:
         weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)

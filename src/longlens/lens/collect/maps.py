@@ -56,7 +56,7 @@ class _Pooled(Sums[PooledMap]):
         if self.collector.kind == "max":
             for place, cell in enumerate(present.tolist()):
                 weights = block.weights * member[:, place].unsqueeze(-1)
-                self._cells("mass", block.lanes, cell).scatter_reduce_(1, key_cells, weights.amax(-2), "amax")
+                self._cells("mass", block.heads, cell).scatter_reduce_(1, key_cells, weights.amax(-2), "amax")
         else:
             self._add("mass", block, present, key_cells, torch.bmm(member * block.inverse.transpose(1, 2), block.e))
         if "count" in self.sums:
@@ -70,9 +70,9 @@ class _Pooled(Sums[PooledMap]):
         return self.sums[name][lanes, row_cell]
 
     def _add(self, name: str, block: Block, present: Tensor, key_cells: Tensor, values: Tensor) -> None:
-        """`values` (lanes, cells of rows, keys)."""
+        """`values` (heads, cells of rows, keys)."""
         for place, cell in enumerate(present.tolist()):
-            self._cells(name, block.lanes, cell).scatter_add_(1, key_cells, values[:, place])
+            self._cells(name, block.heads, cell).scatter_add_(1, key_cells, values[:, place])
 
     def merge(self, other: _Pooled) -> None:
         if self.collector.kind == "max":
@@ -116,11 +116,11 @@ class _Binned(Sums[Histogram]):
     edges: Tensor
 
     def add(self, block: Block, bins: Tensor) -> None:
-        """`bins` broadcasts to (lanes, rows, keys)."""
+        """`bins` broadcasts to (heads, rows, keys)."""
         flat = bins.expand(block.e.shape).flatten(1)
-        self.sums["mass"][block.lanes].scatter_add_(1, flat, block.weights.flatten(1))
+        self.sums["mass"][block.heads].scatter_add_(1, flat, block.weights.flatten(1))
         ones = torch.ones_like(block.e) if block.allowed is None else block.allowed.to(block.e.dtype)
-        self.sums["count"][block.lanes].scatter_add_(1, flat, ones.flatten(1))
+        self.sums["count"][block.heads].scatter_add_(1, flat, ones.flatten(1))
 
     def result(self) -> Histogram:
         return Histogram(self.collector.name, self.edges, self.of("mass"), self.of("count"))
@@ -219,7 +219,7 @@ class _Cells(Sums[Weights]):
         )
         if not bool((rows >= 0).any()) or not bool((keys >= 0).any()):
             return
-        target = self.sums["weights"][block.lanes]
+        target = self.sums["weights"][block.heads]
         for lane in range(lanes):
             some, others = (rows[lane] >= 0).nonzero().squeeze(1), (keys[lane] >= 0).nonzero().squeeze(1)
             weights = block.weights[lane][some.unsqueeze(1), others]

@@ -2,11 +2,15 @@
 
 A large weight on a small value moves little. With W_h the columns of the output projection that head h's output meets:
 
-    by head    f_ij = p_ij nu_j,  nu_j = |W_h v_j|                        NormWeighted(collector, nu)
-    together   f_ij = |sum_h p_hij W_h v_hj| = sqrt(p_ij^T G_j p_ij)      JointNorm(collector, value, projection)
+    by head    f_ij = p_ij nu_j,  nu_j = |W_h v_j|                        NormWeighted(collector)
+    together   f_ij = |sum_h p_hij W_h v_hj| = sqrt(p_ij^T G_j p_ij)      JointNorm(collector)
 
-where p_ij runs over heads, and G_j (H, H) holds the products (W_h v_hj) . (W_g v_gj). Each wraps a collector of sums,
-maxima or largest entries, which then sees f in the place of p; rows of f do not sum to 1.
+    with longlens.watch(model, [NormWeighted(Received())]) as seen: ...
+
+A watched model gives each layer's values and projection; `longlens.scan` takes NormWeighted(collector, nu) and
+JointNorm(collector, value, projection). p_ij runs over heads, and G_j (H, H) holds the products
+(W_h v_hj) . (W_g v_gj). Each wraps a collector of sums, maxima or largest entries, which then sees f in the place of p;
+rows of f do not sum to 1.
 """
 
 from __future__ import annotations
@@ -22,7 +26,8 @@ from longlens.lens.collect.collector import Collector, State
 from longlens.lens.collect.columns import Received, ReceivedMax, ReceivedMean, TopQueries
 from longlens.lens.collect.maps import Cells, DistanceHistogram, Pooled
 from longlens.lens.collect.rows import Largest, Mass, TopKeys
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
+from longlens.ops.observe import AttentionCall
 from longlens.ops.tiles.index import take
 
 # collectors that ask nothing of the rows' sums
@@ -52,10 +57,13 @@ def value_norms(value: Tensor, projection: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class NormWeighted(Collector):
-    """`collector` of p_ij nu_j, for `norms` nu (B, H, Nk) of `value_norms`; its name gets "_norm"."""
+    """`collector` of p_ij nu_j, for `norms` nu (B, H, Nk) of `value_norms`; its name gets "_norm".
+
+    Where `norms` is None, they are made of the values and the projection of each layer of a watched model.
+    """
 
     collector: Collector
-    norms: Tensor
+    norms: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_wrapped(self.collector)
@@ -64,7 +72,16 @@ class NormWeighted(Collector):
     def name(self) -> str:
         return f"{self.collector.name}_norm"
 
-    def start(self, extent: Extent) -> State[Result]:
+    def of_call(self, call: AttentionCall) -> Collector:
+        if self.norms is not None:
+            return self
+        return replace(self, norms=value_norms(call.value, _projection_of(call)))
+
+    def start(self, extent: Extent) -> State[Statistic]:
+        if self.norms is None:
+            raise InputError(
+                "expected norms outside of a watched model; give NormWeighted(collector, value_norms(value))"
+            )
         if self.norms.shape != (extent.batch, extent.heads, extent.keys):
             raise InputError(
                 f"expected norms {(extent.batch, extent.heads, extent.keys)} of (batch, heads, keys), got "
@@ -73,26 +90,27 @@ class NormWeighted(Collector):
         return _NormWeighted(self, extent)
 
 
-class _Named(State[Result]):
+class _Named(State[Statistic]):
     """A state that hands another one changed blocks."""
 
-    def __init__(self, name: str, inner: State[Result]) -> None:
+    def __init__(self, name: str, inner: State[Statistic]) -> None:
         self.name, self.inner = name, inner
 
     def merge(self, other: _Named) -> None:
         self.inner.merge(other.inner)
 
-    def result(self) -> Result:
+    def result(self) -> Statistic:
         return replace(self.inner.result(), name=self.name)
 
 
 class _NormWeighted(_Named):
     def __init__(self, collector: NormWeighted, extent: Extent) -> None:
         super().__init__(collector.name, collector.collector.start(extent))
+        assert collector.norms is not None
         self.norms = collector.norms.flatten(0, 1).to(extent.device, extent.dtype)
 
     def update(self, block: Block) -> None:
-        norms = take(self.norms, block.lanes, block.absolute_keys()).unsqueeze(1)
+        norms = take(self.norms, block.heads, block.absolute_keys()).unsqueeze(1)
         weights = block.e * norms
         if block.allowed is not None:
             # a masked value may be anything: it must not count
@@ -106,15 +124,15 @@ class JointNorm(Collector):
 
     Args:
         collector: what to collect.
-        value: (B, Hkv, Nk, Dv).
-        projection: (d, H Dv), as `value_norms` takes it.
+        value: (B, Hkv, Nk, Dv); each layer's own, of a watched model, where None.
+        projection: (d, H Dv), as `value_norms` takes it; likewise.
 
     Holds H^2 numbers for each key, and the weights of a tile's queries for all heads at a time.
     """
 
     collector: Collector
-    value: Tensor
-    projection: Tensor
+    value: Tensor | None = None
+    projection: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_wrapped(self.collector)
@@ -123,12 +141,19 @@ class JointNorm(Collector):
     def name(self) -> str:
         return f"{self.collector.name}_joint_norm"
 
-    def start(self, extent: Extent) -> State[Result]:
-        found = (self.value.shape[0], self.projection.shape[-1] // self.value.shape[3], self.value.shape[2])
-        if found != (extent.batch, extent.heads, extent.keys):
+    def of_call(self, call: AttentionCall) -> Collector:
+        if self.value is not None or self.projection is not None:
+            return self
+        return replace(self, value=call.value, projection=_projection_of(call))
+
+    def start(self, extent: Extent) -> State[Statistic]:
+        if self.value is None or self.projection is None:
+            raise InputError("expected value and projection outside of a watched model")
+        shape = (self.value.shape[0], self.projection.shape[-1] // self.value.shape[3], self.value.shape[2])
+        if shape != (extent.batch, extent.heads, extent.keys):
             raise InputError(
                 f"expected value and projection of (batch, heads, keys) {(extent.batch, extent.heads, extent.keys)}, "
-                f"got {found}"
+                f"got {shape}"
             )
         return _JointNorm(self, extent)
 
@@ -137,6 +162,8 @@ class _JointNorm(_Named):
     def __init__(self, collector: JointNorm, extent: Extent) -> None:
         super().__init__(collector.name, collector.collector.start(replace(extent, heads=1)))
         self.extent = extent
+        assert collector.value is not None
+        assert collector.projection is not None
         self.gram = _grams(collector.value, collector.projection, extent)
         # weights of the heads of one batch row seen so far, with the pairs that they are of
         self._held: list[Tensor] = []
@@ -148,8 +175,8 @@ class _JointNorm(_Named):
                 f"{self.name} cannot follow a method whose pairs differ by head (lsh); use a collector of NormWeighted"
             )
         heads = self.extent.heads
-        for lane in range(block.lanes.start, block.lanes.stop):
-            own = slice(lane - block.lanes.start, lane - block.lanes.start + 1)
+        for lane in range(block.heads.start, block.heads.stop):
+            own = slice(lane - block.heads.start, lane - block.heads.start + 1)
             self._held.append(block.weights[own].clone())
             if block.allowed is not None:
                 self._allowed.append(block.allowed[own])
@@ -174,7 +201,7 @@ class _JointNorm(_Named):
             norms.masked_fill_(~allowed, 0.0)
         one = torch.ones_like(norms[..., :1])
         alone = replace(
-            block, lanes=slice(batch, batch + 1), inverse=one, log_total=torch.zeros_like(one), lse=one.squeeze(-1)
+            block, heads=slice(batch, batch + 1), inverse=one, log_total=torch.zeros_like(one), lse=one.squeeze(-1)
         )
         self.inner.update(_with_weights(alone, norms, allowed))
 
@@ -192,14 +219,14 @@ def _grams(value: Tensor, projection: Tensor, extent: Extent) -> Tensor:
     own = _by_head(projection, value).to(extent.device, extent.dtype)
     heads = torch.arange(extent.heads, device=extent.device) // (extent.heads // value.shape[1])
     products = torch.einsum("hdx,gdy->hgxy", own, own)
-    found = torch.empty(extent.batch, extent.keys, extent.heads, extent.heads, dtype=extent.dtype, device=extent.device)
+    grams = torch.empty(extent.batch, extent.keys, extent.heads, extent.heads, dtype=extent.dtype, device=extent.device)
     step = max(1, PAIRS // (extent.heads * value.shape[3]))
     for start in range(0, extent.keys, step):
         rows = slice(start, start + step)
         part = value[:, heads, rows].to(extent.dtype)
         for first in range(extent.heads):
-            found[:, rows, first] = torch.einsum("bnx,gxy,bgny->bng", part[:, first], products[first], part)
-    return found
+            grams[:, rows, first] = torch.einsum("bnx,gxy,bgny->bng", part[:, first], products[first], part)
+    return grams
 
 
 def _by_head(projection: Tensor, value: Tensor) -> Tensor:
@@ -210,6 +237,15 @@ def _by_head(projection: Tensor, value: Tensor) -> Tensor:
             f"{tuple(projection.shape)}"
         )
     return projection.unflatten(1, (-1, value.shape[3])).permute(1, 0, 2)
+
+
+def _projection_of(call: AttentionCall) -> Tensor:
+    if call.projection is None:
+        raise InputError(
+            f"layer {call.layer} ({call.name}): expected to know the linear layer that follows this attention, found "
+            "none of the usual names; call longlens.scan with NormWeighted(collector, value_norms(value, weight))"
+        )
+    return call.projection.detach()
 
 
 def _check_wrapped(collector: Collector) -> None:

@@ -22,8 +22,8 @@ class _RowSums(Sums[RowValues]):
         self.collector = collector
 
     def add(self, block: Block, name: str, values: Tensor) -> None:
-        """`values` (lanes, rows)."""
-        add(self.sums[name], block.lanes, block.absolute_rows(), values)
+        """`values` (heads, rows)."""
+        add(self.sums[name], block.heads, block.absolute_rows(), values)
 
     def values(self) -> Tensor:
         """(B, H, Nq): the first sum, unless a subclass makes more of it."""
@@ -51,7 +51,7 @@ class _LogSumExp(State[RowValues]):
         self.lse = extent.zeros(extent.queries).fill_(-torch.inf)
 
     def update(self, block: Block) -> None:
-        put(self.lse, block.lanes, block.absolute_rows(), block.lse)
+        put(self.lse, block.heads, block.absolute_rows(), block.lse)
 
     def merge(self, other: _LogSumExp) -> None:
         self.lse = torch.maximum(self.lse, other.lse)
@@ -83,7 +83,7 @@ class _Entropy(_RowSums):
 
 
 def _entropy_of(block: Block) -> Tensor:
-    """(lanes, rows): the block's share of -sum p log p."""
+    """(heads, rows): the block's share of -sum p log p."""
     spread = block.total * block.log_total - block.weighted_exponents
     return (spread * block.inverse).squeeze(-1) * LN2
 
@@ -153,7 +153,7 @@ class _DistanceSpread(_RowSums):
 
 
 def _moments(block: Block, powers: int) -> list[Tensor]:
-    """sum_j p_ij |i - j|^n for n = 1..powers: each (lanes, rows).
+    """sum_j p_ij |i - j|^n for n = 1..powers: each (heads, rows).
 
     Left and right of the block's queries |i - j| is i's distance from the block's edge plus the edge's from j, so that
     a product with a vector for each power gives the sums for all queries at once; the square around the diagonal is
@@ -286,11 +286,11 @@ class _TopKeys(State[TopK]):
             weight = torch.nn.functional.pad(weight, (0, short), value=-1.0)
             index = torch.nn.functional.pad(index, (0, short), value=-1)
         if not block.whole:
-            weight = torch.cat([take(self.weight, block.lanes, rows), weight], -1)
-            index = torch.cat([take(self.index, block.lanes, rows), index], -1)
+            weight = torch.cat([take(self.weight, block.heads, rows), weight], -1)
+            index = torch.cat([take(self.index, block.heads, rows), index], -1)
             weight, index = best_of(weight, index, self.count)
-        put(self.weight, block.lanes, rows, weight)
-        put(self.index, block.lanes, rows, index)
+        put(self.weight, block.heads, rows, weight)
+        put(self.index, block.heads, rows, index)
 
     def merge(self, other: _TopKeys) -> None:
         weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)

@@ -4,7 +4,7 @@ lens").
 The residual stream after each layer goes through the model's final norm and head, which were trained for the last layer
 alone: early layers may hold what the head cannot read. The last layer's row is the model's own prediction.
 
-    path = trajectories(model, model.pack(["MKTAYIAKQRQISFVKSHFSRQ"]), tokens)
+    path = longlens.trajectories(model, model.pack(["MKTAYIAKQRQISFVKSHFSRQ"]), tokens)
     path[3].surprise                                           # (T,), layer 3; 0 is the embedding, L the last
     path.to_frame()                                            # layer, batch, token, ...
 
@@ -15,25 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longlens.errors import InputError
 from longlens.lens.predict.vocabulary import Head, Predictions, predictions
-from longlens.lens.watch import Layered, chosen_layers
+from longlens.lens.statistic import Layered, Statistic
+from longlens.lens.watch import chosen_layers
+from longlens.ops.observe import ForwardObserver, Observer
+from longlens.report import statistics
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# who reads models that are not ours: the module that a class of the model's comes from, and where the reader lives
-GUESTS: Mapping[str, str] = {"transformers": "longlens.hf.trajectories:trajectories_transformers"}
+    from longlens.report.figures import Axes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectories(Layered):
     """`Predictions` of each layer: `path[layer]`, 0 the embedding, L the last layer."""
 
@@ -45,62 +42,14 @@ class Trajectories(Layered):
         tables = [found.columns() for found in self.results.values()]
         first = tables[0]["batch"] == tables[0]["batch"][0]
         shown = np.stack([table[what][first] for table in tables])
-        mesh = ax.imshow(shown, aspect="auto", origin="lower", cmap="magma_r", vmin=0, interpolation="nearest")
-        ax.set_yticks(range(len(self.results)), [str(layer) for layer in self.results])
-        ax.set(xlabel="token", ylabel="layer", title=f"{what} by layer")
-        ax.figure.colorbar(mesh, ax=ax, label=f"{what}, nats")
+        statistics.draw_layers(ax, shown, list(self.results), what)
 
     def plot(self, ax: Axes | None = None) -> Any:
         """All layers on one axes; returns it. Needs matplotlib (extra `plot`)."""
-        return super(Layered, self).plot(ax)
+        return Statistic.plot(self, ax)
 
-
-def trajectories(
-    model: nn.Module,
-    inputs: Any,
-    targets: Tensor | None = None,
-    *,
-    top: int = 5,
-    layers: Collection[int] | None = None,
-    chunk: int | None = None,
-) -> Trajectories:
-    """What each layer predicts for each token; the module's docstring says how.
-
-    Args:
-        model: `longlens.models.MaskedLM`, or a language model of transformers that `longlens.hf.trajectories` names.
-        inputs: what `model.pack` gives; for transformers the mapping that the model is called with (`input_ids`,
-            `attention_mask`, ...), where padded tokens are left out.
-        targets: token numbers of the shape of the inputs' tokens, -100 where there is none; no surprise where None.
-        top: how many of the likeliest tokens to keep.
-        layers: which layers, 0 (the embedding) to L, negative from the end; all where None.
-        chunk: tokens at a time, as in `predictions`.
-
-    Raises:
-        InputError: targets or layers that do not fit, a model without a head that is known.
-        UnsupportedError: a model of transformers that is not served.
-    """
-    for base in type(model).__mro__:
-        home = GUESTS.get(base.__module__.partition(".")[0])
-        if home is not None:
-            module, _, name = home.partition(":")
-            return getattr(import_module(module), name)(model, inputs, targets, top=top, layers=layers, chunk=chunk)
-    encoder, logits = getattr(model, "encoder", None), getattr(model, "logits", None)
-    if not isinstance(encoder, nn.Module) or not callable(logits):
-        raise InputError(
-            f"expected a masked language model of longlens or a language model of transformers, got "
-            f"{type(model).__name__}; for others call longlens.lens.predictions on their hidden vectors"
-        )
-    if targets is not None and targets.shape != inputs.tokens.shape:
-        raise InputError(f"expected targets {tuple(inputs.tokens.shape)}, got {tuple(targets.shape)}")
-    bounds = inputs.cu_seqlens.long()
-    lengths = bounds.diff()
-    number = torch.arange(len(lengths), device=bounds.device).repeat_interleave(lengths)
-    position = torch.arange(int(bounds[-1]), device=bounds.device) - bounds[:-1].repeat_interleave(lengths)
-    reading = Reading(logits, targets, torch.stack([number, position], 1), top, chunk)
-    blocks = list(encoder.get_submodule("layers").children())
-    settings: Any = encoder.config
-    norm = encoder.get_submodule("norm") if settings.pre_norm else None
-    return read_layers(blocks, norm, reading, layers, lambda: model(inputs))
+    def _picture(self) -> str | None:
+        return Statistic._picture(self)
 
 
 @dataclass(frozen=True)
@@ -132,33 +81,35 @@ def _after(norm: Callable[[Tensor], Tensor] | None, head: Head | Callable[[Tenso
     return lambda hidden: head(norm(hidden))
 
 
-@torch.no_grad()
-def read_layers(
-    blocks: list[nn.Module],
-    norm: Callable[[Tensor], Tensor] | None,
-    reading: Reading,
-    layers: Collection[int] | None,
-    run: Callable[[], object],
-) -> Trajectories:
-    """Call `run`, which runs the layers `blocks` in order, and read the stream before the first and after each."""
-    wanted = chosen_layers(layers, len(blocks) + 1)
-    found: dict[int, Predictions] = {}
+class TrajectoryObserver(Observer):
+    """Reads the residual stream of a model of `count` layers while it runs: layer 0 is what enters the first.
 
-    def before(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        found[0] = reading(args[0] if args else given["hidden_states"], norm)
+    `norm` is the model's last norm, which the stream goes through before the head; None where each layer ends in one.
+    """
 
-    def after(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        def read(module: nn.Module, args: Any, output: Any) -> None:
-            found[number] = reading(output if isinstance(output, Tensor) else output[0], norm)
+    def __init__(
+        self, reading: Reading, norm: Callable[[Tensor], Tensor] | None, count: int, layers: Collection[int] | None
+    ) -> None:
+        self.reading, self.norm = reading, norm
+        self.layers = chosen_layers(layers, count + 1)
+        self._last: dict[int, Predictions] = {}
 
-        return read
+    def begin(self) -> ForwardObserver:
+        return _ReadForward(self)
 
-    hooks = [blocks[layer - 1].register_forward_hook(after(layer)) for layer in wanted if layer]
-    if 0 in wanted:
-        hooks.append(blocks[0].register_forward_pre_hook(before, with_kwargs=True))
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Trajectories("predictions", dict(sorted(found.items())))
+    def trajectories(self) -> Trajectories:
+        """What was read in the last forward pass."""
+        return Trajectories("predictions", dict(sorted(self._last.items())))
+
+
+class _ReadForward(ForwardObserver):
+    def __init__(self, observer: TrajectoryObserver) -> None:
+        self.observer = observer
+        self.predictions: dict[int, Predictions] = {}
+
+    def passed(self, layer: int, stream: Tensor) -> None:
+        if layer in self.observer.layers:
+            self.predictions[layer] = self.observer.reading(stream, self.observer.norm)
+
+    def ended(self) -> None:
+        self.observer._last = self.predictions

@@ -12,8 +12,8 @@ far, l = sum e^(s - m) and t = sum e^(s - m) (s - m) are rescaled when m moves (
 Gimelshein 2018, arXiv:1805.02867). Then surprise = log l + (m - s_y) and entropy = log l - t / l: sums of what is not
 negative, so that nothing cancels.
 
-    found = predictions(hidden, model.logits, tokens)
-    found.surprise, found.rank, found.top                      # (T,), (T,), (T, k)
+    predicted = predictions(hidden, model.logits, tokens)
+    predicted.surprise, predicted.rank, predicted.top          # (T,), (T,), (T, k)
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longlens.errors import InputError
-from longlens.lens.results import Result
+from longlens.lens.statistic import Statistic
+from longlens.report import statistics
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from longlens.report.figures import Axes
 
 # logits held at a time; several tensors of that size are alive at once
 HELD = 2**23
@@ -72,8 +73,8 @@ class Head:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-@dataclass(frozen=True)
-class Predictions(Result):
+@dataclass(frozen=True, repr=False)
+class Predictions(Statistic):
     """Formulas: the module's docstring. One row for each of T tokens.
 
     `entropy` (T,), `top` (T, k) int64 and `top_log_probability` (T, k), likeliest first; `targets` (T,) int64,
@@ -94,29 +95,38 @@ class Predictions(Result):
         """(T,): surprise - entropy, the error beyond what the model expected; 0 on average where it is calibrated."""
         return None if self.surprise is None else self.surprise - self.entropy
 
-    def columns(self) -> dict[str, NDArray[Any]]:
+    def columns(self, rows: int | None = None) -> dict[str, NDArray[Any]]:
         """batch, token, what is known of the target, entropy, and top_1, log_probability_1, top_2, ..."""
-        count = len(self.entropy)
-        places = np.stack([np.zeros(count, np.int64), np.arange(count)], 1) if self.places is None else _np(self.places)
+        count = len(self.entropy[:rows])
+        places = np.stack([np.zeros(count, np.int64), np.arange(count)], 1)
+        places = places if self.places is None else _np(self.places[:rows])
         table = {"batch": places[:, 0], "token": places[:, 1]}
         for name in ("targets", "surprise", "rank"):
             if (tensor := getattr(self, name)) is not None:
-                table[name.removesuffix("s")] = _np(tensor)
-        table["entropy"] = _np(self.entropy)
+                table[name.removesuffix("s")] = _np(tensor[:rows])
+        table["entropy"] = _np(self.entropy[:rows])
         for place in range(self.top.shape[1]):
-            table[f"top_{place + 1}"] = _np(self.top[:, place])
-            table[f"log_probability_{place + 1}"] = _np(self.top_log_probability[:, place])
+            table[f"top_{place + 1}"] = _np(self.top[:rows, place])
+            table[f"log_probability_{place + 1}"] = _np(self.top_log_probability[:rows, place])
         return table
 
     def draw(self, ax: Axes) -> None:
         """Entropy and, where there are targets, surprise along the tokens of batch row 0."""
         table = self.columns()
         first = table["batch"] == table["batch"][0] if len(self.entropy) else np.zeros(0, bool)
-        ax.plot(table["token"][first], table["entropy"][first], lw=0.8, label="entropy")
-        if self.surprise is not None:
-            ax.plot(table["token"][first], table["surprise"][first], lw=0.8, label="surprise")
-        ax.set(xlabel="token", ylabel="nats", title=self.name)
-        ax.legend(fontsize=7)
+        lines: dict[str, NDArray[Any]] = {}
+        for name in ("entropy", "surprise"):
+            if name in table:
+                lines[name] = table[name][first]
+        statistics.draw_predictions(ax, table["token"][first], lines, self.name)
+
+    @property
+    def marks(self) -> int:
+        """Points of a line."""
+        return len(self.entropy)
+
+    def _rows(self) -> int:
+        return len(self.entropy)
 
 
 @torch.no_grad()
@@ -144,7 +154,7 @@ def predictions(
         block: vocabulary at a time, for a `Head`; the whole where None and 32 tokens of it fit. With several blocks and
             targets, the logits are computed twice, since a rank needs the target's logit first.
         places: `Predictions.places`.
-        name: `Result.name`.
+        name: `Statistic.name`.
 
     Raises:
         InputError: shapes or dtypes that do not fit, targets beyond the vocabulary.
@@ -161,13 +171,13 @@ def predictions(
         raise InputError("expected a Head (weight, bias, transform) to walk the vocabulary in blocks, got a function")
     chunk = chunk or min(max(HELD // max(block, 1), 1), MOST)
     spans = [slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)]
-    found = _empty(len(hidden), min(top, vocabulary), kind, targets, hidden.device)
+    columns = _empty(len(hidden), min(top, vocabulary), kind, targets, hidden.device)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         wanted = None if targets is None else targets[rows]
         for key, values in _of_chunk(_walk(head, hidden[rows], spans), spans, wanted, top).items():
-            found[key][rows] = values
-    return Predictions(name, targets=targets, places=places, **found)
+            columns[key][rows] = values
+    return Predictions(name, targets=targets, places=places, **columns)
 
 
 def _walk(
@@ -230,11 +240,11 @@ class _State:
 
     def add(self, logits: Tensor, span: slice) -> None:
         """Take in a block."""
-        found, where = logits.topk(min(max(self.top, 1), logits.shape[1]))
-        largest, its_place = found[:, :1], where[:, :1]
+        best, where = logits.topk(min(max(self.top, 1), logits.shape[1]))
+        largest, its_place = best[:, :1], where[:, :1]
         if self.top:
-            found, where = torch.cat([self.best, found], 1), torch.cat([self.index, where + span.start], 1)
-            self.best, order = found.topk(min(self.top, found.shape[1]))
+            best, where = torch.cat([self.best, best], 1), torch.cat([self.index, where + span.start], 1)
+            self.best, order = best.topk(min(self.top, best.shape[1]))
             self.index = where.gather(1, order)
         m = torch.maximum(self.m, largest.squeeze(1))
         moved = (self.m - m).clamp(min=FLOOR).double()
@@ -250,15 +260,15 @@ class _State:
     def fields(self) -> dict[str, Tensor]:
         """What `Predictions` holds."""
         log_l = self.l.log()
-        found = {
+        columns = {
             "entropy": log_l - self.t / self.l,
             "top": self.index,
             "top_log_probability": (self.best - self.m.unsqueeze(1)) - log_l.unsqueeze(1),
         }
         if self.targets is not None:
-            found["surprise"] = log_l + (self.m - self.of_target)
-            found["rank"] = (self.larger + 1).masked_fill(self.targets == NO_TARGET, 0)
-        return found
+            columns["surprise"] = log_l + (self.m - self.of_target)
+            columns["rank"] = (self.larger + 1).masked_fill(self.targets == NO_TARGET, 0)
+        return columns
 
 
 def _about(head: Head | Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[int, torch.dtype]:
@@ -277,15 +287,15 @@ def _about(head: Head | Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[int
 
 
 def _empty(count: int, top: int, kind: torch.dtype, targets: Tensor | None, device: torch.device) -> dict[str, Tensor]:
-    found = {
+    columns = {
         "entropy": torch.empty(count, dtype=kind, device=device),
         "top": torch.empty(count, top, dtype=torch.int64, device=device),
         "top_log_probability": torch.empty(count, top, dtype=kind, device=device),
     }
     if targets is not None:
-        found["surprise"] = torch.empty_like(found["entropy"])
-        found["rank"] = torch.empty(count, dtype=torch.int64, device=device)
-    return found
+        columns["surprise"] = torch.empty_like(columns["entropy"])
+        columns["rank"] = torch.empty(count, dtype=torch.int64, device=device)
+    return columns
 
 
 def _check(hidden: Tensor, targets: Tensor | None, top: int, chunk: int | None, block: int | None) -> None:

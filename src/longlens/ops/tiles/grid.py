@@ -70,7 +70,7 @@ def sparse_shape(inputs: Inputs) -> TileShape:
     if inputs.device_type == "cuda":
         return TileShape(256, 8192, 2**26)
     if inputs.query.element_size() == 2:
-        return TileShape(128, 2**14, 2**20)
+        return TileShape(128, 2**14, 2**19)
     return TileShape(64, 2**12, 2**20)
 
 
@@ -81,6 +81,9 @@ def tile_elements(inputs: Inputs, shape: TileShape, keys: int) -> int:
     per_head = inputs.groups * min(shape.rows, inputs.queries) * min(keys, shape.keys)
     step = max(1, min(kv_heads, shape.scores // max(1, per_head)))
     copies = 1 + (inputs.bias is not None) + (inputs.softcap is not None) + 2 * (inputs.dropout > 0)
+    if inputs.query.element_size() == 2:
+        # scores and all that is made of them are float32, the weights are rounded for their product
+        copies = 2 * copies + 1
     return copies * step * per_head
 
 

@@ -15,8 +15,9 @@ from longlens.models.encoder import EncoderConfig
 class Names:
     """The names of one kind of checkpoint; `{i}` stands for the layer.
 
-    `frequencies`: rotary frequencies, any of these. `tied`: copies of other tensors that must agree, as {copy:
-    original}. `ignored`: beginnings of names that mean nothing to a masked language model.
+    `prefix` begins the encoder's names; checkpoints of the encoder alone leave it out. `frequencies`: rotary
+    frequencies, any of these. `tied`: copies of other tensors that must agree, as (copy, original). `ignored`:
+    beginnings of names that mean nothing to a masked language model, such as heads that were fine-tuned.
     """
 
     embedding: str
@@ -25,14 +26,20 @@ class Names:
     layer: dict[str, str]
     head: dict[str, str]
     contact: str | None = None
+    prefix: str = ""
     position: str | None = None
     token_type: str | None = None
     frequencies: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
 
-    def table(self, config: EncoderConfig) -> dict[str, tuple[str, ...]]:
-        """Our name -> the checkpoint's names, frequencies apart."""
+    def table(
+        self, config: EncoderConfig, *, predicts: bool = True, contacts: bool = True
+    ) -> dict[str, tuple[str, ...]]:
+        """Our name -> the checkpoint's names, frequencies apart.
+
+        `predicts`: with the language model's head. `contacts`: with that of contacts, in formats that have one.
+        """
         table: dict[str, tuple[str, ...]] = {"encoder.embedding.weight": (self.embedding,)}
         if self.position:
             table["encoder.position.weight"] = (self.position,)
@@ -42,12 +49,18 @@ class Names:
                 table[f"encoder.layers.{i}.qkv.{kind}"] = tuple(f"{part.format(i=i)}.{kind}" for part in self.qkv)
                 for ours, theirs in self.layer.items():
                     table[f"encoder.layers.{i}.{ours}.{kind}"] = (f"{theirs.format(i=i)}.{kind}",)
-            for ours in ("dense", "norm"):
-                table[f"head.{ours}.{kind}"] = (f"{self.head[ours]}.{kind}",)
-            if self.contact:
+            if self.contact and contacts:
                 table[f"contact_head.regression.{kind}"] = (f"{self.contact}.{kind}",)
-        table["head.bias"] = (self.head["bias"],)
-        return table
+        return table | (self.head_table() if predicts else {})
+
+    def head_table(self) -> dict[str, tuple[str, ...]]:
+        """The part of `table` that is the language model's head."""
+        dense: dict[str, tuple[str, ...]] = {
+            f"head.{ours}.{kind}": (f"{self.head[ours]}.{kind}",)
+            for kind in ("weight", "bias")
+            for ours in ("dense", "norm")
+        }
+        return dense | {"head.bias": (self.head["bias"],)}
 
     def frequency_names(self, config: EncoderConfig) -> list[str]:
         """Every place where rotary frequencies may stand."""
@@ -69,6 +82,7 @@ TRANSFORMERS_ESM = Names(
     },
     head={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
     contact="esm.contact_head.regression",
+    prefix="esm.",
     # transformers 4; 5 in memory; 5 on disk, with the star as it stands (seen in 5.23)
     frequencies=(
         f"esm.{_HF_LAYER}attention.self.rotary_embeddings.inv_freq",
@@ -79,8 +93,8 @@ TRANSFORMERS_ESM = Names(
         ("lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
-    # learned positions stand in rotary checkpoints too, unused
-    ignored=("esm.embeddings.position_ids", "esm.embeddings.position_embeddings.", "esm.pooler."),
+    # learned positions stand in rotary checkpoints too, unused; classifiers of sequences and of residues
+    ignored=("esm.embeddings.position_ids", "esm.embeddings.position_embeddings.", "esm.pooler.", "classifier."),
 )
 
 TRANSFORMERS_BERT = Names(
@@ -99,15 +113,16 @@ TRANSFORMERS_BERT = Names(
         "norm": "cls.predictions.transform.LayerNorm",
         "bias": "cls.predictions.bias",
     },
+    prefix="bert.",
     position="bert.embeddings.position_embeddings.weight",
     token_type="bert.embeddings.token_type_embeddings.weight",
     tied=(
         ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
         ("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
-    # next-sentence and AntiBERTy's classification heads
+    # next-sentence and AntiBERTy's classification heads; classifiers of sequences and of residues
     ignored=(
-        "bert.embeddings.position_ids", "bert.pooler.",
+        "bert.embeddings.position_ids", "bert.pooler.", "classifier.",
         "cls.seq_relationship.", "cls.species.", "cls.chain.", "cls.graft.",
     ),
 )  # fmt: skip

@@ -1,0 +1,93 @@
+"""Tables of text with a header line: CSV and TSV, plain or gzipped, from a file or standard input."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longlens.errors import SequenceError
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class DelimitedTable:
+    """`rows` map columns to cells; `lines` are the numbers of the lines on which they end; `name` is for messages."""
+
+    name: str
+    columns: list[str]
+    rows: list[dict[str, str]]
+    lines: list[int]
+    delimiter: str
+
+    def place(self, row: int) -> str:
+        """Where row `row` (from 0) stands, for messages."""
+        return f"{self.name}, line {self.lines[row]}"
+
+    def require(self, columns: Sequence[str]) -> None:
+        """Raise `SequenceError` where a column is not there."""
+        for column in columns:
+            if column not in self.columns:
+                raise SequenceError(
+                    f"{self.name}: expected a column {column!r}, found {', '.join(self.columns) or 'none'}"
+                )
+
+
+def read_delimited(path: Path | str) -> DelimitedTable:
+    """A table whose first line names the columns; "-" is standard input.
+
+    Compression is recognised by the first bytes. The delimiter is a tab where the file's name ends in .tsv, .tab or
+    .tsv.gz, or where the header has tabs and no comma; a comma otherwise.
+
+    Raises:
+        SequenceError: not UTF-8, compressed data that is cut off, a row with more cells than columns.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        text = (gzip.decompress(data) if data[:2] == GZIP_MAGIC else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SequenceError(f"{name}: expected a CSV or TSV file in UTF-8, got other bytes ({error})") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise SequenceError(
+            f"{name}: its compressed data is cut off or broken ({error}); fetch the file again"
+        ) from None
+    except OSError as error:
+        raise SequenceError(f"{name}: cannot be read ({error.strerror or error})") from None
+    header = text.split("\n", 1)[0]
+    tabs = name.lower().removesuffix(".gz").endswith((".tsv", ".tab")) or ("\t" in header and "," not in header)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")
+    columns: list[str] = []
+    rows, lines = [], []
+    for cells in reader:
+        if not cells:
+            continue
+        if not columns:
+            columns = cells
+            continue
+        if len(cells) > len(columns):
+            raise SequenceError(
+                f"{name}, line {reader.line_num}: expected {len(columns)} cells, got {len(cells)}; quote a cell that "
+                "holds the delimiter"
+            )
+        # programs that write tables leave out empty cells at the end of a row
+        cells += [""] * (len(columns) - len(cells))
+        rows.append(dict(zip(columns, cells, strict=True)))
+        lines.append(reader.line_num)
+    return DelimitedTable(name, columns, rows, lines, "\t" if tabs else ",")
+
+
+def write_delimited(table: DelimitedTable, more: Mapping[str, Sequence[str]]) -> str:
+    """The text of a table with the columns `more` after its own."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n", delimiter=table.delimiter)
+    writer.writerow([*table.columns, *more])
+    for number, row in enumerate(table.rows):
+        writer.writerow([*(row[column] for column in table.columns), *(column[number] for column in more.values())])
+    return text.getvalue()

@@ -1,0 +1,106 @@
+"""What `longlens embed` would take, known before weights are read: batches, memory of the whole process, time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from longlens.errors import InputError
+from longlens.io.survey import Survey
+from longlens.jobs.embed import INCLUDES
+from longlens.jobs.memory import ModelSize, Peak, batch_limit, predict_peak, total_limit
+from longlens.jobs.plan import (
+    Outputs,
+    largest_batch,
+    make_batches,
+    masked_operations,
+    operations,
+    standard_bytes,
+    tokens_within,
+)
+from longlens.models.encoder import EncoderConfig
+
+
+@dataclass(frozen=True)
+class EmbedPlan:
+    """`refusal` says why the job does not fit into `limit` bytes, and is empty where it does.
+
+    `budget` is the tokens to a batch, `largest` those of the largest one. `operations` are multiplications and
+    additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
+    """
+
+    peak: Peak
+    limit: int
+    budget: int
+    batches: int
+    largest: int
+    operations: float
+    standard: int
+    refusal: str
+
+
+def embedding_outputs(config: EncoderConfig, include: Collection[str]) -> Outputs:
+    """What a batch keeps until it is written, of one layer; `include` as `longlens.jobs.embed.EmbedOptions` has it."""
+    values = {"per-tok": config.width, "logits": config.vocabulary, "surprise": 4}
+    return Outputs(sum(count for name, count in values.items() if name in include), 1)
+
+
+def plan_embedding(
+    size: ModelSize,
+    survey: Survey,
+    *,
+    include: Collection[str] = ("mean",),
+    masked: bool = False,
+    max_memory: str | None = None,
+    tokens_per_batch: str = "auto",
+) -> EmbedPlan:
+    """The plan of embedding the proteins of a survey by exact attention in a process of its own.
+
+    Args:
+        size: the model, from `longlens.jobs.memory.model_size`.
+        survey: the proteins.
+        include: what to compute: "mean", "per-tok", "bos", "logits", "surprise".
+        masked: whether surprise hides every residue in turn.
+        max_memory: what the whole process may hold, such as "16G"; 80 % of what is free where None.
+        tokens_per_batch: "auto", or a number.
+
+    Raises:
+        InputError: an amount of memory or number of tokens that is none, or something unknown to include.
+    """
+    if unknown := [name for name in include if name not in INCLUDES]:
+        raise InputError(f"expected include of {', '.join(INCLUDES)}, got {', '.join(unknown)}")
+    config, outputs = size.config, embedding_outputs(size.config, include)
+    total = total_limit(max_memory, size.device)
+    fixed = predict_peak(size, 0, outputs)
+    refusal, limit = "", 0
+    try:
+        limit = batch_limit(total, fixed.libraries + fixed.weights, size.device)
+    except InputError as error:
+        refusal = str(error)
+    if tokens_per_batch == "auto":
+        budget = tokens_within(config, size.dtype.itemsize, limit, outputs)
+    elif tokens_per_batch.isdigit() and int(tokens_per_batch) > 0:
+        budget = int(tokens_per_batch)
+    else:
+        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens_per_batch!r}")
+    lengths = [entry.length for entry in survey.entries]
+    longest = max(survey.entries, key=lambda entry: entry.length)
+    largest = largest_batch(lengths, budget)
+    # copies of a protein with a residue hidden come in batches of the same budget, or one by one
+    peak = predict_peak(
+        size, max(largest, min(budget, sum(n * (n + 2) for n in lengths))) if masked else largest, outputs
+    )
+    name = f"{longest.source}, record {longest.number} ({longest.id}), {longest.length:,} residues"
+    if config.max_length is not None and longest.length + 2 > config.max_length:
+        refusal = f"{name}: expected at most {config.max_length - 2} residues for this model"
+    elif not refusal and peak.total > total:
+        refusal = (
+            f"{name if largest == longest.length + 2 else f'batches of {budget:,} tokens'}: the process would hold "
+            f"{peak.total / 2**30:.2f} GiB and {total / 2**30:.2f} GiB are allowed; raise --max-memory, use --dtype "
+            "bfloat16, include less, or a smaller model"
+        )
+    work = operations(config, lengths) + (masked_operations(config, lengths) if masked else 0.0)
+    return EmbedPlan(
+        peak, total, budget, sum(1 for _ in make_batches(lengths, budget)), largest, work,
+        standard_bytes(config, longest.length + 2, size.dtype.itemsize), refusal,
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""The memory of a whole process: what a job will hold at its peak, known before the weights are read.
+
+    peak = libraries + weights + the largest of (what loading takes beside them, a batch, writing the results)
+
+as the resident set of the process (RSS) on a CPU; on a GPU the memory of the device, without libraries. Libraries are
+what this process holds now, since the commands import the same ones, and what a job imports later. The constants were
+measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory.py` compares them with a process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from longlens.errors import InputError
+from longlens.jobs.plan import SHARE, Outputs, batch_bytes, free_bytes, parse_bytes
+from longlens.models.encoder import EncoderConfig
+from longlens.models.pretrained import choose_device, choose_dtype, read_config
+
+MIB = 2**20
+# imported when a model is built
+LATER = 80 * MIB
+# file pages that are mapped while tensors are read one by one, beside the largest of them
+MAPPED = 128 * MIB
+# a batch's kernels and thread stacks, and the allocator's rounding of everything else
+KERNELS, SLACK = 80 * MIB, 1.1
+# libraries for files, and the tables, while results are written
+WRITING = 144 * MIB
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What is known of a model before its weights are read; `dtype` and `device` are those that it will have."""
+
+    config: EncoderConfig
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights."""
+        return parameter_count(self.config) * self.dtype.itemsize
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor of a checkpoint in float32."""
+        config = self.config
+        return 4 * config.width * max(config.feed_forward, config.width, config.vocabulary, config.max_length or 0)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Predicted bytes of a process at its peak, and their parts: those that are there throughout, and the largest of
+    the three that come and go."""
+
+    libraries: int
+    weights: int
+    loading: int
+    batch: int
+    writing: int
+
+    @property
+    def total(self) -> int:
+        """The whole process."""
+        return self.libraries + self.weights + max(self.loading, self.batch, self.writing)
+
+
+def model_size(name: str | Path, dtype: str = "auto", device: str = "auto") -> ModelSize:
+    """The size of a model, from its configuration alone. Arguments and errors: `longlens.load`."""
+    chosen = choose_device(device)
+    return ModelSize(read_config(name), choose_dtype(dtype, chosen), chosen)
+
+
+def parameter_count(config: EncoderConfig) -> int:
+    """Numbers in the weights of a `MaskedLM`, its contact head among them."""
+    width, wide = config.width, config.feed_forward
+    layer = 4 * width * (width + 1) + 2 * width * wide + wide + width + 4 * width
+    positions = config.max_length * width if config.positions == "absolute" and config.max_length else 0
+    head = width * (width + 1) + 2 * width + config.vocabulary
+    contacts = config.layers * config.heads + 1
+    return config.vocabulary * width + positions + config.layers * layer + 2 * width + head + contacts
+
+
+def process_bytes() -> int:
+    """Memory that this process holds now (RSS)."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def predict_peak(size: ModelSize, tokens: int, outputs: Outputs) -> Peak:
+    """The peak of a process, started like this one, whose largest batch has `tokens` tokens."""
+    batch = batch_bytes(size.config, tokens, size.dtype.itemsize, outputs)
+    if size.device.type != "cpu":
+        return Peak(0, size.weights, size.largest, int(SLACK * batch), 0)
+    return Peak(process_bytes() + LATER, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
+
+
+def total_limit(max_memory: str | None, device: torch.device) -> int:
+    """Bytes that the whole process may hold: `max_memory`, or `SHARE` of what is free beside what it holds now."""
+    if max_memory is not None:
+        return parse_bytes(max_memory)
+    held = process_bytes() if device.type == "cpu" else 0
+    return held + int(SHARE * free_bytes(device))
+
+
+def batch_limit(total: int, held: int, device: torch.device) -> int:
+    """Bytes of `batch_bytes` that leave a process within `total`, where it holds `held` beside the batch.
+
+    Raises `InputError` where nothing is left.
+    """
+    rest = total - held
+    if device.type == "cpu":
+        if rest < WRITING:
+            raise InputError(
+                f"the model and PyTorch hold {held / 2**30:.2f} GiB and results need {WRITING / 2**30:.2f} GiB to be "
+                f"written, {total / 2**30:.2f} GiB are allowed; raise --max-memory, use --dtype bfloat16 or a smaller "
+                "model"
+            )
+        rest -= KERNELS
+    return int(rest / SLACK)
+
+
+def refuse_large_model(size: ModelSize, max_memory: str | None) -> None:
+    """Raise `InputError` where loading alone would take more than is allowed; called before the weights are read."""
+    total = total_limit(max_memory, size.device)
+    peak = predict_peak(size, 0, Outputs(0, 0))
+    need = peak.libraries + peak.weights + max(peak.loading, peak.writing)
+    if need > total:
+        raise InputError(
+            f"loading the model takes about {need / 2**30:.2f} GiB ({peak.weights / 2**30:.2f} GiB of weights, the "
+            f"rest PyTorch and what reading takes) and {total / 2**30:.2f} GiB are allowed for the whole process; "
+            "raise --max-memory, use --dtype bfloat16 or a smaller model"
+        )

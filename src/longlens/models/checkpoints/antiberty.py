@@ -1,0 +1,39 @@
+"""AntiBERTy's weights and vocabulary from its package; none of its code is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from longlens.errors import CheckpointError
+from longlens.models.checkpoints.checkpoint import Checkpoint
+from longlens.models.checkpoints.configuration import encoder_config, read_json
+from longlens.models.checkpoints.folder_format import bert_alphabet, read_tensors
+from longlens.models.checkpoints.names import TRANSFORMERS_BERT
+
+_INSTALL = "pip install antiberty==0.1.3 --no-deps"
+
+
+def read_antiberty() -> Checkpoint:
+    """The model of the installed package; `CheckpointError` where it is missing or of a version without weights."""
+    spec = importlib.util.find_spec("antiberty")
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(f"expected the package antiberty, found none; {_INSTALL}")
+    folder = Path(next(iter(spec.submodule_search_locations))) / "trained_models"
+    weights = folder / "AntiBERTy_md_smooth"
+    if not (weights / "config.json").is_file():
+        raise CheckpointError(
+            f"expected the package antiberty with its weights inside, as version 0.1.3 has them, got {_version()} in "
+            f"{folder.parent}, which has none; {_INSTALL}"
+        )
+    config = encoder_config(read_json(weights / "config.json"), weights)
+    alphabet = bert_alphabet(folder / "vocab.txt")
+    return Checkpoint("antiberty", read_tensors(weights, TRANSFORMERS_BERT), TRANSFORMERS_BERT, config, alphabet)
+
+
+def _version() -> str:
+    try:
+        return f"version {version('antiberty')}"
+    except PackageNotFoundError:
+        return "something else of that name"

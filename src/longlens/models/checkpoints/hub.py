@@ -1,0 +1,54 @@
+"""Models of the Hugging Face hub, from its cache or over the network."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from longlens.errors import CheckpointError
+from longlens.models.checkpoints.configuration import encoder_config, read_json
+
+_SMALL_FILES = ["config.json", "vocab.txt"]
+# the hub's other formats of the same weights are not fetched
+_FILES = [*_SMALL_FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"]
+# names that fair-esm's users know, without the organisation that the hub wants
+_FAIR_ESM = re.compile(r"esm2_t\d+_\w+")
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model's files.
+
+    Raises `CheckpointError` where they cannot be had, and for another architecture, before its weights are fetched.
+    """
+    if _FAIR_ESM.fullmatch(name):
+        raise CheckpointError(
+            f"found no file or folder {name!r}; on the Hugging Face hub that model is called facebook/{name}: give "
+            "this name, or the path of fair-esm's .pt file"
+        )
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise CheckpointError(
+            f"found no file or folder {name!r}; to take it from the Hugging Face hub, pip install huggingface_hub"
+        )
+    config = _snapshot(name, _SMALL_FILES) / "config.json"
+    if config.is_file():
+        encoder_config(read_json(config), Path(name))
+    return _snapshot(name, _FILES)
+
+
+def _snapshot(name: str, files: list[str]) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        there = HfApi().list_repo_files(name)
+    except Exception:
+        # without a network the cache may still have it
+        there = []
+    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in there) else None
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=doubled))
+    except Exception as error:
+        raise CheckpointError(
+            f"expected a model's folder, a fair-esm file or a model of the Hugging Face hub, could not get {name!r}: "
+            f"{error}"
+        ) from error

@@ -1,0 +1,208 @@
+"""The tensors of a checkpoint's files: what there is, then one tensor at a time, so that no second copy is in memory.
+
+Files are mapped. Pages of a mapping count as memory of the process once they were read, so that a file is mapped anew
+after every `REMAP` bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from longlens.errors import CheckpointError
+
+REMAP = 2**24
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+_SAFETENSORS_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_ZIP = b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of a tensor; `dtype` is torch's word where torch has one."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorFile(ABC):
+    """The tensors of one file. Whatever is wrong with it is a `CheckpointError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._touched = 0
+        self._opened: Any = self._guarded(self._open)
+        self.infos: Mapping[str, TensorInfo] = self._guarded(self._describe)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, on the CPU, as the file has it. Let go of it before the next is read."""
+        if self._touched >= REMAP and self._is_mapped():
+            self._opened, self._touched = None, 0
+            self._opened = self._guarded(self._open)
+        tensor: Tensor = self._guarded(lambda: self._get(name))
+        self._touched += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except (CheckpointError, MemoryError):
+            raise
+        except FileNotFoundError:
+            raise CheckpointError(f"expected a file of weights at {self.path}, found none") from None
+        except Exception as error:
+            # readers of formats that a stranger's file may break in any way raise errors of any type
+            raise CheckpointError(f"{self.path}: {_reason(error)}") from error
+
+    @abstractmethod
+    def _open(self) -> Any:
+        """The file's handle."""
+
+    @abstractmethod
+    def _describe(self) -> dict[str, TensorInfo]:
+        """All tensors of the opened file."""
+
+    @abstractmethod
+    def _get(self, name: str) -> Tensor:
+        """One tensor of the opened file."""
+
+    @abstractmethod
+    def _is_mapped(self) -> bool:
+        """Whether opening the file again costs little and gives memory back."""
+
+
+class SafetensorsFile(TensorFile):
+    """A `.safetensors` file."""
+
+    def _open(self) -> Any:
+        return safe_open(self.path, "pt")
+
+    def _describe(self) -> dict[str, TensorInfo]:
+        infos = {}
+        for name in self._opened.keys():  # noqa: SIM118 (a handle is no dictionary)
+            part = self._opened.get_slice(name)
+            code = part.get_dtype()
+            infos[name] = TensorInfo(tuple(part.get_shape()), _SAFETENSORS_FLOATS.get(code, code))
+        return infos
+
+    def _get(self, name: str) -> Tensor:
+        return self._opened.get_tensor(name)
+
+    def _is_mapped(self) -> bool:
+        return True
+
+
+class TorchFile(TensorFile):
+    """What `torch.save` wrote: `.bin` and `.pt`. Nothing in it is run: plain values and tensors alone are read.
+
+    `select` takes the dictionary of tensors out of the file's content. Files of before PyTorch 1.6 cannot be mapped:
+    all of one is in memory while it is read.
+    """
+
+    def __init__(self, path: Path, select: Callable[[Any], Any] = lambda content: content) -> None:
+        self._select = select
+        super().__init__(path)
+
+    def _open(self) -> Any:
+        return self._select(read_torch(self.path))
+
+    def _describe(self) -> dict[str, TensorInfo]:
+        if not isinstance(self._opened, Mapping):
+            raise CheckpointError(
+                f"{self.path}: expected a dictionary of tensors, got {type(self._opened).__name__}; save a model's "
+                "state_dict()"
+            )
+        infos = {}
+        for name, tensor in self._opened.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise CheckpointError(
+                    f"{self.path}: expected a dictionary of tensors, got {name!r}: {type(tensor).__name__}"
+                )
+            if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+                raise CheckpointError(
+                    f"{self.path}: expected ordinary tensors, got {name} (layout {tensor.layout}, device "
+                    f"{tensor.device}, quantised: {tensor.is_quantized})"
+                )
+            if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+                raise CheckpointError(
+                    f"{self.path}: {name} of shape {tuple(tensor.shape)} has {tensor.untyped_storage().nbytes()} bytes "
+                    "in the file, fewer than its values need; save it with .contiguous()"
+                )
+            infos[name] = TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        return infos
+
+    def _get(self, name: str) -> Tensor:
+        return self._opened[name].detach()
+
+    def _is_mapped(self) -> bool:
+        return _is_zip(self.path)
+
+
+class Tensors:
+    """The tensors of all files of a checkpoint, by name. `rename` is applied to each name.
+
+    Raises `CheckpointError` where two tensors have one name.
+    """
+
+    def __init__(self, files: Iterable[TensorFile], rename: Callable[[str], str] = str) -> None:
+        self.infos: dict[str, TensorInfo] = {}
+        self._places: dict[str, tuple[TensorFile, str]] = {}
+        for file in files:
+            for original, info in file.infos.items():
+                name = rename(original)
+                if name in self._places:
+                    other, before = self._places[name]
+                    raise CheckpointError(
+                        f"expected each tensor once, got {before} in {other.path} and {original} in {file.path}"
+                    )
+                self.infos[name] = info
+                self._places[name] = file, original
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, on the CPU. Let go of it before the next is read."""
+        file, original = self._places[name]
+        return file.read(original)
+
+
+def read_torch(path: Path) -> Any:
+    """The content of a file of `torch.save`: values and tensors, mapped where the format allows it."""
+    # a Namespace holds plain values; everything else that could run code is refused
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+
+
+def read_torch_values(path: Path) -> Any:
+    """`read_torch`, with `CheckpointError` for whatever is wrong with the file."""
+    try:
+        return read_torch(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: {_reason(error)}") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == _ZIP
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, in one line out of torch's many."""
+    message = str(error)
+    if refused := re.search(r"GLOBAL ([\w.]+)", message):
+        return (
+            f"expected tensors and plain values, got {refused[1]}; Weights only load failed, because code in a file of "
+            "weights is not run: save the model's state_dict() in a file of its own"
+        )
+    fault = re.search(r"WeightsUnpickler error: (.*)", message)
+    first = fault[1] if fault else (message.strip().splitlines() or [type(error).__name__])[0]
+    return f"cut off or not a file of weights ({first}); fetch it again"

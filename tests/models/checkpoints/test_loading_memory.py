@@ -1,0 +1,57 @@
+"""Loading takes the memory of the weights in their final dtype, not of a second copy or of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from esm_peer import esm, save
+from longlens.models.checkpoints.tensors import REMAP
+from longlens.testing import peak_growths
+
+WIDTH, LAYERS = 1024, 4
+# what Python, torch and the files' headers take
+SLACK = 8 * 2**20
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The same 200 MB of float32, as safetensors and as torch writes them; and their values."""
+    root = tmp_path_factory.mktemp("large")
+    small = save(esm(LAYERS, 32, 4), root / "small")
+    packed, pickled = root / "safetensors", root / "bin"
+    config = (small / "config.json").read_text().replace('"hidden_size": 32', f'"hidden_size": {WIDTH}')
+    config = config.replace('"intermediate_size": 128', f'"intermediate_size": {4 * WIDTH}')
+    for folder in (packed, pickled):
+        folder.mkdir()
+        (folder / "config.json").write_text(config)
+
+    def grown(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name.endswith("inv_freq"):
+            return torch.ones(WIDTH // 8)
+        if "contact_head" in name or name == "lm_head.bias":
+            return tensor
+        return torch.zeros([{32: WIDTH, 128: 4 * WIDTH}.get(size, size) for size in tensor.shape])
+
+    tensors = {name: grown(name, tensor) for name, tensor in load_file(small / "model.safetensors").items()}
+    save_file(tensors, packed / "model.safetensors")
+    torch.save(tensors, pickled / "pytorch_model.bin")
+    return {"safetensors": packed, "bin": pickled}, sum(tensor.numel() for tensor in tensors.values())
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_the_peak_is_the_weights_and_one_tensor(folders, kind):
+    paths, values = folders
+    sizes = {"float32": 4, "bfloat16": 2}
+    cases = [{"folder": str(paths[kind]), "dtype": dtype} for dtype in sizes]
+    warm_up = {"folder": str(paths[kind].parent / "small"), "dtype": "bfloat16"}
+    here = str(Path(__file__).parent)
+    peaks = peak_growths("load_pass:load_pass", cases, path=[here], warm_up=warm_up, runs=1)
+    largest = 4 * WIDTH * 4 * WIDTH
+    for peak, size in zip(peaks, sizes.values(), strict=True):
+        # a mapping is given back once more than REMAP of it was read
+        assert values * size <= peak <= values * size + REMAP + largest + SLACK

@@ -1,0 +1,59 @@
+"""Where models come from: names of the hub and the package antiberty."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+import pytest
+
+from esm_peer import esm, save
+from longlens.errors import CheckpointError
+from longlens.models.pretrained import load, read_config
+
+
+@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm2_t33_650M_UR50D"])
+def test_the_organisation_is_hinted_at_for_names_of_fair_esm(name):
+    with pytest.raises(CheckpointError, match=f"is called facebook/{name}"):
+        load(name)
+
+
+def test_a_version_of_antiberty_without_weights_names_the_one_that_has_them(tmp_path, monkeypatch):
+    (tmp_path / "antiberty").mkdir()
+    (tmp_path / "antiberty" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "antiberty", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(CheckpointError, match=r"as version 0\.1\.3 has them, .*; pip install antiberty==0\.1\.3"):
+        load("antiberty")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub of one model, NAME/model, that is not asked over a network; and what was fetched of it."""
+    folder, fetched = save(esm(1, 32, 4), tmp_path / "model"), []
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+        assert name == "somebody/model"
+        fetched.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: ["model.safetensors"])
+    return folder, fetched
+
+
+def test_a_model_of_the_hub_goes_by_its_name(hub):
+    assert load("somebody/model").source == "somebody/model"
+    assert read_config("somebody/model").width == 32
+
+
+def test_another_architecture_of_the_hub_is_refused_before_its_weights_are_fetched(hub):
+    folder, fetched = hub
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5EncoderModel"]}))
+    with pytest.raises(
+        CheckpointError, match=r"somebody/model: expected ESM-2 or BERT, .* got 't5' \(T5EncoderModel\)"
+    ):
+        load("somebody/model")
+    assert fetched == [["config.json", "vocab.txt"]]
