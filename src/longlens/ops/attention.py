@@ -89,8 +89,11 @@ def attention(
     )  # fmt: skip
     chosen = resolve_method(method)
     refuse_unless_able(chosen, inputs)
-    with torch.autocast(inputs.query.device.type, enabled=False):
-        out = _attend(chosen, inputs)
+    if inputs.query.is_meta:
+        out = _shapes(inputs)
+    else:
+        with torch.autocast(inputs.query.device.type, enabled=False):
+            out = _attend(chosen, inputs)
     if not return_lse:
         return out.output
     assert out.lse is not None
@@ -151,3 +154,10 @@ def _nothing(inputs: Inputs) -> AttentionOutput:
         wide = torch.promote_types(inputs.query.dtype, torch.float32)
         lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=wide, device=inputs.query.device)
     return AttentionOutput(inputs.query.new_zeros(shape) + zero, lse)
+
+
+def _shapes(inputs: Inputs) -> AttentionOutput:
+    """What meta tensors, which have no numbers, give: shapes and dtypes."""
+    output = inputs.query.new_empty((*inputs.query.shape[:3], inputs.value.shape[3]))
+    wide = torch.promote_types(inputs.query.dtype, torch.float32)
+    return AttentionOutput(output, output.new_empty(output.shape[:3], dtype=wide) if inputs.need_lse else None)

@@ -188,7 +188,8 @@ class TileKernel:
         # a draw of 64 bits serves four weights: PyTorch's CPU generator is serial and would dominate otherwise
         words = torch.empty(-(-weights.numel() // 4), dtype=torch.int64, device=weights.device)
         bits = words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: weights.numel()]
-        lost = round(self.inputs.dropout * 65_536)
+        # at least one weight in 65,536 is kept, or what is kept could not be scaled up
+        lost = min(65_535, round(self.inputs.dropout * 65_536))
         return (bits >= lost - 32_768).view(weights.shape).to(weights.dtype).mul_(65_536 / (65_536 - lost))
 
     # ---- gradients
