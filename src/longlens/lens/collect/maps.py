@@ -164,7 +164,8 @@ class _WeightHistogram(_Binned):
         self.collector = collector
 
     def update(self, block: Block) -> None:
-        steps = block.weights.log10().add_(12).mul_((len(self.edges) - 1) / 12)
+        # a weight that is no number counts in the first bin, whose mass then is none either
+        steps = block.weights.log10().add_(12).mul_((len(self.edges) - 1) / 12).nan_to_num_(nan=0.0)
         self.add(block, steps.clamp_(0, len(self.edges) - 2).long())
 
 
@@ -199,11 +200,13 @@ class _Cells(Sums[Weights]):
                 raise InputError(f"expected {what} in 0..{count - 1}, got {named}")
             wanted.append(torch.tensor(range(count) if named is None else named, dtype=torch.int64))
         self.queries, self.keys = wanted
-        super().__init__(extent, weights=(len(self.queries), len(self.keys)))
+        # a number given twice is collected once
+        distinct = [torch.unique(index) for index in wanted]
+        super().__init__(extent, weights=tuple(len(index) for index in distinct))
         self.collector = collector
         # where each token of the whole stands in the result, -1 where it does not
         self.place = []
-        for index, count in ((self.queries, extent.queries), (self.keys, extent.keys)):
+        for index, count in zip(distinct, (extent.queries, extent.keys), strict=True):
             place = torch.full((count,), -1)
             place[index] = torch.arange(len(index))
             self.place.append(place.to(extent.device))
@@ -223,4 +226,7 @@ class _Cells(Sums[Weights]):
             target[lane].index_put_((rows[lane][some].unsqueeze(1), keys[lane][others]), weights, accumulate=True)
 
     def result(self) -> Weights:
-        return Weights(self.collector.name, self.of("weights"), self.queries, self.keys)
+        rows, columns = (place.cpu()[index] for place, index in zip(self.place, (self.queries, self.keys), strict=True))
+        weights = self.of("weights")
+        weights = weights[..., rows.to(weights.device), :][..., columns.to(weights.device)]
+        return Weights(self.collector.name, weights, self.queries, self.keys)

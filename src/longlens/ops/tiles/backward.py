@@ -96,7 +96,8 @@ class _Gradients:
             if slope is not None:
                 d_s = d_s.mul_(slope)
             d_s, keys = kernel.fold(d_s).to(dtype), kernel.keys(piece)
-            add(self.d_k, kernel.kv_heads, keys, torch.bmm(d_s.transpose(1, 2), kernel.q.to(dtype)))
+            d_keys = torch.bmm(d_s.transpose(1, 2), kernel.q).to(self.d_k.dtype)
+            add(self.d_k, kernel.kv_heads, keys, d_keys.mul_(inputs.scale))
             part = torch.bmm(d_s, take(self.k, kernel.kv_heads, keys)).to(self.d_q.dtype)
             d_rows = part if d_rows is None else d_rows.add_(part)
         if d_rows is not None:
