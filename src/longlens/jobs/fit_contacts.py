@@ -38,6 +38,7 @@ from longlens.lens.contacts import PairFeatures, Regression, Watcher
 from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
+FORMAT = "longlens contact head"
 TABLES = (".csv", ".tsv")
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
 
@@ -238,7 +239,8 @@ def save_head(model: MaskedLM, fitted: Fitted, path: Path) -> None:
     shape = list(fitted.regression.weight.shape)
     tensors = {"weight": fitted.regression.weight.contiguous(), "bias": torch.tensor([fitted.regression.bias])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "longlens contact head", "model": model.source, "shape": json.dumps(shape)}
+    # one entry: safetensors writes several in any order, and the same head is to be the same bytes
+    metadata = {FORMAT: json.dumps({"model": model.source, "shape": shape})}
     write_whole(path, save_tensors(tensors, metadata=metadata))
 
 
@@ -251,12 +253,12 @@ def load_head(model: MaskedLM, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: expected a contact head made by `longlens contacts fit`; {error}") from None
     wanted = (model.config.layers, model.config.heads)
-    if metadata.get("format") != "longlens contact head" or set(tensors) != {"weight", "bias"}:
+    if FORMAT not in metadata or set(tensors) != {"weight", "bias"}:
         raise CheckpointError(f"{path}: expected a contact head made by `longlens contacts fit`, got another file")
     if tuple(tensors["weight"].shape) != wanted:
         raise CheckpointError(
             f"{path}: expected a head of (layers, heads) {wanted} for {model.source}, got "
-            f"{tuple(tensors['weight'].shape)}, made for {metadata.get('model')}"
+            f"{tuple(tensors['weight'].shape)}, made for {json.loads(metadata[FORMAT])['model']}"
         )
     head = ContactHead(*wanted)
     head.regression.weight.data = tensors["weight"].view(1, -1)
