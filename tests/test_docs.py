@@ -96,7 +96,34 @@ def test_a_page_that_is_wrong_is_found(tmp_path: Path, block: str, said: str) ->
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    outside_code = "".join(page.read_text().split("```")[::2])
-    for target in re.findall(r"\]\(([^)\s]+)\)", outside_code):
-        if not re.match(r"[a-z]+:|#", target):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+    for target in re.findall(r"\]\(([^)\s]+)\)", outside_code(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, heading = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if heading:
+            assert heading in anchors(file), f"{page.name}: {target}"
+
+
+def outside_code(page: Path) -> str:
+    return "".join(page.read_text().split("```")[::2])
+
+
+def anchors(page: Path) -> set[str]:
+    """What links name the headings of a page by, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", outside_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+TAGLINE = (
+    "Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they "
+    "attend to and how surprised they are"
+)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "pyproject.toml", "src/longlens/__init__.py", "src/longlens/cli/main.py"]
+)
+def test_the_tagline_is_the_same_everywhere(page: str) -> None:
+    assert TAGLINE in " ".join((ROOT / page).read_text().split())
