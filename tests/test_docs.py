@@ -116,6 +116,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_file_tree_of_the_readme_is_the_tree() -> None:
+    block = (ROOT / "README.md").read_text().partition("## Files")[2].split("```")[1]
+    named = set(re.findall(r"(?<![\w/])(\w+\.py|\w+/)(?=[\s,;]|$)", block, re.MULTILINE))
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in (ROOT / "src").rglob("*")}
+    top = {f"{path.name}/" for path in ROOT.iterdir() if path.is_dir()} | {"methods.py", "harness/"}
+    assert named <= there | top
+    package = ROOT / "src" / "longlens"
+    wanted = [*package.glob("*.py"), *package.glob("ops/*.py"), *package.glob("*/__init__.py")]
+    modules = {f"{path.parent.name}/" if path.name == "__init__.py" else path.name for path in wanted}
+    assert modules - {"longlens/", "ops/", "__main__.py"} <= named
+
+
 TAGLINE = (
     "Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they "
     "attend to and how surprised they are"
