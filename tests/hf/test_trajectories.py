@@ -133,7 +133,7 @@ class Doubled(tf.LlamaForCausalLM):
 
 def test_a_head_that_is_not_the_models_own_is_noticed():
     model = Doubled(tf.LlamaConfig(**DECODER)).eval()
-    with pytest.raises(LensError, match="Doubled: the norm and head that were found give"):
+    with pytest.raises(LensError, match="Doubled: expected the norm and head to give the model.s own output"):
         trajectories(model, {"input_ids": tokens()})
     assert all(not module._forward_hooks for module in model.modules())
 

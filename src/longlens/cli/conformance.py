@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from longlens.testing import Claims, Report
+    from longlens.testing import Claims, ConformanceReport
 
 
 @click.command()
@@ -58,7 +58,7 @@ def conformance(
 
 def _run(
     function: str | None, method: str | None, claims: str | None, single: tuple[str, ...], checks: tuple[str, ...]
-) -> Report:
+) -> ConformanceReport:
     from longlens.errors import InputError
     from longlens.testing import run_conformance, run_method
     from longlens.testing.memory import import_function
@@ -88,13 +88,13 @@ def _claims(path: str | None, single: tuple[str, ...]) -> Claims:
     base = Claims() if path is None else import_object(path)
     if not isinstance(base, Claims):
         raise InputError(f"expected --claims {path} to name a longlens.testing.Claims, got a {type(base).__name__}")
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for item in single:
         name, equals, raw = item.partition("=")
         if not equals or name not in Claims.names():
             raise InputError(f"expected --claim NAME=VALUE with a name among {', '.join(Claims.names())}, got '{item}'")
         try:
-            given[name] = ast.literal_eval(raw)
+            values[name] = ast.literal_eval(raw)
         except (ValueError, SyntaxError):
-            given[name] = raw
-    return replace(base, **given)
+            values[name] = raw
+    return replace(base, **values)

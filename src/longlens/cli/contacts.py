@@ -12,7 +12,7 @@ from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from longlens.jobs.contact_maps import ContactMaps
-    from longlens.jobs.fit_contacts import Fitted
+    from longlens.jobs.fit_contacts import FittedHead
 
 
 class _MapByDefault(click.Group):
@@ -135,7 +135,7 @@ def fit(
     click.echo(f"head        {output}")
 
 
-def _print_fit(fitted: Fitted) -> None:
+def _print_fit(fitted: FittedHead) -> None:
     click.echo(f"pairs       {fitted.contacts:,} contacts, {fitted.others:,} others")
     click.echo(f"heads used  {int((fitted.regression.weight != 0).sum())} of {fitted.regression.weight.numel()}")
     for number, part in enumerate(fitted.precision):

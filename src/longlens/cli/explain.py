@@ -94,7 +94,7 @@ def explain(
     import longlens
 
     key = key_shape or shape
-    said = longlens.explain(
+    explanation = longlens.explain(
         shape,
         key,
         (*key[:3], key[3] if value_width is None else value_width),
@@ -112,7 +112,7 @@ def explain(
         device=device,
         requires_grad=grad,
     )
-    click.echo(json.dumps(asdict(said), indent=2) if as_json else _wrap(str(said)))
+    click.echo(json.dumps(asdict(explanation), indent=2) if as_json else _wrap(str(explanation)))
 
 
 def read_mask(text: str, query: Shape, key: Shape) -> Rule | Tensor:

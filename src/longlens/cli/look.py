@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from longlens.jobs.looks import Looks
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
+class IntegerList(click.ParamType):  # type: ignore[type-arg]
     """Whole numbers between commas: 0,5,-1; for layers also "all"."""
 
     name = "numbers"
@@ -33,7 +33,7 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"expected whole numbers between commas, such as 0,5,-1, got {value!r}", param, ctx)
 
 
-class Places(click.ParamType):  # type: ignore[type-arg]
+class LayerHeadList(click.ParamType):  # type: ignore[type-arg]
     """Layers and heads: 3.7,5.2."""
 
     name = "layer.head"
@@ -51,9 +51,9 @@ class Places(click.ParamType):  # type: ignore[type-arg]
 @click.command(cls=WordsCommand)
 @click.argument("source", metavar="FASTA|TEXT|-")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
-@click.option("--layers", multiple=True, type=Numbers(all_=True), metavar="N,...",
+@click.option("--layers", multiple=True, type=IntegerList(all_=True), metavar="N,...",
               help="From 0, or -1 the last; all. [default: all]")  # fmt: skip
-@click.option("--heads", type=Numbers(), metavar="N,...", help="From 0, the same in every layer. [default: all]")
+@click.option("--heads", type=IntegerList(), metavar="N,...", help="From 0, the same in every layer. [default: all]")
 @click.option(
     "--collect",
     metavar="WHAT,...",
@@ -61,10 +61,10 @@ class Places(click.ParamType):  # type: ignore[type-arg]
     "column_entropy, neighbours, top_keys, top_queries, pooled, surprise. [default: entropy, distance, received, "
     "neighbours, top_keys, top_queries, pooled, and surprise where the model predicts]",
 )
-@click.option("--tokens", type=Numbers(), metavar="N,...", help="Whose partners are shown; a residue's number is its "
-              "token's. [default: those that receive most]")  # fmt: skip
-@click.option("--maps", type=Places(), metavar="LAYER.HEAD,...", help="Whose maps are shown. [default: those that "
-              "stand out]")  # fmt: skip
+@click.option("--tokens", type=IntegerList(), metavar="N,...", help="Tokens whose partners are shown; a residue has "
+              "the number of its token. [default: those that receive most]")  # fmt: skip
+@click.option("--maps", type=LayerHeadList(), metavar="LAYER.HEAD,...", help="Heads whose maps are shown. [default: "
+              "those that stand out]")  # fmt: skip
 @click.option("--record", multiple=True, metavar="ID", help="Only this record of the FASTA; may be given again.")
 @click.option("--pool", default=256, show_default=True, type=click.IntRange(min=1), help="Cells along a map, at most.")
 @click.option("--top", default=8, show_default=True, type=click.IntRange(min=1), help="Partners kept of each token.")

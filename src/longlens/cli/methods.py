@@ -70,6 +70,6 @@ def _table(headings: list[str]) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading != "paper")
     for entry in METHOD_INFOS:
-        said = describe(entry)
-        table.add_row(*(said[heading] for heading in headings))
+        description = describe(entry)
+        table.add_row(*(description[heading] for heading in headings))
     return table

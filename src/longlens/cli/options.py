@@ -26,27 +26,27 @@ class WordsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its words."""
         out: list[str] = []
-        current, pattern, given = "", "", False
+        current, pattern, has_value = "", "", False
         for arg in args:
             name, equals, value = arg.partition("=")
             if name.startswith("--") and len(name) > 2:
                 name = name.replace("_", "-")
-                current, pattern, given = (name, self.words.get(name, ""), bool(equals))
+                current, pattern, has_value = (name, self.words.get(name, ""), bool(equals))
                 if not pattern or equals:
                     out.append(f"{name}{equals}{value}")
                 continue
             if pattern and re.fullmatch(pattern, arg):
                 out.append(f"{current}={arg.replace('_', '-') if current == '--include' else arg}")
-                given = True
+                has_value = True
                 continue
-            if pattern and not given:
+            if pattern and not has_value:
                 # nothing fitting followed: let the option say so
                 out.append(f"{current}={arg}")
                 pattern = ""
                 continue
             pattern = ""
             out.append(arg)
-        if pattern and not given:
+        if pattern and not has_value:
             out.append(current)
         return super().parse_args(ctx, out)
 

@@ -60,23 +60,23 @@ def train(
     from longlens.jobs.runner import interruptible
     from longlens.models.pretrained import DTYPES, save
     from longlens.training.data import encode_files
-    from longlens.training.loop import Progress, TrainSettings
+    from longlens.training.loop import TrainingReport, TrainSettings
     from longlens.training.loop import train as run
 
     settings = TrainSettings(**options)  # type: ignore[arg-type]
-    proteins, held = encode_files(fasta, ESM), encode_files([held_out], ESM)
+    proteins, held_out_proteins = encode_files(fasta, ESM), encode_files([held_out], ESM)
     console = Console(file=sys.stderr)
-    baselines = count_perplexities(proteins, held, ESM)
+    baselines = count_perplexities(proteins, held_out_proteins, ESM)
     console.print(
-        f"{len(proteins)} proteins, {sum(map(len, proteins))} tokens; {len(held)} held out; perplexity by counting: "
-        f"unigram {baselines['unigram']:.2f}, bigram {baselines['bigram']:.2f}"
+        f"{len(proteins)} proteins, {sum(map(len, proteins))} tokens; {len(held_out_proteins)} held out; "
+        f"perplexity by counting: unigram {baselines['unigram']:.2f}, bigram {baselines['bigram']:.2f}"
     )
-    begun = time.monotonic()
+    started = time.monotonic()
     columns = [*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[said]}")]
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=settings.steps, said="")
 
-        def report(now: Progress) -> None:
+        def report(now: TrainingReport) -> None:
             said = f"loss {now.loss:.4f}, {now.rate:.0f} residues/s"
             if now.held_out is not None:
                 console.print(f"step {now.step}: {said}, held-out perplexity {now.held_out:.3f}")
@@ -86,12 +86,12 @@ def train(
             model, reached = run(
                 settings,
                 proteins,
-                held,
+                held_out_proteins,
                 output,
                 report,
                 every=every,
                 note=console.print,
-                stop=lambda: minutes > 0 and time.monotonic() - begun > 60 * minutes,
+                stop=lambda: minutes > 0 and time.monotonic() - started > 60 * minutes,
             )
     if reached < settings.steps:
         click.echo(f"stopped at step {reached:,} of {settings.steps:,}; the same command continues")

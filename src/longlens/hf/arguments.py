@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import MaskError, UnsupportedError
-from longlens.hf.masks import DeferredMask, Plan
+from longlens.hf.masks import DeferredMask, MaskRules
 from longlens.ops.attention import attention
 from longlens.ops.exact.exact import Exact
 from longlens.ops.masks import Rule
@@ -141,7 +141,7 @@ def no_weights(where: str) -> UnsupportedError:
 
 def _without_deferred_mask(
     module: nn.Module, query: Tensor, key: Tensor, attention_mask: Any, keywords: dict[str, Any]
-) -> Plan:
+) -> MaskRules:
     """A call without a mask of ours: a user's 4-D tensor, or a model that makes no mask at all."""
     whole = slice(0, key.shape[2])
     where = type(module).__name__
@@ -149,16 +149,16 @@ def _without_deferred_mask(
         if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4:
             got = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
             raise UnsupportedError(f"{where}: expected a mask of four axes (B, H, Nq, Nk), got {got}")
-        return Plan(whole)
+        return MaskRules(whole)
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if not causal or query.shape[2] == 1:
-        return Plan(whole)
+        return MaskRules(whole)
     # as transformers does with its fused attention: queries stand at the first keys
-    return Plan(slice(0, min(query.shape[2], key.shape[2])), causal=True)
+    return MaskRules(slice(0, min(query.shape[2], key.shape[2])), causal=True)
 
 
-def _packing(where: str, plan: Plan, query: Tensor, key: Tensor, keywords: dict[str, Any]) -> Tensor | None:
+def _packing(where: str, plan: MaskRules, query: Tensor, key: Tensor, keywords: dict[str, Any]) -> Tensor | None:
     """(B, N) numbers of packed sequences: from restarting positions, or from boundaries given to the model."""
     bounds, others = keywords.get("cu_seq_lens_q"), keywords.get("cu_seq_lens_k")
     if bounds is None or others is None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.arguments import no_weights, read_arguments
-from longlens.hf.copies import AttachedName, Hook
+from longlens.hf.copies import AttachedName, ForwardHook
 from longlens.hf.masks import DeferredMask
 from longlens.hf.modules import attention_modules, inner_models
 from longlens.hf.subscription import Subscription
@@ -89,9 +89,9 @@ class Attachment:
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def registered(*args: Any, **keywords: Any) -> tuple[Tensor, None]:
-            own = attend()
-            assert own is not None
-            return own(*args, **keywords)
+            attend_or_none = attend()
+            assert attend_or_none is not None
+            return attend_or_none(*args, **keywords)
 
         AttentionInterface.register(self._name, registered)
         AttentionMaskInterface.register(self._name, _make_mask)
@@ -100,7 +100,7 @@ class Attachment:
             before = config._attn_implementation_internal
             config._attn_implementation_internal = AttachedName(self._name, before, self)
         # the hooks keep the attachment for as long as there is the model
-        hook = Hook(self._refuse_weights)
+        hook = ForwardHook(self._refuse_weights)
         self._hooks = [inner.register_forward_pre_hook(hook, with_kwargs=True) for inner in models]
 
     def detach(self) -> None:
@@ -213,12 +213,12 @@ def _configs(models: list[Any]) -> list[Any]:
 
 
 def _walk_configs(models: list[Any]) -> Iterator[Any]:
-    todo, known = [inner.config for inner in models], set[int]()
-    while todo:
-        config = todo.pop()
-        if id(config) in known:
+    pending, visited = [inner.config for inner in models], set[int]()
+    while pending:
+        config = pending.pop()
+        if id(config) in visited:
             continue
-        known.add(id(config))
+        visited.add(id(config))
         yield config
         parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", ()))
-        todo.extend(part for part in parts if part is not None)
+        pending.extend(part for part in parts if part is not None)

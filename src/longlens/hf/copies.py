@@ -18,9 +18,9 @@ class AttachedName(str):
     attachment: ref[Any]
 
     def __new__(cls, name: str, before: str | None, attachment: object) -> Self:
-        made = super().__new__(cls, name)
-        made.before, made.attachment = before, ref(attachment)
-        return made
+        instance = super().__new__(cls, name)
+        instance.before, instance.attachment = before, ref(attachment)
+        return instance
 
     def restored(self) -> str | None:
         """The name of the attachment before that still stands, or the one before all attachments."""
@@ -42,7 +42,7 @@ class AttachedName(str):
         return _plain, (self.__deepcopy__({}),)
 
 
-class Hook:
+class ForwardHook:
     """A hook on a module of an attached model; in a copy it does nothing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -30,7 +30,7 @@ HOME = "transformers.masking_utils"
 
 
 @dataclass(frozen=True)
-class Plan:
+class MaskRules:
     """A deferred mask in the terms of `longlens.attention`, for keys `keys` of the call.
 
     The last query stands at the last of these keys (bottom-right alignment). `documents` (B, N): tokens with different
@@ -47,7 +47,7 @@ class Plan:
 
 
 @dataclass
-class _Read:
+class _ClosureRules:
     """What was read from a closure. `left` (causal) and `both` are windows; `rest` could not be read."""
 
     causal: bool = False
@@ -138,7 +138,7 @@ class DeferredMask(BlockMask):
         raise _no_tensor(f"calls {getattr(function, '__name__', function)} on it")
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> MaskRules:
         """The same in the terms of `longlens.attention`; worked out once for all layers."""
         batch, _, queries, keys = self.extent
         read = read_closure(self.closure)
@@ -151,7 +151,7 @@ class DeferredMask(BlockMask):
         structured = read.causal or read.both is not None or read.documents is not None
         square = queries == keys and shift == 0
         if (structured and stop - queries != shift) or (read.documents is not None and (read.rest or not square)):
-            read = _Read(rest=[self.closure])
+            read = _ClosureRules(rest=[self.closure])
             stop = keys
         rules: list[Rule] = []
         if read.left is not None:
@@ -166,7 +166,7 @@ class DeferredMask(BlockMask):
         rule = None
         for more in rules:
             rule = more if rule is None else rule & more
-        return Plan(
+        return MaskRules(
             slice(start, stop),
             causal=read.causal,
             rule=rule,
@@ -185,34 +185,34 @@ class DeferredMask(BlockMask):
         return None if bool(mask.all()) else mask
 
 
-def read_closure(closure: Closure) -> _Read:
+def read_closure(closure: Closure) -> _ClosureRules:
     """What a mask closure means, as far as it is one of those that transformers composes; the rest as closures."""
     return _intersection(closure, [_read(closure)])
 
 
-def _read(closure: Closure) -> _Read:
+def _read(closure: Closure) -> _ClosureRules:
     """One closure, or a composition; parts that mean something only together are checked by `_intersection`."""
     name, variables = _known(closure)
     if name == "causal_mask_function":
-        return _Read(causal=True)
+        return _ClosureRules(causal=True)
     if name == "bidirectional_mask_function":
-        return _Read()
+        return _ClosureRules()
     if name == "sliding_window_overlay":
-        return _Read(left=int(variables["sliding_window"]) - 1)
+        return _ClosureRules(left=int(variables["sliding_window"]) - 1)
     if name == "sliding_window_bidirectional_overlay":
-        return _Read(both=int(variables["sliding_window"]))
+        return _ClosureRules(both=int(variables["sliding_window"]))
     if name == "packed_sequence_mask_function":
-        return _Read(documents=variables["packed_sequence_mask"])
+        return _ClosureRules(documents=variables["packed_sequence_mask"])
     if name == "remap_positions_for_packed_sequence":
         # positions rise by 1 within a sequence, so rules on distances stay what they are
         inner = read_closure(variables["mask_function"])
         if inner.rest:
-            return _Read(rest=[closure])
+            return _ClosureRules(rest=[closure])
         inner.remapped = True
         return inner
     if name == "and_masks":
         return _intersection(closure, [_read(member) for member in variables["mask_functions"]])
-    return _Read(rest=[closure])
+    return _ClosureRules(rest=[closure])
 
 
 def _known(closure: Closure) -> tuple[str, dict[str, Any]]:
@@ -225,7 +225,7 @@ def _known(closure: Closure) -> tuple[str, dict[str, Any]]:
     return closure.__qualname__.partition(".")[0], variables
 
 
-def _intersection(closure: Closure, members: list[_Read]) -> _Read:
+def _intersection(closure: Closure, members: list[_ClosureRules]) -> _ClosureRules:
     both = [member.both for member in members if member.both is not None]
     left = [member.left for member in members if member.left is not None]
     documents = [member.documents for member in members if member.documents is not None]
@@ -234,8 +234,8 @@ def _intersection(closure: Closure, members: list[_Read]) -> _Read:
     # a one-sided window is read together with causality, remapped positions together with their sequences, and there
     # is one set of sequences
     if (left and not causal) or remapped != bool(documents) or len(documents) > 1:
-        return _Read(rest=[closure])
-    return _Read(
+        return _ClosureRules(rest=[closure])
+    return _ClosureRules(
         causal=causal,
         left=min(left) if left else None,
         both=min(both) if both else None,

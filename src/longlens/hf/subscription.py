@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.arguments import AttentionArguments
-from longlens.hf.copies import AttachedName, Hook
+from longlens.hf.copies import AttachedName, ForwardHook
 from longlens.hf.modules import (
     attends_in_parts,
     attention_modules,
@@ -26,7 +26,7 @@ from longlens.ops.method import Method
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 
 
-class _Pass(local):
+class _ForwardPass(local):
     """The forward pass that runs in this thread: models that were entered, the outermost first, and what was told."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Subscription:
         })  # fmt: skip
         self._models = list(inner_models(model))
         self._in_parts = [module for module in modules.values() if attends_in_parts(module)]
-        self._pass = _Pass()
+        self._pass = _ForwardPass()
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -59,8 +59,8 @@ class Subscription:
                 *((inner, self._begin, self._end) for inner in self._models),
                 *((module, self._begin_parts, self._end_parts) for module in self._in_parts),
             ):
-                hooks.append(module.register_forward_pre_hook(Hook(torch.compiler.disable(begin))))
-                hooks.append(module.register_forward_hook(Hook(torch.compiler.disable(end)), always_call=True))
+                hooks.append(module.register_forward_pre_hook(ForwardHook(torch.compiler.disable(begin))))
+                hooks.append(module.register_forward_hook(ForwardHook(torch.compiler.disable(end)), always_call=True))
             yield
         finally:
             for hook in hooks:
@@ -135,8 +135,9 @@ def _joined(parts: list[AttentionCall]) -> AttentionCall:
     if len(parts) == 1:
         return first
     plain = {"scale", "method", "is_causal", "dropout_p", "softcap"}
-    odd = {name for part in parts for name, value in part.settings.items() if name not in plain and value is not None}
-    if odd or any(len(part.query) != 1 or part.query.shape[2] != part.key.shape[2] for part in parts):
+    all_settings = {name for part in parts for name, value in part.settings.items() if value is not None}
+    unserved = all_settings - plain
+    if unserved or any(len(part.query) != 1 or part.query.shape[2] != part.key.shape[2] for part in parts):
         raise UnsupportedError(
             f"layer {first.layer} ({first.name}) attends to its tokens in parts, each with a mask or keys of its own, "
             "which cannot be watched"

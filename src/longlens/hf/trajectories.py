@@ -20,7 +20,7 @@ from longlens.ops.observe import Observer
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelParts:
     """Names of a model's parts: the list of layers, the norm after them (None: each layer ends in its own), the head;
     `causal` models can be asked for the logits of the last token alone."""
 
@@ -30,12 +30,12 @@ class Anatomy:
     causal: bool
 
 
-_LLAMA = Anatomy("model.layers", "model.norm", "lm_head", causal=True)
-_ROBERTA = Anatomy("roberta.encoder.layer", None, "lm_head", causal=False)
-SERVED: Mapping[str, Anatomy] = MappingProxyType({
-    "BertForMaskedLM": Anatomy("bert.encoder.layer", None, "cls.predictions", causal=False),
-    "EsmForMaskedLM": Anatomy("esm.encoder.layer", "esm.encoder.emb_layer_norm_after", "lm_head", causal=False),
-    "GPT2LMHeadModel": Anatomy("transformer.h", "transformer.ln_f", "lm_head", causal=True),
+_LLAMA = ModelParts("model.layers", "model.norm", "lm_head", causal=True)
+_ROBERTA = ModelParts("roberta.encoder.layer", None, "lm_head", causal=False)
+SERVED: Mapping[str, ModelParts] = MappingProxyType({
+    "BertForMaskedLM": ModelParts("bert.encoder.layer", None, "cls.predictions", causal=False),
+    "EsmForMaskedLM": ModelParts("esm.encoder.layer", "esm.encoder.emb_layer_norm_after", "lm_head", causal=False),
+    "GPT2LMHeadModel": ModelParts("transformer.h", "transformer.ln_f", "lm_head", causal=True),
     "Gemma2ForCausalLM": _LLAMA,
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
@@ -71,9 +71,9 @@ def trajectories_transformers(
     blocks = list(model.get_submodule(anatomy.layers).children())
     norm = None if anatomy.norm is None else model.get_submodule(anatomy.norm)
     head = _head(model, anatomy)
-    wanted = None if targets is None else targets.flatten()[rows]
-    places = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
-    reading = Reading(head, wanted, places, top, chunk, rows)
+    flat_targets = None if targets is None else targets.flatten()[rows]
+    positions = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
+    reading = Reading(head, flat_targets, positions, top, chunk, rows)
     observer = TrajectoryObserver(reading, norm, len(blocks), layers)
     last: list[Tensor] = []
 
@@ -83,9 +83,9 @@ def trajectories_transformers(
     hook = blocks[-1].register_forward_hook(keep_last)
     try:
         with torch.no_grad(), _observed_stream(blocks, observer):
-            own = _run(model, inputs, anatomy)
+            model_output = _run(model, inputs, anatomy)
             stream = last[-1] if norm is None else norm(last[-1])
-            _check(type(model).__name__, head(stream) if anatomy.causal else stream, own)
+            _check(type(model).__name__, head(stream) if anatomy.causal else stream, model_output)
     finally:
         hook.remove()
     return observer.trajectories()
@@ -122,7 +122,7 @@ def _language_model(model: nn.Module) -> nn.Module:
     return model if is_transformers_model(model) else next(inner_models(model), model)
 
 
-def _anatomy(model: nn.Module) -> Anatomy:
+def _anatomy(model: nn.Module) -> ModelParts:
     for base in type(model).__mro__:
         if base.__name__ in SERVED and base.__module__.partition(".")[0] == "transformers":
             return SERVED[base.__name__]
@@ -146,7 +146,7 @@ def _tokens(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return ids, mask.flatten().nonzero().squeeze(1)
 
 
-def _head(model: nn.Module, anatomy: Anatomy) -> Head:
+def _head(model: nn.Module, anatomy: ModelParts) -> Head:
     """The head as a product with the vocabulary and what comes before it."""
     module: Any = model.get_submodule(anatomy.head)
     if isinstance(module, nn.Linear):
@@ -167,7 +167,7 @@ def _transform(module: Any) -> Callable[[Tensor], Tensor]:
     return lambda hidden: module.layer_norm(F.gelu(module.dense(hidden)))
 
 
-def _run(model: nn.Module, inputs: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
+def _run(model: nn.Module, inputs: Mapping[str, Any], anatomy: ModelParts) -> Tensor:
     """Run the model without the logits of all tokens: its own logits (causal) or last vectors at the last position."""
     if anatomy.causal:
         return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
@@ -175,11 +175,13 @@ def _run(model: nn.Module, inputs: Mapping[str, Any], anatomy: Anatomy) -> Tenso
     return inner(**inputs).last_hidden_state[:, -1]
 
 
-def _check(name: str, got: Tensor, own: Tensor) -> None:
+def _check(name: str, got: Tensor, expected: Tensor) -> None:
     """Raise `LensError` unless both are equal up to rounding."""
-    scale = own.abs().amax().clamp(min=1.0)
-    if not torch.allclose(got / scale, own / scale, rtol=0, atol=64 * torch.finfo(own.dtype).eps, equal_nan=True):
+    scale = expected.abs().amax().clamp(min=1.0)
+    tolerance = 64 * torch.finfo(expected.dtype).eps
+    if not torch.allclose(got / scale, expected / scale, rtol=0, atol=tolerance, equal_nan=True):
         raise LensError(
-            f"{name}: the norm and head that were found give {float((got - own).abs().amax()):.2g} other values than "
-            "the model itself; its class was changed, or another version of transformers computes them otherwise"
+            f"{name}: expected the norm and head to give the model's own output, got values that differ by up to "
+            f"{float((got - expected).abs().amax()):.2g}; the class of the model was changed, or this version of "
+            "transformers computes them differently: call longlens.lens.predictions on its hidden vectors instead"
         )

@@ -49,7 +49,7 @@ _SWISS_PROT = dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 1.0) | dict(zip(
 
 
 @dataclass(frozen=True)
-class Protein:
+class CleanedProtein:
     """A cleaned sequence and what cleaning did to it.
 
     `substituted` residues became X (J and inner stops), `gaps` were dropped; a trailing stop is dropped uncounted.
@@ -63,7 +63,7 @@ class Protein:
         return len(self.sequence)
 
 
-def clean_protein(raw: str, record: str = "the sequence") -> Protein:
+def clean_protein(raw: str, record: str = "the sequence") -> CleanedProtein:
     """Upper case, without blanks, gaps and trailing stops, J and inner stops as X.
 
     Raises `SequenceError` for an empty sequence and for any other character; the message names `record`, the position
@@ -84,13 +84,13 @@ def clean_protein(raw: str, record: str = "the sequence") -> Protein:
                 _refuse(letters, record)
     if not sequence:
         raise SequenceError(f"{record}: expected at least one residue, got none; remove the record or skip it")
-    return Protein(sequence, substituted, gaps)
+    return CleanedProtein(sequence, substituted, gaps)
 
 
 def _refuse(letters: str, record: str) -> None:
-    known = _KEPT | set("J*" + GAPS)
+    accepted = _KEPT | set("J*" + GAPS)
     place, character = next(
-        (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in known
+        (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in accepted
     )
     hint = "; split a complex into its chains, one record each" if character == ":" else ""
     raise SequenceError(

@@ -19,7 +19,7 @@ STANDARD_INPUT = "standard input"
 
 
 @dataclass(frozen=True)
-class Record:
+class FastaRecord:
     """One entry of a FASTA file: `id` is the header's first word, `description` the rest, `number` counts from 1."""
 
     id: str
@@ -34,7 +34,7 @@ class Record:
         return f"{self.source}, record {self.number} ({self.id or 'no name'})"
 
 
-def read_fasta(path: Path | str) -> Iterator[Record]:
+def read_fasta(path: Path | str) -> Iterator[FastaRecord]:
     """Records of a FASTA file, plain or compressed by gzip, bzip2 or xz (told by its first bytes); "-" is standard
     input.
 
@@ -43,7 +43,7 @@ def read_fasta(path: Path | str) -> Iterator[Record]:
     """
     # a copy of standard input stands for it
     name = STANDARD_INPUT if str(path) == "-" or Path(path).name == STANDARD_INPUT else str(path)
-    last: Record | None = None
+    last: FastaRecord | None = None
     residues = 0
     try:
         with _open(path, name) as lines:
@@ -66,7 +66,7 @@ def read_fasta(path: Path | str) -> Iterator[Record]:
         ) from error  # fmt: skip
 
 
-def _records(lines: TextIO, name: str) -> Iterator[Record]:
+def _records(lines: TextIO, name: str) -> Iterator[FastaRecord]:
     first = _first_line(lines)
     if not first:
         return
@@ -74,7 +74,7 @@ def _records(lines: TextIO, name: str) -> Iterator[Record]:
         raise SequenceError(f"{name}: expected FASTA, whose first line starts with '>', got {first[:40]!r}")
     for number, (header, sequence) in enumerate(SimpleFastaParser(_Chained(first, lines)), 1):
         words = header.split(None, 1)
-        yield Record(
+        yield FastaRecord(
             id=words[0] if words else "",
             description=words[1].strip() if len(words) > 1 else "",
             sequence=sequence,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from longlens.errors import InputError
-from longlens.io.row_array import FlatArray
+from longlens.io.row_array import RowArray
 
 MANIFEST = "manifest.json"
 WORK = ".work"
@@ -53,7 +53,7 @@ class ResultFolder:
         something else altogether. A folder of another job in which no unit of work is complete yet is begun anew.
         """
         self.path, self.specs, self.work = path, specs, path / WORK
-        self.arrays: dict[str, FlatArray] = {}
+        self.arrays: dict[str, RowArray] = {}
         self._locked: IO[str] | None = None
         before = job_before(path, key)
         self._key, self._about = key, about or {}
@@ -77,7 +77,7 @@ class ResultFolder:
         self.runs.append({"first_unit": self.done(), **(run or {})})
         self._write_manifest(complete=False)
         self.arrays = {
-            spec.name: FlatArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
+            spec.name: RowArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
             for number, spec in enumerate(specs)
         }
 
@@ -174,8 +174,8 @@ def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
             return before
         return before if _changes(before["job"], key) == [] else None
     # half a manifest is what a run leaves that was killed while it began
-    begun = path / f"{MANIFEST}.half"
-    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {begun, path / WORK}):
+    partial_manifest = path / f"{MANIFEST}.half"
+    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {partial_manifest, path / WORK}):
         raise InputError(f"expected {path} to be empty, new or a longlens result, found other files in it")
     return None
 

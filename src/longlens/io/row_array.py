@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class FlatArray:
+class RowArray:
     """Rows of one shape and dtype in a raw file. Rows may be written in any order, again and again."""
 
     def __init__(self, path: Path, dtype: str, row: tuple[int, ...]) -> None:

@@ -56,9 +56,9 @@ def write_columns(path: Path, survey: Survey, columns: dict[str, list[Any]], abo
     """
     columns = columns | {"problem": [None for _ in survey.entries]}
     for record in survey.skipped:
-        given = {"source": record.source, "record": record.number, "id": record.id, "problem": record.reason}
+        cells = {"source": record.source, "record": record.number, "id": record.id, "problem": record.reason}
         for name, column in columns.items():
-            column.append(given.get(name))
+            column.append(cells.get(name))
     schema = pa.schema([(name, _TYPES.get(name, pa.int64())) for name in columns])
     metadata = {"longlens": json.dumps(dict(about)), "pandas": json.dumps(_for_pandas(schema))}
     pq.write_table(pa.table(columns, schema=schema.with_metadata(metadata)), path)

@@ -33,11 +33,11 @@ class Observers:
             with self._lock:
                 self._subscriptions = tuple(other for other in self._subscriptions if other is not entry)
 
-    def begin(self, more: Sequence[Observer]) -> Telling:
+    def begin(self, more: Sequence[Observer]) -> ObservedForward:
         """A forward pass begins; `more` are those who see this one alone."""
         subscriptions = self._subscriptions
         methods = [method for _, method in subscriptions if method is not None]
-        return Telling([*(observer for observer, _ in subscriptions), *more], methods[-1] if methods else None)
+        return ObservedForward([*(observer for observer, _ in subscriptions), *more], methods[-1] if methods else None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -46,7 +46,7 @@ class Observers:
         return type(self), ()
 
 
-class Telling:
+class ObservedForward:
     """One forward pass, as it is told to its observers. `method`: what attention shall run by, where one of them says.
 
     A context manager: the pass has ended where the `with` is left without an exception. After that nothing is told,

@@ -28,9 +28,9 @@ class Rotary(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
         """A cast of the model leaves the frequencies in float32; only their device follows."""
-        kept = self.frequencies
+        frequencies = self.frequencies
         super()._apply(fn, recurse)
-        self.frequencies = kept.to(self.frequencies.device)
+        self.frequencies = frequencies.to(self.frequencies.device)
         return self
 
 

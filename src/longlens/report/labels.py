@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenLabels:
     """A sequence's name, its tokens' `labels`, and which of them are `special` (start, end, separators); `residues`
     says whether it is a protein.
 

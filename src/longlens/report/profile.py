@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.report.figures import WIDTH, new_figure, plain
-from longlens.report.labels import Tokens
+from longlens.report.labels import TokenLabels
 
 if TYPE_CHECKING:
     from longlens.report.figures import Axes, Figure
@@ -95,7 +95,7 @@ def _heat(ax: Axes, values: NDArray[Any], title: str, *, share: bool) -> Any:
 
 
 def draw_tracks(
-    tokens: Tokens,
+    tokens: TokenLabels,
     *,
     received: NDArray[Any] | None,
     surprise: NDArray[Any] | None,
@@ -128,7 +128,7 @@ def draw_tracks(
     return figure
 
 
-def _received_track(ax: Axes, tokens: Tokens, received: NDArray[Any], named: Sequence[int]) -> None:
+def _received_track(ax: Axes, tokens: TokenLabels, received: NDArray[Any], named: Sequence[int]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     _line(ax, received, "tab:blue", "mean over heads")
@@ -185,7 +185,7 @@ def draw_maps(
 
 
 def draw_partners(
-    tokens: Tokens,
+    tokens: TokenLabels,
     chosen: Sequence[int],
     sides: Sequence[tuple[str, Sequence[Sequence[Partner]]]],
     *,
@@ -244,7 +244,7 @@ def _legend(ax: Axes) -> None:
     ax.legend(fontsize=7, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0)
 
 
-def _name_peaks(ax: Axes, tokens: Tokens, values: NDArray[Any], first: Sequence[int], most: int = 12) -> None:
+def _name_peaks(ax: Axes, tokens: TokenLabels, values: NDArray[Any], first: Sequence[int], most: int = 12) -> None:
     """Names above the highest tokens, those of `first` before others, each far enough from the others, and room for
     them."""
     apart = max(1.0, len(values) / 40)
@@ -266,7 +266,7 @@ def _name_peaks(ax: Axes, tokens: Tokens, values: NDArray[Any], first: Sequence[
     ax.set_ylim(None, np.exp(top) if logarithmic else top)
 
 
-def _token_axis(ax: Axes, tokens: Tokens) -> None:
+def _token_axis(ax: Axes, tokens: TokenLabels) -> None:
     count = len(tokens)
     ax.set_xlim(-0.5 - count * 0.015, count - 0.5 + count * 0.015)
     if count <= LABELLED:

@@ -183,5 +183,5 @@ def _softmax(request: Request, pattern: Rule | None, align: str) -> tuple[Tensor
         request = replace(request, is_causal=False)
     inputs = request.inputs()
     parts = [inputs] if inputs.cu_seqlens is None else list(inputs.sequences())
-    found = [softmax_attention(part, pattern) for part in parts]
-    return torch.cat([output for output, _ in found], 2), torch.cat([lse for _, lse in found], 2)
+    outputs = [softmax_attention(part, pattern) for part in parts]
+    return torch.cat([output for output, _ in outputs], 2), torch.cat([lse for _, lse in outputs], 2)

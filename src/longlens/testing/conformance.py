@@ -12,7 +12,7 @@ from longlens.errors import InputError, LonglensError
 from longlens.testing import independence, values
 from longlens.testing.claims import Claims, softmax_definition
 from longlens.testing.memory import LINEAR, MIB, attention_call, import_function, peak_growths
-from longlens.testing.report import Finding, Report, Result, Status
+from longlens.testing.report import CaseResult, CheckResult, ConformanceReport, Status
 from longlens.testing.subject import Subject, relative_error
 
 MEMORY_LENGTHS = (8192, 16384)
@@ -25,7 +25,7 @@ class Check:
     name: str
     needs: str
     claimed: Callable[[Claims], bool]
-    run: Callable[[Subject], Iterator[Finding]]
+    run: Callable[[Subject], Iterator[CaseResult]]
 
 
 CHECKS: tuple[Check, ...] = (
@@ -80,7 +80,7 @@ def run_conformance(
     checks: Collection[str] | None = None,
     memory_lengths: tuple[int, int] = MEMORY_LENGTHS,
     name: str | None = None,
-) -> Report:
+) -> ConformanceReport:
     """Run an attention function through the suite.
 
     Args:
@@ -105,52 +105,52 @@ def run_conformance(
     claims = claims or Claims()
     target = target or _target(function)
     subject = Subject(function, claims, target)
-    wanted = [check for check in CHECKS if checks is None or check.name in checks]
-    results = [_run(check, subject) for check in wanted]
+    selected = [check for check in CHECKS if checks is None or check.name in checks]
+    results = [_run(check, subject) for check in selected]
     results += [
         _run_memory(check, subject, memory_lengths) for check in MEMORY_CHECKS if checks is None or check in checks
     ]
     errors = measure_errors(function, claims) if checks is None else {}
-    return Report(name or target or repr(function), tuple(results), errors)
+    return ConformanceReport(name or target or repr(function), tuple(results), errors)
 
 
 def measure_errors(function: Callable[..., Any], claims: Claims) -> dict[str, float]:
     """Relative Frobenius error against softmax attention over all pairs, on standard normal inputs (1, 4, 256, 32)."""
     subject = Subject(function, claims)
-    found = {}
+    errors = {}
     for mode, causal in subject.modes():
         request = subject.draw(1, 4, 256, 32, is_causal=causal)
         try:
-            found[mode] = relative_error(subject(request), softmax_definition(request))
+            errors[mode] = relative_error(subject(request), softmax_definition(request))
         except Exception:  # a stranger's function may raise anything, and the checks tell what
-            found[mode] = float("nan")
-    return found
+            errors[mode] = float("nan")
+    return errors
 
 
-def _run(check: Check, subject: Subject) -> Result:
+def _run(check: Check, subject: Subject) -> CheckResult:
     if not check.claimed(subject.claims):
-        return Result(check.name, "not claimed", note=f"needs {check.needs}")
+        return CheckResult(check.name, "not claimed", note=f"needs {check.needs}")
     findings = []
     state = torch.random.get_rng_state()
     try:
         for finding in check.run(subject):
             findings.append(finding)
     except Exception as error:  # a stranger's function may raise anything: that is a failure, told as such
-        return Result(check.name, "fail", tuple(findings), f"raised {_told(error)}")
+        return CheckResult(check.name, "fail", tuple(findings), f"raised {_message(error)}")
     finally:
         torch.random.set_rng_state(state)
-    return Result(check.name, _verdict(findings), tuple(findings))
+    return CheckResult(check.name, _verdict(findings), tuple(findings))
 
 
-def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result:
+def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> CheckResult:
     claims = subject.claims
     backward = name == "memory backward"
     if claims.memory is None or (backward and not claims.gradients):
-        return Result(name, "not claimed", note="needs memory" + " and gradients" * backward)
+        return CheckResult(name, "not claimed", note="needs memory" + " and gradients" * backward)
     if subject.target is None:
-        return Result(name, "not run", note='a fresh process cannot import it: give target="module:function"')
+        return CheckResult(name, "not run", note='a fresh process cannot import it: give target="module:function"')
     keywords = dict(claims.keywords)
-    findings: list[Finding] = []
+    findings: list[CaseResult] = []
     for mode, causal in subject.modes():
         case = {
             "function": subject.target,
@@ -167,27 +167,27 @@ def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result
                 warm_up={"length": 128},
             )
         except LonglensError as error:
-            return Result(name, "fail", tuple(findings), f"raised {_told(error)}")
+            return CheckResult(name, "fail", tuple(findings), f"raised {_message(error)}")
         findings.append(memory_finding(mode, lengths, growth))
-    return Result(name, _verdict(findings), tuple(findings))
+    return CheckResult(name, _verdict(findings), tuple(findings))
 
 
-def _verdict(findings: list[Finding]) -> Status:
+def _verdict(findings: list[CaseResult]) -> Status:
     return "pass" if all(finding.ok for finding in findings) else "fail"
 
 
-def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> Finding:
+def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> CaseResult:
     """Whether growth from N to 2 N is linear."""
     ratio = growth[1] / max(1, growth[0])
-    told = f"{ratio:.2f} times ({growth[0] / MIB:.1f} to {growth[1] / MIB:.1f} MiB)"
-    return Finding(f"N={lengths[0]} to {lengths[1]}, {case}", ratio <= LINEAR, f"at most {LINEAR} times", told)
+    message = f"{ratio:.2f} times ({growth[0] / MIB:.1f} to {growth[1] / MIB:.1f} MiB)"
+    return CaseResult(f"N={lengths[0]} to {lengths[1]}, {case}", ratio <= LINEAR, f"at most {LINEAR} times", message)
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Class and message in one line, cut where it runs on."""
-    told = " ".join(str(error).split())
-    told = told if len(told) <= 160 else told[:157] + "..."
-    return f"{type(error).__name__}: {told}".removesuffix(": ")
+    message = " ".join(str(error).split())
+    message = message if len(message) <= 160 else message[:157] + "..."
+    return f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def _target(function: Callable[..., Any]) -> str | None:
@@ -197,7 +197,7 @@ def _target(function: Callable[..., Any]) -> str | None:
         return None
     path = f"{module}:{name}"
     try:
-        found = import_function(path)
+        imported = import_function(path)
     except Exception:  # whatever stops the import stops the other process too
         return None
-    return path if found is function else None
+    return path if imported is function else None

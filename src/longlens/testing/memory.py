@@ -106,35 +106,35 @@ def peak_growths(
         check=False,
     )
     if child.returncode:
-        said = child.stderr.strip().splitlines()[-12:] or [f"exit status {child.returncode}"]
-        raise LonglensError(f"measuring {target} failed: {said[-1]}\n" + "\n".join(said))
+        last_lines = child.stderr.strip().splitlines()[-12:] or [f"exit status {child.returncode}"]
+        raise LonglensError(f"measuring {target} failed: {last_lines[-1]}\n" + "\n".join(last_lines))
     answer: list[int] = json.loads(child.stdout.splitlines()[-1])
     return answer
 
 
 def import_function(target: str) -> Callable[..., Any]:
     """The function that "module:function" names; `InputError` where there is none."""
-    found = import_object(target)
-    if not callable(found):
-        raise InputError(f"'{target}' is a {type(found).__name__}, not a function")
-    return found
+    imported = import_object(target)
+    if not callable(imported):
+        raise InputError(f"'{target}' is a {type(imported).__name__}, not a function")
+    return imported
 
 
 def import_object(target: str) -> Any:
     """What "module:name" names; `InputError` where there is no such module or name."""
     module, name = _split(target)
     try:
-        found: Any = import_module(module)
+        imported: Any = import_module(module)
     except ModuleNotFoundError as error:
         # a module that it imports itself is another matter
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise InputError(f"no module '{module}' (in '{target}'): expected one on the import path") from None
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(imported, part):
             raise InputError(f"module '{module}' has no '{name}'; expected MODULE:NAME of something in it")
-        found = getattr(found, part)
-    return found
+        imported = getattr(imported, part)
+    return imported
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -176,20 +176,20 @@ def attention_call(
         return torch.randn(1, heads, length, last, dtype=kind, device=device).requires_grad_(backward)
 
     tensors = draw(width), draw(width), draw(value_width or width)
-    given: dict[str, Any] = dict(keywords or {})
+    arguments: dict[str, Any] = dict(keywords or {})
     if causal is not None:
-        given["is_causal"] = causal
+        arguments["is_causal"] = causal
     if padding:
-        given[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
+        arguments[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
     leaves: tuple[torch.Tensor, ...] = tensors
     if sinks:
-        given["sinks"] = torch.zeros(heads, dtype=kind, device=device).requires_grad_(backward)
-        leaves = (*tensors, given["sinks"])
+        arguments["sinks"] = torch.zeros(heads, dtype=kind, device=device).requires_grad_(backward)
+        leaves = (*tensors, arguments["sinks"])
     weight = torch.ones(1, heads, length, value_width or width, dtype=kind, device=device) if backward else None
 
     def call() -> object:
         with torch.set_grad_enabled(backward):
-            out = attend(*tensors, **given)
+            out = attend(*tensors, **arguments)
             return torch.autograd.grad(out, leaves, weight) if backward else out
 
     return call
@@ -201,7 +201,7 @@ def _measure(request: dict[str, Any]) -> list[int]:
     growth, reset = _meters(request["device"])
     if request["warm_up"] is not None:
         build(**(request["cases"][0] | request["warm_up"]))()
-    found = []
+    growths = []
     for case in request["cases"]:
         call = build(**case)
         if request["warm_up"] is None:
@@ -212,9 +212,9 @@ def _measure(request: dict[str, Any]) -> list[int]:
             reset()
             call()
             measured.append(growth() - start)
-        found.append(max(0, round(statistics.median(measured))))
+        growths.append(max(0, round(statistics.median(measured))))
         del call
-    return found
+    return growths
 
 
 def _meters(device: str) -> tuple[Callable[[], int], Callable[[], int]]:
@@ -263,6 +263,6 @@ def _rusage() -> int:
 
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    sys.path[:0] = [entry for entry in given["path"] if entry not in sys.path]
-    print(json.dumps(_measure(given)))
+    arguments = json.load(sys.stdin)
+    sys.path[:0] = [entry for entry in arguments["path"] if entry not in sys.path]
+    print(json.dumps(_measure(arguments)))

@@ -14,7 +14,7 @@ from longlens.ops.registry import BY_NAME, MethodInfo
 from longlens.ops.sparse.pattern import Pattern
 from longlens.testing.claims import Claims, Request
 from longlens.testing.conformance import MEMORY_LENGTHS, run_conformance
-from longlens.testing.report import Report
+from longlens.testing.report import ConformanceReport
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -67,7 +67,7 @@ def run_method(
     *,
     checks: Collection[str] | None = None,
     memory_lengths: tuple[int, int] = MEMORY_LENGTHS,
-) -> Report:
+) -> ConformanceReport:
     """Run one of longlens' own methods, an object or its string form, through the suite."""
     method = resolve_method(method)
     return run_conformance(

@@ -12,7 +12,7 @@ Status = Literal["pass", "fail", "not claimed", "not run"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CaseResult:
     """One case of one check: what was expected and what came."""
 
     case: str
@@ -21,22 +21,22 @@ class Finding:
     got: str
 
 
-def within(case: str, error: float, limit: float) -> Finding:
+def within(case: str, error: float, limit: float) -> CaseResult:
     """A finding on an error that must not pass `limit`; NaN passes no limit."""
-    return Finding(case, error <= limit, f"error <= {limit:.1e}", f"{error:.1e}")
+    return CaseResult(case, error <= limit, f"error <= {limit:.1e}", f"{error:.1e}")
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """One check: every case's finding. `note` says why it was not run, or what stopped it."""
 
     check: str
     status: Status
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CaseResult, ...] = ()
     note: str = ""
 
     @property
-    def failed(self) -> tuple[Finding, ...]:
+    def failed(self) -> tuple[CaseResult, ...]:
         """The findings that are not as expected."""
         return tuple(finding for finding in self.findings if not finding.ok)
 
@@ -54,7 +54,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConformanceReport:
     """Every check of one function.
 
     `errors` is the relative Frobenius error against softmax attention over all pairs, on standard normal inputs
@@ -62,7 +62,7 @@ class Report:
     """
 
     subject: str
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
     errors: Mapping[str, float]
 
     @property
@@ -71,11 +71,11 @@ class Report:
         return not self.failures
 
     @property
-    def failures(self) -> tuple[Result, ...]:
+    def failures(self) -> tuple[CheckResult, ...]:
         """The checks that failed."""
         return tuple(result for result in self.results if result.status == "fail")
 
-    def __getitem__(self, check: str) -> Result:
+    def __getitem__(self, check: str) -> CheckResult:
         for result in self.results:
             if result.check == check:
                 return result
@@ -87,8 +87,8 @@ class Report:
         wide = max(len(result.check) for result in self.results) if self.results else 0
         lines = [self.subject, ""]
         for result in self.results:
-            told = "not claimed" if result.status == "not claimed" else result.describe()
-            lines.append(f"  {result.check:<{wide}}  {words[result.status]:<7}  {told}".rstrip())
+            text = "not claimed" if result.status == "not claimed" else result.describe()
+            lines.append(f"  {result.check:<{wide}}  {words[result.status]:<7}  {text}".rstrip())
         for mode, error in self.errors.items():
             lines.append(f"  {'error':<{wide}}  {error:<7.2g}  against softmax, {mode}")
         counts = {word: sum(result.status == word for result in self.results) for word in words}
@@ -97,10 +97,10 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON; errors that are not finite as null."""
-        told = {
+        text = {
             "subject": self.subject,
             "ok": self.ok,
             "errors": {mode: error if math.isfinite(error) else None for mode, error in self.errors.items()},
             "results": [asdict(result) for result in self.results],
         }
-        return json.dumps(told, indent=2)
+        return json.dumps(text, indent=2)

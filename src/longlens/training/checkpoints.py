@@ -18,7 +18,7 @@ NAME = "checkpoint.pt"
 STABLE = "stable.pt"
 
 
-class Part(Protocol):
+class Stateful(Protocol):
     """What has a state: a model, an optimiser, a schedule, a stream of crops."""
 
     def state_dict(self) -> Any: ...
@@ -26,7 +26,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Reached:
+class CheckpointStep:
     """The step at which a checkpoint was written, and how many the run was to have (None: not recorded)."""
 
     step: int
@@ -34,7 +34,7 @@ class Reached:
 
 
 def write_checkpoint(
-    folder: Path, settings: dict[str, Any], parts: Mapping[str, Part], reached: Reached, name: str = NAME
+    folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], reached: CheckpointStep, name: str = NAME
 ) -> None:
     """Replace the folder's checkpoint in one step: a crash leaves the old one."""
     state = {
@@ -46,16 +46,16 @@ def write_checkpoint(
     write_whole(folder / name, file.getvalue())
 
 
-def find_checkpoint(folder: Path, name: str = NAME) -> Reached | None:
+def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
     """How far a checkpoint is; None where there is none."""
     path = folder / name
     if not path.is_file():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return Reached(int(state["step"]), state.get("steps"))
+    return CheckpointStep(int(state["step"]), state.get("steps"))
 
 
-def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Part], name: str = NAME) -> int:
+def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], name: str = NAME) -> int:
     """Give `parts` the state of a checkpoint that is there; the step at which it was written.
 
     Raises `CheckpointError` where its settings differ from `settings`.

@@ -21,7 +21,14 @@ from longlens.io.alphabet import ESM
 from longlens.io.results import write_whole
 from longlens.models.encoder import EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.training.checkpoints import STABLE, Part, Reached, find_checkpoint, read_checkpoint, write_checkpoint
+from longlens.training.checkpoints import (
+    STABLE,
+    CheckpointStep,
+    Stateful,
+    find_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from longlens.training.data import Crops, all_crops
 from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
@@ -69,7 +76,7 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingReport:
     """What a step reports: loss in nats per hidden residue, residues per second since the last report."""
 
     step: int
@@ -84,7 +91,7 @@ def train(
     proteins: Sequence[NDArray[np.int16]],
     held_out: Sequence[NDArray[np.int16]],
     folder: Path,
-    report: Callable[[Progress], None],
+    report: Callable[[TrainingReport], None],
     *,
     every: int = 100,
     stop: Callable[[], bool] = lambda: False,
@@ -106,13 +113,13 @@ def train(
     data = Crops(proteins, settings.crop, settings.tokens, settings.seed, joined=settings.joined)
     optimizers = _optimizers(model, settings)
     schedules = [LambdaLR(optimizer, lambda step: _schedule(step, settings)) for optimizer in optimizers]
-    parts: dict[str, Part] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
+    parts: dict[str, Stateful] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
              "muon rate": schedules[0], "adam rate": schedules[1]}  # fmt: skip
     # the number of steps may be raised later: see `_begin`
     identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
     identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
     step = _begin(folder, settings, identity, parts, note)
-    held = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
+    validation = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
         # drawn anew for each step, so that a checkpoint need not hold it
@@ -130,21 +137,21 @@ def train(
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
         if step == stable_until(settings):
             folder.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(folder, identity, parts, Reached(step, settings.steps), STABLE)
+            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
         rate = residues / (time.monotonic() - since)
         if step % every == 0 or last or leave:
             checked = step % every == 0 or last
-            perplexity = held_out_perplexity(model, held, attend) if checked else None
-            progress = Progress(step, settings.steps, total / max(1, hidden), rate, perplexity)
+            perplexity = held_out_perplexity(model, validation, attend) if checked else None
+            progress = TrainingReport(step, settings.steps, total / max(1, hidden), rate, perplexity)
             # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
-            write_checkpoint(folder, identity, parts, Reached(step, settings.steps))
+            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps))
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
-            report(Progress(step, settings.steps, total / max(1, hidden), rate))
+            report(TrainingReport(step, settings.steps, total / max(1, hidden), rate))
         if leave:
             break
     model.source = str(folder)
@@ -152,7 +159,11 @@ def train(
 
 
 def _begin(
-    folder: Path, settings: TrainSettings, identity: dict[str, Any], parts: dict[str, Part], note: Callable[[str], None]
+    folder: Path,
+    settings: TrainSettings,
+    identity: dict[str, Any],
+    parts: dict[str, Stateful],
+    note: Callable[[str], None],
 ) -> int:
     """The step from which the run continues, with `parts` as they were then; 0 for a new one."""
     reached = find_checkpoint(folder)
@@ -205,13 +216,13 @@ def _drop_after(folder: Path, step: int) -> None:
     """Take the lines of later steps out of the log."""
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    write_whole(log, "".join(f"{line}\n" for line in kept).encode())
+    remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    write_whole(log, "".join(f"{line}\n" for line in remaining).encode())
 
 
-def _append(folder: Path, progress: Progress) -> None:
+def _append(folder: Path, progress: TrainingReport) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
-    write_whole(log, "".join(f"{line}\n" for line in [*kept, json.dumps(asdict(progress))]).encode())
+    remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
+    write_whole(log, "".join(f"{line}\n" for line in [*remaining, json.dumps(asdict(progress))]).encode())

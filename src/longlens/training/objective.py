@@ -16,7 +16,7 @@ from longlens.models.language_model import MaskedLM
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedBatch:
     """Packed tokens with some hidden, where (M,), and what stood there (M,)."""
 
     packed: Packed
@@ -26,7 +26,7 @@ class Masked:
 
 def mask_tokens(
     packed: Packed, alphabet: Alphabet, generator: torch.Generator, rate: float = 0.15, *, all_masked: bool = False
-) -> Masked:
+) -> MaskedBatch:
     """Choose residues with probability `rate`; of these 80 % become <mask>, 10 % a random residue, 10 % stay.
 
     `all_masked`: all of them become <mask>, for measuring: a residue that stays visible is easy to predict.
@@ -43,21 +43,23 @@ def mask_tokens(
     strangers = standard[torch.randint(len(standard), (len(tokens),), generator=generator)]
     hidden = torch.where(swapped, strangers, hidden)
     places = chosen.nonzero().squeeze(1)
-    return Masked(Packed(hidden, packed.cu_seqlens), places, tokens[places])
+    return MaskedBatch(Packed(hidden, packed.cu_seqlens), places, tokens[places])
 
 
-def masked_loss(model: MaskedLM, masked: Masked, attend: Attend | None = None) -> Tensor:
+def masked_loss(model: MaskedLM, masked: MaskedBatch, attend: Attend | None = None) -> Tensor:
     """Sum of the negative log-likelihoods at the hidden places, in nats; logits are made for these alone."""
     hidden = model(masked.packed, attend=attend).last[masked.places]
     return F.cross_entropy(model.logits(hidden).float(), masked.truth, reduction="sum")
 
 
 @torch.no_grad()
-def held_out_perplexity(model: MaskedLM, held: Sequence[Packed], attend: Attend | None = None, seed: int = 0) -> float:
+def held_out_perplexity(
+    model: MaskedLM, batches: Sequence[Packed], attend: Attend | None = None, seed: int = 0
+) -> float:
     """exp of the mean negative log-likelihood over masked residues, 15 % of all, which `seed` chooses; in float32."""
     generator = torch.Generator().manual_seed(seed)
     total, count = 0.0, 0
-    for packed in held:
+    for packed in batches:
         masked = mask_tokens(packed, model.alphabet, generator, all_masked=True)
         total += masked_loss(model, masked, attend).item()
         count += len(masked.truth)

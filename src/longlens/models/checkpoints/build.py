@@ -93,28 +93,28 @@ def _refuse_other_tensors(
     checkpoint: Checkpoint, table: dict[str, tuple[str, ...]], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     names, config, infos = checkpoint.names, checkpoint.config, checkpoint.tensors.infos
-    wanted: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for ours, sources in table.items():
         whole = shapes[ours]
-        wanted |= dict.fromkeys(sources, (whole[0] // len(sources), *whole[1:]))
+        expected |= dict.fromkeys(sources, (whole[0] // len(sources), *whole[1:]))
     if names.token_type is not None and names.token_type in infos:
         types = infos[names.token_type].shape
-        wanted[names.token_type] = (max(1, types[0]) if types else 1, config.width)
+        expected[names.token_type] = (max(1, types[0]) if types else 1, config.width)
     if config.positions == "rotary":
         frequencies = [name for name in names.frequency_names(config) if name in infos]
         for name in frequencies:
-            wanted[name] = (config.head_width // 2,)
-    problems = [f"missing {name}" for name in wanted if name not in infos]
-    for name, shape in wanted.items():
+            expected[name] = (config.head_width // 2,)
+    problems = [f"missing {name}" for name in expected if name not in infos]
+    for name, shape in expected.items():
         info = infos.get(name)
         if info is not None and info.shape != shape:
             problems.append(f"{name} of shape {info.shape}, expected {shape}")
         elif info is not None and info.dtype not in FLOATS:
             problems.append(f"{name} of dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
-    known = {*wanted, *(copy for copy, _ in names.tied)}
+    listed = {*expected, *(copy for copy, _ in names.tied)}
     # no name begins with a zero
     ignored = names.ignored or ("\0",)
-    problems += [f"extra {name}" for name in infos if name not in known and not name.startswith(ignored)]
+    problems += [f"extra {name}" for name in infos if name not in listed and not name.startswith(ignored)]
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise CheckpointError(

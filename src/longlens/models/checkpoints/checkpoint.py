@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longlens.io.alphabet import Alphabet
-from longlens.models.checkpoints.names import Names
-from longlens.models.checkpoints.tensors import Tensors
+from longlens.models.checkpoints.names import TensorNames
+from longlens.models.checkpoints.tensors import CheckpointTensors
 from longlens.models.encoder import EncoderConfig
 
 
@@ -18,8 +18,8 @@ class Checkpoint:
     """
 
     source: str
-    tensors: Tensors
-    names: Names
+    tensors: CheckpointTensors
+    names: TensorNames
     config: EncoderConfig
     alphabet: Alphabet
     predicts: bool = True

@@ -17,7 +17,7 @@ MOST = 10_000_000
 _ELSEWHERE = "other models of transformers run with longlens.hf.attach"
 
 
-class Settings:
+class ConfigEntries:
     """The entries of a configuration, each checked when it is asked for. `where` is for messages."""
 
     def __init__(self, entries: Mapping[str, Any], where: str) -> None:
@@ -99,7 +99,7 @@ def encoder_config(entries: Mapping[str, Any], folder: Path) -> EncoderConfig:
     Raises `CheckpointError` for another architecture, by its name and by the entry that tells it, and for entries that
     are missing, of a wrong type or absurd.
     """
-    settings = Settings(entries, str(folder / "config.json"))
+    settings = ConfigEntries(entries, str(folder / "config.json"))
     if architecture(entries, folder) == "esm":
         _refuse_other_esm(settings)
         return rotary_config(_sizes(settings), settings)
@@ -111,7 +111,7 @@ def encoder_config(entries: Mapping[str, Any], folder: Path) -> EncoderConfig:
     )  # fmt: skip
 
 
-def rotary_config(sizes: dict[str, Any], settings: Settings) -> EncoderConfig:
+def rotary_config(sizes: dict[str, Any], settings: ConfigEntries) -> EncoderConfig:
     """ESM-2's encoder of these sizes."""
     if sizes["width"] // sizes["heads"] % 2:
         raise CheckpointError(
@@ -128,7 +128,7 @@ def check_heads(width: int, heads: int, where: str) -> None:
         raise CheckpointError(f"{where}: expected the width to be a multiple of the heads, got {width} and {heads}")
 
 
-def _sizes(settings: Settings) -> dict[str, Any]:
+def _sizes(settings: ConfigEntries) -> dict[str, Any]:
     sizes: dict[str, Any] = {
         "vocabulary": settings.size("vocab_size"),
         "layers": settings.size("num_hidden_layers"),
@@ -141,7 +141,7 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     return sizes
 
 
-def _refuse_other_esm(settings: Settings) -> None:
+def _refuse_other_esm(settings: ConfigEntries) -> None:
     entries = settings.entries
     learned = "ESM-1b or ESM-1v, whose positions are learned"
     _refuse(
@@ -155,7 +155,7 @@ def _refuse_other_esm(settings: Settings) -> None:
     )  # fmt: skip
 
 
-def _refuse_other_bert(settings: Settings) -> None:
+def _refuse_other_bert(settings: ConfigEntries) -> None:
     entries = settings.entries
     positions = entries.get("position_embedding_type", "absolute")
     _refuse(
@@ -168,7 +168,7 @@ def _refuse_other_bert(settings: Settings) -> None:
     )  # fmt: skip
 
 
-def _refuse(settings: Settings, expected: str, refused: Mapping[str, tuple[bool, str]]) -> None:
+def _refuse(settings: ConfigEntries, expected: str, refused: Mapping[str, tuple[bool, str]]) -> None:
     """`refused`: the entry -> whether it differs, and what that makes of the model."""
     for entry, (differs, name) in refused.items():
         if differs:

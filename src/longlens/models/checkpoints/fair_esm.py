@@ -10,9 +10,9 @@ from typing import Any
 from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM
 from longlens.models.checkpoints.checkpoint import Checkpoint
-from longlens.models.checkpoints.configuration import Settings, check_heads, rotary_config
+from longlens.models.checkpoints.configuration import ConfigEntries, check_heads, rotary_config
 from longlens.models.checkpoints.names import FAIR_ESM
-from longlens.models.checkpoints.tensors import TensorFile, Tensors, TorchFile, read_torch_values
+from longlens.models.checkpoints.tensors import CheckpointTensors, TensorFile, TorchFile, read_torch_values
 from longlens.models.encoder import EncoderConfig
 
 # the architectures of fair-esm's older files, as they name themselves
@@ -31,7 +31,7 @@ def read_fair_esm(path: Path) -> Checkpoint:
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.is_file():
         files.append(TorchFile(regression, lambda content: content["model"]))
-    tensors = Tensors(files, lambda name: name.removeprefix("encoder.").removeprefix("sentence_encoder."))
+    tensors = CheckpointTensors(files, lambda name: name.removeprefix("encoder.").removeprefix("sentence_encoder."))
     return Checkpoint(str(path), tensors, FAIR_ESM, config, ESM)
 
 
@@ -41,7 +41,7 @@ def _config(content: Any, path: Path) -> EncoderConfig:
     entries = vars(model) if isinstance(model, argparse.Namespace) else model
     if not isinstance(entries, Mapping) or not isinstance(content.get("model"), Mapping):
         raise CheckpointError(f"{path}: expected a fair-esm file of ESM-2, with cfg.model, got {_kind(content)}")
-    settings = Settings(entries, f"{path}, cfg.model")
+    settings = ConfigEntries(entries, f"{path}, cfg.model")
     width, heads = settings.size("encoder_embed_dim"), settings.size("encoder_attention_heads")
     check_heads(width, heads, settings.where)
     sizes = {

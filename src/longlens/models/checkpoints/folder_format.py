@@ -8,8 +8,8 @@ from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM, Alphabet
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.configuration import architecture, class_names, encoder_config, read_json
-from longlens.models.checkpoints.names import TRANSFORMERS_BERT, TRANSFORMERS_ESM, Names
-from longlens.models.checkpoints.tensors import SafetensorsFile, TensorFile, Tensors, TorchFile
+from longlens.models.checkpoints.names import TRANSFORMERS_BERT, TRANSFORMERS_ESM, TensorNames
+from longlens.models.checkpoints.tensors import CheckpointTensors, SafetensorsFile, TensorFile, TorchFile
 
 _FORMATS: tuple[tuple[str, type[SafetensorsFile] | type[TorchFile]], ...] = (
     ("model.safetensors", SafetensorsFile),
@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> Checkpoint:
     return Checkpoint(str(folder), read_tensors(folder, names), names, config, alphabet, predicts)
 
 
-def read_tensors(folder: Path, names: Names) -> Tensors:
+def read_tensors(folder: Path, names: TensorNames) -> CheckpointTensors:
     """The tensors of a folder's files, under the names of a model that has its encoder inside."""
     files = _open_files(folder)
     bare = names.embedding.removeprefix(names.prefix)
@@ -47,7 +47,7 @@ def read_tensors(folder: Path, names: Names) -> Tensors:
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         return f"{names.prefix}{name}" if alone and name.startswith(_ENCODER_PARTS) else name
 
-    return Tensors(files, rename)
+    return CheckpointTensors(files, rename)
 
 
 # what an encoder without its prefix has

@@ -12,7 +12,7 @@ from longlens.models.encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
-class Names:
+class TensorNames:
     """The names of one kind of checkpoint; `{i}` stands for the layer.
 
     `prefix` begins the encoder's names; checkpoints of the encoder alone leave it out. `frequencies`: rotary
@@ -69,7 +69,7 @@ class Names:
 
 _HF_LAYER = "encoder.layer.{i}."
 
-TRANSFORMERS_ESM = Names(
+TRANSFORMERS_ESM = TensorNames(
     embedding="esm.embeddings.word_embeddings.weight",
     norm="esm.encoder.emb_layer_norm_after",
     qkv=tuple(f"esm.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ TRANSFORMERS_ESM = Names(
     ignored=("esm.embeddings.position_ids", "esm.embeddings.position_embeddings.", "esm.pooler.", "classifier."),
 )
 
-TRANSFORMERS_BERT = Names(
+TRANSFORMERS_BERT = TensorNames(
     embedding="bert.embeddings.word_embeddings.weight",
     norm="bert.embeddings.LayerNorm",
     qkv=tuple(f"bert.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ TRANSFORMERS_BERT = Names(
     ),
 )  # fmt: skip
 
-FAIR_ESM = Names(
+FAIR_ESM = TensorNames(
     embedding="embed_tokens.weight",
     norm="emb_layer_norm_after",
     qkv=tuple(f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),  # type: ignore[arg-type]

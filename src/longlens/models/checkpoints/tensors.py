@@ -147,7 +147,7 @@ class TorchFile(TensorFile):
         return _is_zip(self.path)
 
 
-class Tensors:
+class CheckpointTensors:
     """The tensors of all files of a checkpoint, by name. `rename` is applied to each name.
 
     Raises `CheckpointError` where two tensors have one name.
