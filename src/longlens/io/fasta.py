@@ -30,7 +30,7 @@ class FastaRecord:
 
     @property
     def place(self) -> str:
-        """Where it stands, for messages."""
+        """The file and number of the record, for messages."""
         return f"{self.source}, record {self.number} ({self.id or 'no name'})"
 
 
@@ -38,10 +38,10 @@ def read_fasta(path: Path | str) -> Iterator[FastaRecord]:
     """Records of a FASTA file, plain or compressed by gzip, bzip2 or xz (told by its first bytes); "-" is standard
     input.
 
-    Raises `SequenceError` for a file that cannot be read or is no FASTA, and `TruncatedInputError` for one whose
-    compressed data is cut off or broken, which tells how many records came before: those have been yielded by then.
+    Raises `SequenceError` for a file that cannot be read or is not FASTA, and `TruncatedInputError` for one whose
+    compressed data is cut off or broken. The latter says how many records came before; they have been yielded by then.
     """
-    # a copy of standard input stands for it
+    # messages name standard input, not the temporary copy of it
     name = STANDARD_INPUT if str(path) == "-" or Path(path).name == STANDARD_INPUT else str(path)
     last: FastaRecord | None = None
     residues = 0

@@ -31,7 +31,7 @@ STRETCH = 2**24
 
 @dataclass(frozen=True)
 class ResultArrays:
-    """Raw arrays, mapped, and for each protein its place: residues [starts[i], starts[i + 1]).
+    """Raw arrays, memory-mapped; protein i has the residues [starts[i], starts[i + 1]).
 
     `about`: the model and the versions, as names and texts.
     """
@@ -49,9 +49,9 @@ class ResultArrays:
 
 
 def require_zarr() -> None:
-    """Raise `InputError` where Zarr is not installed: before the work, not after it."""
+    """Raise `InputError` if Zarr is not installed; called before any computation."""
     if find_spec("zarr") is None:
-        raise InputError("expected zarr to be installed for the format zarr; install longlens[zarr], or use another")
+        raise InputError("expected zarr to be installed for the format zarr; install longlens[zarr], or choose another")
 
 
 def write_arrays(finished: ResultArrays, format: str, folder: Path) -> Path:
@@ -71,7 +71,7 @@ def _stretches(array: NDArray[Any]) -> Iterator[slice]:
 
 
 def _release(array: NDArray[Any]) -> None:
-    """Let go of the pages of a mapped array that were read: they count as memory of the process until then."""
+    """Release the pages of a mapped array that were read: until then they count as memory of the process."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
@@ -112,7 +112,7 @@ def _write_npz(finished: ResultArrays, target: Path) -> None:
     arrays = {**finished.arrays, **{f"{ABOUT}{name}": array for name, array in about.items()}}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            # the earliest time a zip can say, so that bytes do not depend on the clock
+            # the earliest time that a zip file can hold, so that the bytes do not depend on the clock
             entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as file:
                 header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
@@ -178,7 +178,7 @@ def _write_pt(finished: ResultArrays, target: Path) -> None:
                 content.setdefault(keys[kind], {})[int(layer)] = tensor
             else:
                 content[kind] = tensor
-        # through memory: torch.save hides what the disk said when it is full
+        # through memory, because torch.save hides the error of a full disk
         buffer = io.BytesIO()
         torch.save(content, buffer)
         (target / f"{place + 1:07d}.pt").write_bytes(buffer.getvalue())

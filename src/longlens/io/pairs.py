@@ -1,4 +1,4 @@
-"""Pairs of residues on their way to a file: appended as they are found, in memory that does not grow with them."""
+"""Files of residue pairs: pairs are appended as they are computed, and memory does not grow with their number."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ProteinContacts:
 
 
 def read_structure(path: Path) -> Iterator[ProteinContacts]:
-    """Each protein chain of the first model: residues as they stand in the file, contacts by C-beta (glycine: C-alpha).
+    """Each protein chain of the first model: residues in the order of the file, contacts by C-beta (glycine: C-alpha).
 
     Raises `InputError` for a file that cannot be read or holds no protein.
     """
@@ -49,7 +49,7 @@ def read_structure(path: Path) -> Iterator[ProteinContacts]:
         raise InputError(f"{path}: expected a structure in PDB or mmCIF format; {error or 'it is empty'}") from None
     has_protein = False
     for chain in chains:
-        # changed residues, such as selenomethionine, stand among the hetero atoms
+        # modified residues, such as selenomethionine, are among the hetero atoms
         residues = [
             residue for residue in chain
             if "CA" in residue and (residue.id[0] == " " or residue.get_resname().strip() in letters)
@@ -68,7 +68,7 @@ def read_structure(path: Path) -> Iterator[ProteinContacts]:
 def read_pairs(paths: Sequence[Path], fasta: Path) -> list[ProteinContacts]:
     """Contacts from tables with the columns id, i, j (from 1), of proteins of a FASTA file.
 
-    Raises `InputError` for columns, ids or residues that are not there, with the line.
+    Raises `InputError` for missing columns, ids or residues; the message gives the line.
     """
     proteins = {record.id: clean_protein(record.sequence, record.place).sequence for record in read_fasta(fasta)}
     pairs: dict[str, set[tuple[int, int]]] = {}

@@ -1,4 +1,4 @@
-"""A first pass over the input: what is there, what is wrong with it, and its hash, before any work starts."""
+"""A first pass over the input, before any computation: its records, their faults, and its hash."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from longlens.errors import SequenceError
 from longlens.io.alphabet import CleanedProtein, clean_protein, looks_like_alignment, looks_like_dna, looks_like_text
 from longlens.io.fasta import FastaRecord, read_fasta
 
-# records that are looked at to tell an alignment
+# how many records are examined to recognise an alignment
 LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
 class RecordInfo:
-    """A protein of the input: where it stood, its name, and what cleaning did; `sha256` is of the cleaned residues."""
+    """A protein of the input: its file, number and name, and what cleaning did; `sha256` is of the cleaned residues."""
 
     number: int
     source: str
@@ -41,7 +41,7 @@ class SkippedRecord:
 
 @dataclass(frozen=True)
 class Survey:
-    """All of the input. `inputs`: name and SHA-256 of the records read from each file; `warnings`: whole sentences."""
+    """The whole input. `inputs`: name and SHA-256 of the records read from each file; `warnings`: one sentence each."""
 
     entries: list[RecordInfo]
     skipped: list[SkippedRecord]
@@ -52,13 +52,13 @@ class Survey:
 def survey(paths: Sequence[Path | str], *, skip_errors: bool = False) -> Survey:
     """Read all of `paths`; with `skip_errors`, broken records and the broken rest of a file are listed, not raised.
 
-    Raises `SequenceError` for the first fault otherwise, and where no protein is left.
+    Otherwise raises `SequenceError` for the first fault, and always if no protein is left.
     """
     return _survey([(str(path), Path(str(path)).name, read_fasta(path)) for path in paths], skip_errors)
 
 
 def make_survey(records: Sequence[FastaRecord], *, skip_errors: bool = False) -> Survey:
-    """The survey of records in memory."""
+    """The survey of records that are in memory."""
     return _survey([("the sequences", "sequences", records)], skip_errors)
 
 
@@ -91,7 +91,7 @@ def _survey(sources: Sequence[tuple[str, str, Iterable[FastaRecord]]], skip_erro
 
 
 class _InputWarnings:
-    """Records that look like DNA or RNA, and the first ones, to tell an alignment."""
+    """Finds records that look like DNA or RNA, and an alignment by the first records."""
 
     def __init__(self) -> None:
         self._records = 0
@@ -106,12 +106,12 @@ class _InputWarnings:
             self._first.append(record.sequence)
 
     def warnings(self) -> list[str]:
-        """One sentence for each kind of suspicion."""
+        """One sentence for each kind of doubtful input."""
         sentences = []
         if self._nucleic:
             sentences.append(
                 f"{len(self._nucleic):,} of {self._records:,} records look like DNA or RNA (the first: "
-                f"{self._nucleic[0]}) and are read as if they were protein; translate them first"
+                f"{self._nucleic[0]}) and are read as protein; translate them first"
             )
         if looks_like_alignment(self._first):
             sentences.append(
@@ -153,11 +153,11 @@ def _entry(record: FastaRecord) -> RecordInfo:
 
 
 def _clean(record: FastaRecord) -> CleanedProtein:
-    """Raises `SequenceError` for what is no protein, prose of a language among it."""
+    """The cleaned protein of a record. Raises `SequenceError` for anything else, including prose."""
     protein = clean_protein(record.sequence, record.place)
     if looks_like_text(record.sequence):
         raise SequenceError(
             f"{record.place}: expected a protein, got letters in the proportions of a text "
-            f"({record.sequence[:30]!r}); `longlens look` reads texts, with a model of text"
+            f"({record.sequence[:30]!r}); for texts use `longlens look` with a language model"
         )
     return protein

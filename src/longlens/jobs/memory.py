@@ -117,9 +117,9 @@ def batch_limit(total: int, in_use: int, device: torch.device) -> int:
     if device.type == "cpu":
         if available < WRITING:
             raise InputError(
-                f"expected a limit that leaves room for batches: the model and PyTorch take {in_use / 2**30:.2f} GiB, "
-                f"writing the results {WRITING / 2**30:.2f} GiB, and {total / 2**30:.2f} GiB are allowed; raise "
-                "--max-memory, or use --dtype bfloat16 or a smaller model"
+                f"the model and PyTorch hold {in_use / 2**30:.2f} GiB, writing the results takes "
+                f"{WRITING / 2**30:.2f} GiB, and {total / 2**30:.2f} GiB are allowed; raise --max-memory, or use "
+                "--dtype bfloat16 or a smaller model"
             )
         available -= KERNELS
     return int(available / SLACK)

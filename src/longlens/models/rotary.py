@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Rotary(nn.Module):
     """Angles position x frequency. The frequencies are a buffer that checkpoints fill.
 
-    ESM-2's are rounded to float16; recomputing them in float32 makes another function, by 5 rad at position 34,350.
+    ESM-2's are rounded to float16; computing them in float32 changes the angle at position 34,350 by 5 rad.
     """
 
     frequencies: Tensor

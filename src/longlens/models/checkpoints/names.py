@@ -1,7 +1,7 @@
-"""What each kind of checkpoint calls our tensors: transformers' ESM and BERT, and fair-esm.
+"""The names of the tensors of `MaskedLM` in each kind of checkpoint: transformers' ESM and BERT, and fair-esm.
 
-A table says, for each tensor of `MaskedLM`, which tensors of the checkpoint make it: one, or three that are stacked
-(queries, keys, values). So reading is complete by construction: what no line names is extra.
+A table gives, for each tensor of `MaskedLM`, the tensors of the checkpoint that make it up: one, or three that are
+stacked (queries, keys, values). Reading is therefore complete: a tensor that no line names is reported as extra.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class TensorNames:
     def table(
         self, config: EncoderConfig, *, predicts: bool = True, contacts: bool = True
     ) -> dict[str, tuple[str, ...]]:
-        """Our name -> the checkpoint's names, frequencies apart.
+        """Name in `MaskedLM` -> names in the checkpoint, without the frequencies.
 
-        `predicts`: with the language model's head. `contacts`: with that of contacts, in formats that have one.
+        `predicts`: with the language model's head. `contacts`: with the contact head, in formats that have one.
         """
         table: dict[str, tuple[str, ...]] = {"encoder.embedding.weight": (self.embedding,)}
         if self.position:
@@ -54,7 +54,7 @@ class TensorNames:
         return table | (self.head_table() if predicts else {})
 
     def head_table(self) -> dict[str, tuple[str, ...]]:
-        """The part of `table` that is the language model's head."""
+        """The tensors of `table` that belong to the language model's head."""
         dense: dict[str, tuple[str, ...]] = {
             f"head.{ours}.{kind}": (f"{self.head[ours]}.{kind}",)
             for kind in ("weight", "bias")
@@ -63,7 +63,7 @@ class TensorNames:
         return dense | {"head.bias": (self.head["bias"],)}
 
     def frequency_names(self, config: EncoderConfig) -> list[str]:
-        """Every place where rotary frequencies may stand."""
+        """Every name that rotary frequencies may have."""
         return [name.format(i=i) for name in self.frequencies for i in range(config.layers)]
 
 
@@ -83,7 +83,7 @@ TRANSFORMERS_ESM = TensorNames(
     head={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
     contact="esm.contact_head.regression",
     prefix="esm.",
-    # transformers 4; 5 in memory; 5 on disk, with the star as it stands (seen in 5.23)
+    # transformers 4; transformers 5 in memory; 5 on disk, where the name has a literal star (as of 5.23)
     frequencies=(
         f"esm.{_HF_LAYER}attention.self.rotary_embeddings.inv_freq",
         "esm.rotary_embeddings.inv_freq",
@@ -93,7 +93,7 @@ TRANSFORMERS_ESM = TensorNames(
         ("lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
-    # learned positions stand in rotary checkpoints too, unused; classifiers of sequences and of residues
+    # rotary checkpoints have unused learned positions too; classifiers of sequences and of residues
     ignored=("esm.embeddings.position_ids", "esm.embeddings.position_embeddings.", "esm.pooler.", "classifier."),
 )
 
