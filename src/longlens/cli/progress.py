@@ -1,4 +1,4 @@
-"""Show the events of a job on standard error: a bar on a terminal, otherwise a line now and then."""
+"""Show the events of a job on standard error: a bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from longlens.jobs.progress import Notice, ProgressCallback, StageProgress
 
-# seconds between lines where there is no terminal
+# seconds between lines if standard error is not a terminal
 EVERY = 30.0
 
 
 @contextmanager
 def shown_progress() -> Iterator[ProgressCallback]:
-    """A function that shows each event it is given."""
+    """A function that shows each event that it receives."""
     from rich.console import Console
 
     console = Console(file=sys.stderr)
@@ -29,7 +29,7 @@ def shown_progress() -> Iterator[ProgressCallback]:
 
 
 class ProgressLines:
-    """Notices at once, and steps at most every `every` seconds; the last step of a stage always."""
+    """Shows notices at once, and progress at most every `every` seconds and at the end of a stage."""
 
     def __init__(self, file: TextIO, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._every, self._clock = file, every, clock

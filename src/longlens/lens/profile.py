@@ -218,7 +218,7 @@ class Profile:
             self.sequence,
             received=None if received is None else received.mean((0, 1), dtype=np.float64),
             surprise=self.predicted.get("surprise"), expected=self.predicted.get("expected"), named=tokens,
-            what=f"layers {span(self.layers)}, heads {span(self.heads)}", about=self.about,
+            subject=f"layers {span(self.layers)}, heads {span(self.heads)}", about=self.about,
         )  # fmt: skip
 
     def draw_maps(self, heads: Sequence[tuple[int, int, str]]) -> Figure:

@@ -1,4 +1,4 @@
-"""The public conformance suite: run any attention function, ours or a stranger's, through the same checks.
+"""The public conformance suite: run any attention function, from longlens or elsewhere, through the same checks.
 
     from longlens.testing import Claims, run_conformance
 

@@ -1,4 +1,4 @@
-"""The suite: which checks there are, which claim each needs, and the run."""
+"""The conformance suite: its checks, the claims that each check needs, and the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY_LENGTHS = (8192, 16384)
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its name, what a function must claim for it to run, and the run."""
+    """One check: its name, the claims that it needs, and the function that runs it."""
 
     name: str
     needs: str
@@ -84,24 +84,24 @@ def run_conformance(
     """Run an attention function through the suite.
 
     Args:
-        function: `f(query, key, value, ...)` on (B, H, N, D) tensors, with the keywords of
-            `torch.nn.functional.scaled_dot_product_attention` as far as `claims` says that it takes them.
-        claims: what it claims; `Claims()` where None: exact softmax attention in float32 with gradients.
-        target: "module:function" by which a fresh process finds it, for the memory checks; where None, the function's
+        function: `f(query, key, value, ...)` on (B, H, N, D) tensors, with those keywords of
+            `torch.nn.functional.scaled_dot_product_attention` that `claims` says it takes.
+        claims: its claims; None means `Claims()`: exact softmax attention in float32 with gradients.
+        target: "module:function" by which a fresh process imports it, for the memory checks; None means the function's
             own module and name, if it has them.
-        checks: names of checks to run, out of `check_names()`; all where None.
+        checks: names of the checks to run, out of `check_names()`; None means all.
         memory_lengths: N and 2 N of the memory checks.
-        name: what the report calls it.
+        name: the name of the function in the report.
 
     Returns:
-        A report with one result to a check. An exception out of the function fails the check that it came from.
+        A report with one result for each check. If the function raises an exception, the check fails.
 
     Raises:
         InputError: a check that does not exist.
     """
     unknown = set(checks or ()) - set(check_names())
     if unknown:
-        raise InputError(f"no checks {sorted(unknown)}: expected some of {', '.join(check_names())}")
+        raise InputError(f"expected checks of {', '.join(check_names())}, got {', '.join(sorted(unknown))}")
     claims = claims or Claims()
     target = target or _target(function)
     subject = Subject(function, claims, target)
@@ -122,7 +122,7 @@ def measure_errors(function: Callable[..., Any], claims: Claims) -> dict[str, fl
         request = subject.draw(1, 4, 256, 32, is_causal=causal)
         try:
             errors[mode] = relative_error(subject(request), softmax_definition(request))
-        except Exception:  # a stranger's function may raise anything, and the checks tell what
+        except Exception:  # the function may raise any exception; the checks report it
             errors[mode] = float("nan")
     return errors
 
@@ -135,7 +135,7 @@ def _run(check: Check, subject: Subject) -> CheckResult:
     try:
         for finding in check.run(subject):
             findings.append(finding)
-    except Exception as error:  # a stranger's function may raise anything: that is a failure, told as such
+    except Exception as error:  # the function may raise any exception, which is reported as a failure
         return CheckResult(check.name, "fail", tuple(findings), f"raised {_message(error)}")
     finally:
         torch.random.set_rng_state(state)
@@ -184,20 +184,20 @@ def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> Ca
 
 
 def _message(error: Exception) -> str:
-    """Class and message in one line, cut where it runs on."""
+    """Class and message of an exception in one line, shortened if it is long."""
     message = " ".join(str(error).split())
     message = message if len(message) <= 160 else message[:157] + "..."
     return f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def _target(function: Callable[..., Any]) -> str | None:
-    """The path by which another process can import `function`, where there is one."""
+    """The "module:function" by which another process can import `function`; None if there is none."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not module or not name or module == "__main__" or "<" in name:
         return None
     path = f"{module}:{name}"
     try:
         imported = import_function(path)
-    except Exception:  # whatever stops the import stops the other process too
+    except Exception:  # an exception here would be raised in the other process too
         return None
     return path if imported is function else None

@@ -1,4 +1,4 @@
-"""Checks of what must not matter: padding, other rows, the future, pack neighbours, masked NaN, strides, repetition."""
+"""Checks of independence: of padding, other rows, the future, packed neighbours, masked NaN, strides and repetition."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from longlens.testing.subject import Subject, gradients, relative_error
 
 
 def padding(subject: Subject, side: str) -> Iterator[CaseResult]:
-    """Rows padded on `side` and masked give what they give unpadded, whatever lies in the padding.
+    """Rows padded on `side` and masked give the same as without padding, whatever the padding contains.
 
-    Both kinds of padding are needed: keys of ordinary size stay in a normaliser that forgets the mask, and there large
-    ones may vanish, while a maximum over all keys is moved by large ones alone.
+    Both kinds of padding are needed: keys of ordinary size reveal a normaliser that forgets the mask, in which large
+    keys may vanish, while only large keys change a maximum over all keys.
     """
     lengths, full = (64, 47), 80
     keep = torch.zeros(len(lengths), full, dtype=torch.bool)
@@ -51,7 +51,7 @@ def padding_right(subject: Subject) -> Iterator[CaseResult]:
 
 
 def batch(subject: Subject) -> Iterator[CaseResult]:
-    """A row gives what it gives alone, whatever lies beside it."""
+    """A row of a batch gives the same as alone, whatever the other rows contain."""
     for mode, causal in subject.modes():
         request = subject.draw(3, is_causal=causal)
         output = subject(request)
@@ -64,7 +64,7 @@ def batch(subject: Subject) -> Iterator[CaseResult]:
 
 
 def causality(subject: Subject) -> Iterator[CaseResult]:
-    """No query is moved by what comes after it, nor hands a gradient to it."""
+    """No query depends on later tokens, and no gradient flows from it to them."""
     request = subject.draw(is_causal=True)
     output = subject(request)
     last = request.key.clone()
@@ -87,7 +87,7 @@ def causality(subject: Subject) -> Iterator[CaseResult]:
 
 
 def packing(subject: Subject) -> Iterator[CaseResult]:
-    """Sequences laid end to end give what they give apart."""
+    """Packed sequences give the same as each sequence alone."""
     bounds = (0, 40, 41, 64, 128)
     for mode, causal in subject.modes():
         request = replace(
@@ -110,7 +110,7 @@ def tensor_mask(subject: Subject) -> Iterator[CaseResult]:
 
 
 def fully_masked(subject: Subject) -> Iterator[CaseResult]:
-    """A row with nothing to attend to: output 0, log-sum-exp -inf, gradient 0, and nothing else disturbed."""
+    """A row without keys has output 0, log-sum-exp -inf and gradient 0, and does not affect other rows."""
     for mode, causal in subject.modes(masked=True):
         request = subject.draw(is_causal=causal)
         if subject.claims.key_mask is not None:
@@ -132,7 +132,7 @@ def fully_masked(subject: Subject) -> Iterator[CaseResult]:
 
 
 def masked_nan(subject: Subject) -> Iterator[CaseResult]:
-    """NaN and infinity in keys and values that a query may not attend to reach neither its output nor a gradient."""
+    """NaN and infinity in masked keys and values reach neither the output nor a gradient."""
     for poison in (torch.nan, torch.inf):
         for mode, causal in subject.modes():
             request = subject.draw(is_causal=causal)
@@ -152,7 +152,7 @@ def masked_nan(subject: Subject) -> Iterator[CaseResult]:
 
 
 def layouts(subject: Subject) -> Iterator[CaseResult]:
-    """Strides do not matter: transposed, every second element, expanded."""
+    """Strides make no difference: transposed, every second element, expanded."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal)
         tensors = {
@@ -210,7 +210,7 @@ def _is_zero(case: str, output: Tensor) -> CaseResult:
 def _unpoisoned(
     subject: Subject, case: str, request: Request, bad: slice, rows: slice | Tensor
 ) -> Iterator[CaseResult]:
-    """Rows that may not see the keys `bad`, which differ in being zero or not finite."""
+    """Outputs of rows that may not attend to the keys `bad`, which are zero in one call and not finite in the other."""
     clean, dirty = list(request.tensors), list(request.tensors)
     poison = torch.nan if "nan" in case else torch.inf
     for place in (1, 2):

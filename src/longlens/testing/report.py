@@ -1,4 +1,4 @@
-"""What the suite found: one result to a check, and the report that holds them."""
+"""The report of the suite: a result for each check, which has a result for each case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["pass", "fail", "not claimed", "not run"]
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case of one check: what was expected and what came."""
+    """One case of one check, with the expected value and the one that was got."""
 
     case: str
     ok: bool
@@ -22,13 +22,13 @@ class CaseResult:
 
 
 def within(case: str, error: float, limit: float) -> CaseResult:
-    """A finding on an error that must not pass `limit`; NaN passes no limit."""
+    """The result of a case whose error must not exceed `limit`; NaN exceeds every limit."""
     return CaseResult(case, error <= limit, f"error <= {limit:.1e}", f"{error:.1e}")
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: every case's finding. `note` says why it was not run, or what stopped it."""
+    """One check with the results of its cases. `note` says why it was not run, or which exception stopped it."""
 
     check: str
     status: Status
@@ -37,11 +37,11 @@ class CheckResult:
 
     @property
     def failed(self) -> tuple[CaseResult, ...]:
-        """The findings that are not as expected."""
+        """The cases whose result is not as expected."""
         return tuple(finding for finding in self.findings if not finding.ok)
 
     def describe(self) -> str:
-        """One line: the first failure with what was expected and got, or what was tried."""
+        """One line: the first failure with the expected and actual value, or the cases that were tested."""
         if self.status in ("not claimed", "not run"):
             return self.note
         if self.note:
@@ -58,7 +58,7 @@ class ConformanceReport:
     """Every check of one function.
 
     `errors` is the relative Frobenius error against softmax attention over all pairs, on standard normal inputs
-    (1, 4, 256, 32), "bidirectional" and "causal": what an approximation costs, not a verdict.
+    (1, 4, 256, 32), "bidirectional" and "causal"; it describes an approximation and does not make a check fail.
     """
 
     subject: str
@@ -79,10 +79,10 @@ class ConformanceReport:
         for result in self.results:
             if result.check == check:
                 return result
-        raise KeyError(f"no check '{check}' among {[result.check for result in self.results]}")
+        raise KeyError(f"expected a check of {', '.join(result.check for result in self.results)}, got {check!r}")
 
     def table(self) -> str:
-        """Plain text: a line to a check, then the error against softmax and a count."""
+        """Plain text: a line for each check, then the error against softmax and a count."""
         words = {"pass": "pass", "fail": "FAIL", "not claimed": "-", "not run": "not run"}
         wide = max(len(result.check) for result in self.results) if self.results else 0
         lines = [self.subject, ""]

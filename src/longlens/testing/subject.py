@@ -1,4 +1,4 @@
-"""The function under test behind one call, with what is expected of it and how far off it may be."""
+"""The function under test, called by one interface, with its expected results and their tolerances."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH, HEADS, LENGTH, WIDTH = 2, 4, 64, 16
 
 
 class ConformanceError(LonglensError):
-    """The function returned something that is no attention output."""
+    """The function returned a value that is not an attention output."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,16 @@ class Subject:
             raise ConformanceError(f"expected output in {request.query.dtype}, got {output.dtype}")
         return output
 
-    # what is expected
+    # expected results
 
     def define(self, request: Request) -> Tensor:
-        """The definition on the request's tensors as they are; softmax ones answer in float64."""
+        """The definition on the request's tensors in their dtype; for softmax kinds the result is float64."""
         if self.claims.definition is not None:
             return self.claims.definition(request)
         return self._exact_softmax(request)
 
     def expected(self, request: Request) -> Tensor:
-        """The definition in float64 on the request's values."""
+        """The definition on the request's values in float64."""
         return self.define(request.cast(torch.float64))
 
     def expected_lse(self, request: Request) -> Tensor:
@@ -127,21 +127,21 @@ class Subject:
         )
 
     def judge(self, case: str, request: Request, rows: Tensor | slice | None = None) -> CaseResult:
-        """Hold one call to the definition by the error rule; `rows` picks queries (an index of axis 2)."""
+        """Compare one call with the definition by the error rule; `rows` selects queries (an index of axis 2)."""
         output, expected = self(request), self.expected(request)
         if rows is not None:
             output, expected = output[:, :, rows], expected[:, :, rows]
         return within(case, relative_error(output, expected), self.limit(request))
 
-    # what is tried
+    # requests that are tested
 
     @property
     def stable(self) -> float:
-        """How far two ways to the same result may lie apart: rounding, not mathematics."""
+        """How far two computations of the same result may differ by rounding."""
         return 1000 * torch.finfo(self.claims.sharpest).eps
 
     def modes(self, masked: bool = False) -> Iterator[tuple[str, bool]]:
-        """The values of `is_causal` that are claimed, with their names; `masked`: that go with other masks."""
+        """The values of `is_causal` that are claimed, with names; `masked`: those that go with other masks."""
         if self.claims.bidirectional:
             yield "bidirectional", False
         if self.claims.causal is not None and (self.claims.masks_with_causal or not masked):
@@ -176,7 +176,7 @@ class Subject:
         return Request(query, key, value, is_causal=is_causal)
 
     def same(self, case: str, output: Tensor, expected: Tensor) -> CaseResult:
-        """Hold two results to each other, up to rounding."""
+        """Compare two results, up to rounding."""
         return within(case, relative_error(output, expected), self.stable)
 
 
@@ -190,7 +190,7 @@ def relative_error(output: Tensor, expected: Tensor) -> float:
 
 
 def plain_softmax(request: Request, claims: Claims) -> Tensor:
-    """Softmax attention in the request's dtype, every step as it is written: scores, mask, softmax, product."""
+    """Softmax attention in the request's dtype, step by step: scores, mask, softmax, product."""
     align = claims.causal or "bottom-right"
     inputs = request.inputs()
     parts = [inputs] if inputs.cu_seqlens is None else list(inputs.sequences())
@@ -216,7 +216,7 @@ def plain_softmax(request: Request, claims: Claims) -> Tensor:
 
 
 def gradients(function: Callable[[Request], Tensor], request: Request) -> tuple[Tensor, ...]:
-    """Gradients of a fixed weighting of the output, with respect to query, key, value and, where given, sinks."""
+    """Gradients of a fixed weighting of the output, with respect to query, key, value and, if given, sinks."""
     inputs = (*request.tensors, *(() if request.sinks is None else (request.sinks,)))
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     out = function(replace(request.on(*leaves[:3]), sinks=leaves[3] if len(leaves) > 3 else None))
@@ -227,7 +227,7 @@ def gradients(function: Callable[[Request], Tensor], request: Request) -> tuple[
 
 
 def stacked_gradients(function: Callable[[Request], Tensor]) -> Callable[[Request], Tensor]:
-    """The gradients laid end to end: what the error rule compares."""
+    """The concatenated gradients, which the error rule compares."""
 
     def run(request: Request) -> Tensor:
         return torch.cat([gradient.flatten() for gradient in gradients(function, request)])

@@ -1,4 +1,4 @@
-"""Checks of what is computed: values, dtypes, gradients, the log-sum-exp, dropout."""
+"""Checks of results: values, dtypes, gradients, the log-sum-exp, dropout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEP = 1e-5  # of central differences in float64: their own error is then near 1
 
 
 def agreement(subject: Subject) -> Iterator[CaseResult]:
-    """The output is the definition's."""
+    """The output equals the definition."""
     for mode, causal in subject.modes():
         yield subject.judge(mode, subject.draw(is_causal=causal, length=96))
         if subject.claims.kind != "approximate":
@@ -28,7 +28,7 @@ def agreement(subject: Subject) -> Iterator[CaseResult]:
 
 
 def odd_lengths(subject: Subject) -> Iterator[CaseResult]:
-    """Lengths that no block divides, and a single token."""
+    """Lengths that are not multiples of a block, and a single token."""
     for length in subject.claims.lengths:
         for mode, causal in subject.modes():
             yield _judge_or_finite(subject, f"N={length}, {mode}", subject.draw(1, 2, length, is_causal=causal))
@@ -54,7 +54,7 @@ def value_width(subject: Subject) -> Iterator[CaseResult]:
 
 
 def grouped(subject: Subject) -> Iterator[CaseResult]:
-    """Fewer key/value heads serve groups of query heads that lie together, as if repeated."""
+    """Fewer key/value heads serve groups of adjacent query heads, as if they were repeated."""
     for mode, causal in subject.modes():
         for key_heads in (2, 1):
             request = subject.draw(key_heads=key_heads, is_causal=causal)
@@ -64,7 +64,7 @@ def grouped(subject: Subject) -> Iterator[CaseResult]:
 
 
 def scale(subject: Subject) -> Iterator[CaseResult]:
-    """The factor of the scores is the one given."""
+    """The scores are multiplied by the given scale."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal)
         usual = subject(request)
@@ -93,7 +93,7 @@ def dtypes(subject: Subject) -> Iterator[CaseResult]:
 
 
 def gradient_values(subject: Subject) -> Iterator[CaseResult]:
-    """Gradients of query, key and value: the definition's, and the slope of the function itself."""
+    """Gradients of query, key and value equal those of the definition and the slope of the function itself."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal)
         if subject.claims.defined:
@@ -108,7 +108,7 @@ def gradient_values(subject: Subject) -> Iterator[CaseResult]:
 
 
 def second_derivatives(subject: Subject) -> Iterator[CaseResult]:
-    """The gradient's own derivative, by torch.autograd.gradgradcheck in float64."""
+    """The second derivative, by torch.autograd.gradgradcheck in float64."""
     for mode, causal in subject.modes():
         request = subject.draw(1, 2, 6, 3, dtype=torch.float64, is_causal=causal)
         leaves = [tensor.requires_grad_() for tensor in request.tensors]
@@ -121,7 +121,7 @@ def second_derivatives(subject: Subject) -> Iterator[CaseResult]:
 
 
 def log_sum_exp(subject: Subject) -> Iterator[CaseResult]:
-    """Natural logarithm, float32 or wider, of scaled and masked scores; the output stays what it was."""
+    """The log-sum-exp is natural, float32 or wider, of scaled and masked scores; the output does not change."""
     limit = 8 * torch.finfo(torch.float32).eps
     for mode, causal in subject.modes():
         for size in (1.0, 20.0):
@@ -138,12 +138,12 @@ def softcap(subject: Subject) -> Iterator[CaseResult]:
     """Scores are capped before the masks, in the output and in every gradient."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal, seed=4)
-        # scores up to 20 and a cap of 3: most of them well into the bend
+        # scores up to 20 and a cap of 3: most of them where the cap bends strongly
         yield from _judge_both(subject, mode, replace(request, query=request.query * 5, softcap=3.0))
 
 
 def sinks(subject: Subject) -> Iterator[CaseResult]:
-    """A further key of each head takes part of the mass, in the output, the log-sum-exp and every gradient."""
+    """Sinks take part in the normalisation, in the output, the log-sum-exp and every gradient."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal, seed=5)
         logits = torch.linspace(-2.0, 6.0, request.query.shape[1], dtype=request.query.dtype)
@@ -155,7 +155,7 @@ def sinks(subject: Subject) -> Iterator[CaseResult]:
 
 
 def _judge_both(subject: Subject, mode: str, request: Request) -> Iterator[CaseResult]:
-    """Output and gradients, alone and with what else is claimed."""
+    """Output and gradients, alone and combined with the other claims."""
     variants = {mode: request}
     if subject.claims.key_mask is not None and (not request.is_causal or subject.claims.masks_with_causal):
         keep = torch.ones(request.key.shape[0], request.key.shape[2], dtype=torch.bool)
@@ -172,7 +172,7 @@ def _judge_both(subject: Subject, mode: str, request: Request) -> Iterator[CaseR
 
 
 def dropout(subject: Subject) -> Iterator[CaseResult]:
-    """Unbiased, drawn afresh for every row from torch's generator, and the same backward as forward."""
+    """Dropout is unbiased, drawn for every row from torch's generator, and the same backward as forward."""
     for mode, causal in subject.modes():
         request = replace(subject.draw(1, 2, 24, is_causal=causal), dropout_p=0.25)
         usual = subject(replace(request, dropout_p=0.0)).double()
@@ -195,7 +195,7 @@ def dropout(subject: Subject) -> Iterator[CaseResult]:
 
 
 def _same_mask_backward(subject: Subject, case: str, request: Request) -> CaseResult:
-    """The output is linear in the value, so <gradient, value> is <weight, output> if both saw the same mask."""
+    """The output is linear in the value, so <gradient, value> is <weight, output> if both used the same mask."""
     value = request.value.clone().requires_grad_()
     torch.manual_seed(3)
     out = subject(replace(request, value=value))
@@ -232,6 +232,6 @@ def _slope(subject: Subject, case: str, request: Request) -> CaseResult:
         weight = torch.randint(-4, 5, sides[0].shape, generator=torch.Generator().manual_seed(99)).double() / 2
         measured = float(((sides[0] - sides[1]) * weight).sum() / (2 * STEP))
         derivative = float((slope * direction).sum())
-        # in units of what the slope would be along the gradient itself
+        # in units of the slope along the gradient itself
         errors.append(abs(derivative - measured) / max(float(slope.norm()), 1e-12))
     return within(case, max(errors), 1e-6)

@@ -1,4 +1,4 @@
-"""Training state on disk: a checkpoint is complete or not there, and going on from it equals never having stopped."""
+"""Training state on disk: a checkpoint is written whole, and a continued run equals one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from longlens.errors import CheckpointError
 from longlens.io.results import write_whole
 
 NAME = "checkpoint.pt"
-# as it was before the learning rate began to fall: a run of more steps continues from it
+# the state before the learning rate began to fall, from which a run of more steps continues
 STABLE = "stable.pt"
 
 
 class Stateful(Protocol):
-    """What has a state: a model, an optimiser, a schedule, a stream of crops."""
+    """An object with a state: a model, an optimiser, a schedule, a stream of crops."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state: Any, /) -> Any: ...
@@ -27,7 +27,7 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointStep:
-    """The step at which a checkpoint was written, and how many the run was to have (None: not recorded)."""
+    """The step at which a checkpoint was written, and the planned number of steps (None: not recorded)."""
 
     step: int
     steps: int | None
@@ -47,7 +47,7 @@ def write_checkpoint(
 
 
 def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
-    """How far a checkpoint is; None where there is none."""
+    """The step of the folder's checkpoint; None if there is no checkpoint."""
     path = folder / name
     if not path.is_file():
         return None
@@ -56,9 +56,9 @@ def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
 
 
 def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], name: str = NAME) -> int:
-    """Give `parts` the state of a checkpoint that is there; the step at which it was written.
+    """Load the state of an existing checkpoint into `parts`; returns the step at which it was written.
 
-    Raises `CheckpointError` where its settings differ from `settings`.
+    Raises `CheckpointError` if its settings differ from `settings`.
     """
     state = torch.load(folder / name, map_location="cpu", weights_only=True)
     before = state["settings"]

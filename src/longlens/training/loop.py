@@ -1,4 +1,4 @@
-"""The training loop: steps, schedule, validation, checkpoints, and a log of all of it."""
+"""The training loop: steps, schedule, validation, checkpoints and log."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What decides a run's result; `tokens` in a step, `crop` the longest crop, `decay` the share of steps in which
-    the learning rate falls to 0."""
+    """The settings that decide the result of a run; `tokens` in a step, `crop` the longest crop, `decay` the share of
+    steps in which the learning rate falls to 0."""
 
     layers: int = 6
     width: int = 256
@@ -77,7 +77,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a step reports: loss in nats per hidden residue, residues per second since the last report."""
+    """The report of a step: loss in nats per masked residue, residues per second since the last report."""
 
     step: int
     steps: int
@@ -97,7 +97,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[MaskedLM, int]:
-    """Train to the last step, from the folder's checkpoint if there is one; the model, and the step it has reached.
+    """Train to the last step, from the folder's checkpoint if there is one; returns the model and the step reached.
 
     Every `every` steps: held-out perplexity, a line in log.jsonl, a checkpoint. `stop` is asked after each step; a run
     that it ends is continued by the same call. With more steps than before, the run continues from where its learning
@@ -122,7 +122,7 @@ def train(
     validation = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
-        # drawn anew for each step, so that a checkpoint need not hold it
+        # seeded for each step, so that a checkpoint need not contain the generator's state
         generator = torch.manual_seed((settings.seed << 32) + step)
         masked = mask_tokens(data.next_step(), model.alphabet, generator, settings.mask_rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
@@ -165,7 +165,7 @@ def _begin(
     parts: dict[str, Stateful],
     note: Callable[[str], None],
 ) -> int:
-    """The step from which the run continues, with `parts` as they were then; 0 for a new one."""
+    """Restore `parts` and return the step from which the run continues; 0 for a new run."""
     reached = find_checkpoint(folder)
     if reached is None:
         return 0
@@ -206,14 +206,14 @@ def _optimizers(model: MaskedLM, settings: TrainSettings) -> list[Optimizer]:
 
 
 def _schedule(step: int, settings: TrainSettings) -> float:
-    """Rise, hold, and fall to 0 over the last steps."""
+    """The factor of the learning rate: it rises, stays constant, and falls to 0 over the last steps."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
     fall = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return max(0.0, min(rise, fall, 1.0))
 
 
 def _drop_after(folder: Path, step: int) -> None:
-    """Take the lines of later steps out of the log."""
+    """Remove the lines of later steps from the log."""
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]

@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens are hidden, and the loss of predicting them (Devlin et al. 2019)."""
+"""Masked language modelling: the choice of masked tokens, and the loss of predicting them (Devlin et al. 2019)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longlens.models.language_model import MaskedLM
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Packed tokens with some hidden, where (M,), and what stood there (M,)."""
+    """Packed tokens of which some are masked, their positions (M,), and their original tokens (M,)."""
 
     packed: Packed
     places: Tensor
@@ -33,7 +33,7 @@ def mask_tokens(
     """
     tokens = packed.tokens
     standard = torch.from_numpy(alphabet.standard)
-    # only the 20 residues are worth predicting
+    # only the 20 standard residues are predicted
     residue = torch.isin(tokens, standard)
     draw = torch.rand(len(tokens), generator=generator)
     chosen = residue & (draw < rate)
@@ -47,7 +47,7 @@ def mask_tokens(
 
 
 def masked_loss(model: MaskedLM, masked: MaskedBatch, attend: Attend | None = None) -> Tensor:
-    """Sum of the negative log-likelihoods at the hidden places, in nats; logits are made for these alone."""
+    """Sum of the negative log-likelihoods of the masked tokens, in nats; logits are computed for these alone."""
     hidden = model(masked.packed, attend=attend).last[masked.places]
     return F.cross_entropy(model.logits(hidden).float(), masked.truth, reduction="sum")
 

@@ -40,11 +40,11 @@ def _snapshot(name: str, files: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        there = HfApi().list_repo_files(name)
+        file_names = HfApi().list_repo_files(name)
     except Exception:
         # without a network connection the cache may still hold the model
-        there = []
-    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in there) else None
+        file_names = []
+    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in file_names) else None
     try:
         return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=doubled))
     except Exception as error:
