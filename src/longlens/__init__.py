@@ -117,9 +117,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'longlens' has no attribute {name!r}")
     home = _HOMES[name]
-    found = import_module(f"longlens.{name}") if home is None else getattr(import_module(home), name)
-    globals()[name] = found
-    return found
+    value = import_module(f"longlens.{name}") if home is None else getattr(import_module(home), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -15,7 +15,7 @@ from scipy import sparse
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError, SequenceError
-from longlens.jobs import contact_sinks as sinks
+from longlens.jobs import contact_writers as writers
 from longlens.jobs import contacts as job
 from longlens.models.pretrained import load
 
@@ -110,7 +110,7 @@ def test_whole_maps(model, fasta, maps, tmp_path, form, monkeypatch):
     if form == "kept":
         monkeypatch.setattr(job, "choose_form", lambda *_: "kept")
     monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
-    monkeypatch.setattr(sinks, "CHUNK", 32)
+    monkeypatch.setattr(writers, "CHUNK", 32)
     make(model, fasta, tmp_path / "half", "--format", "zarr")
     make(model, fasta, tmp_path / "single", "--format", "zarr", "--array-dtype", "float32")
     for place, found in enumerate(maps):
@@ -171,14 +171,14 @@ def test_the_form_follows_the_memory_allowed(model):
 
 
 def test_the_picture_holds_the_largest_of_each_cell(model, maps, monkeypatch):
-    monkeypatch.setattr(sinks, "CELLS", 25)
+    monkeypatch.setattr(writers, "CELLS", 25)
     monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
     loaded = load(model)
     from longlens.lens.contacts import ContactObserver, WholeMap
 
     contact_map = WholeMap(120, loaded.contact_regression(), loaded.device)
     loaded(loaded.pack([protein(120, 120)]), observers=[ContactObserver([contact_map])])
-    picture = sinks.Picture(120)
+    picture = writers.MapPreview(120)
     for rows in contact_map.rows():
         picture.take(rows)
     want = maps[2].reshape(24, 5, 24, 5).max((1, 3))

@@ -10,7 +10,7 @@ import pytest
 
 from esm_peer import protein
 from longlens.errors import InputError, SequenceError
-from longlens.jobs.inputs import Chosen, Reader, open_proteins
+from longlens.jobs.inputs import SelectedRecords, SequenceReader, open_proteins
 
 
 def read(proteins, **keywords):
@@ -68,13 +68,13 @@ def test_what_is_neither_is_refused(fasta):
 def test_ranges_are_read_forwards_once_and_again_from_the_start():
     texts = [protein(5 + n, n) for n in range(6)]
     with open_proteins(texts) as source:
-        reader = Reader(source)
+        reader = SequenceReader(source)
         for first, last in ((0, 2), (2, 3), (2, 5), (4, 6), (0, 1), (5, 6)):
             assert reader.take(first, last) == texts[first:last]
-        chosen = Reader(Chosen(source, ["2", "5"]))
+        chosen = SequenceReader(SelectedRecords(source, ["2", "5"]))
         assert chosen.take(0, 2) == [texts[1], texts[4]]
         with pytest.raises(InputError, match="found none of 9"):
-            Chosen(source, ["9"])
+            SelectedRecords(source, ["9"])
 
 
 DNA = "ATGGCCATTGTAATGGGCCGCTGAAAGGGTGCCCGATAG"

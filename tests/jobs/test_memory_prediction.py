@@ -27,7 +27,7 @@ from longlens.jobs.memory import (
     refuse_large_model,
     total_limit,
 )
-from longlens.jobs.plan import Outputs
+from longlens.jobs.plan import BatchOutputs
 from longlens.models.language_model import MaskedLM
 from longlens.models.pretrained import load, save
 
@@ -98,7 +98,7 @@ def test_parameters_are_counted_from_the_configuration(folder):
 def test_limits_leave_room_for_all_that_comes_beside_a_batch(folder):
     cpu = torch.device("cpu")
     size = model_size(folder / "weights", "float32", "cpu")
-    peak = predict_peak(size, 4000, Outputs(0, 1))
+    peak = predict_peak(size, 4000, BatchOutputs(0, 1))
     assert peak.total == peak.libraries + peak.weights + max(peak.loading, peak.batch, peak.writing)
     held = 500 * MIB
     room = batch_limit(2**30, held, cpu)

@@ -19,7 +19,7 @@ from longlens.io.survey import survey
 from longlens.jobs.embed_plan import plan_embedding
 from longlens.jobs.memory import MIB, model_size, process_bytes
 from longlens.jobs.plan import (
-    Outputs,
+    BatchOutputs,
     batch_bytes,
     make_batches,
     masked_operations,
@@ -65,7 +65,7 @@ def test_memory_is_linear_and_near_what_was_predicted():
     for smaller, larger in pairwise(found[:3]):
         assert larger <= 2.1 * smaller
     for case, growth in zip(cases, found, strict=True):
-        predicted = batch_bytes(CONFIG, sum(case) + 2 * len(case), 4, Outputs(0, 0))
+        predicted = batch_bytes(CONFIG, sum(case) + 2 * len(case), 4, BatchOutputs(0, 0))
         assert 0.6 * predicted <= growth <= 1.05 * predicted
 
 

@@ -18,10 +18,10 @@ from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError
 from longlens.io.results import ResultFolder
-from longlens.io.structures import Example
+from longlens.io.structures import ProteinContacts
 from longlens.jobs import fit_job
 from longlens.jobs.fit_contacts import FitOptions
-from longlens.jobs.progress import Notice, Step
+from longlens.jobs.progress import Notice, StageProgress
 from longlens.jobs.runner import Interrupted
 from longlens.models.pretrained import load
 
@@ -94,7 +94,7 @@ def test_scores_that_were_stopped_go_on_to_the_same_bytes(case, table, model, tm
     assert len(manifests[0].pop("runs")) == stops + 1
     assert len(manifests[1].pop("runs")) == 1
     assert manifests[0] == manifests[1]
-    steps = [event for event in events if isinstance(event, Step)]
+    steps = [event for event in events if isinstance(event, StageProgress)]
     assert steps[-1].done == steps[-1].total
     assert {step.unit for step in steps} == {"positions"}
 
@@ -103,7 +103,7 @@ def test_pseudo_ppl_reports_progress_within_a_variant(model):
     events = []
     longlens.score(WILD, [f"{WILD[0]}1{WILD[0]}"], model=model, scoring_strategy="pseudo-ppl", tokens_per_batch=100,
                    progress=events.append)  # fmt: skip
-    assert [event.done for event in events if isinstance(event, Step)] == [*range(3, 30, 3), 30]
+    assert [event.done for event in events if isinstance(event, StageProgress)] == [*range(3, 30, 3), 30]
 
 
 def test_another_job_beside_an_unfinished_one_is_refused(table, model, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_killed_before_or_after_the_file_is_in_its_place(table, model, tmp_path,
         assert out.read_text() == again.text
         assert not work.exists()
         # in the first case the work was done and is not done again
-        assert any(isinstance(event, Step) for event in events) == (name == "rmtree")
+        assert any(isinstance(event, StageProgress) for event in events) == (name == "rmtree")
         out.unlink()
 
 
@@ -175,7 +175,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_head(model, tmp_path, monkey
         matrix = model.predict_contacts([protein(40, number)])[0].numpy()
         i, j = np.triu_indices(40, 6)
         best = np.argsort(-matrix[i, j] + 1e-9 * generator.random(len(i)))[:30]
-        examples.append(Example(f"p{number}", protein(40, number), np.stack([i[best], j[best]], 1)))
+        examples.append(ProteinContacts(f"p{number}", protein(40, number), np.stack([i[best], j[best]], 1)))
     monkeypatch.setattr(fit_job, "read_examples", lambda *_: examples)
     options = FitOptions(strength=10.0, negatives=200)
 

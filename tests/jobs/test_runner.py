@@ -21,7 +21,7 @@ from longlens.errors import InputError
 from longlens.io.results import ResultFolder
 from longlens.jobs import limits, runner
 from longlens.jobs.job_key import machine, model_name
-from longlens.jobs.progress import Notice, Step
+from longlens.jobs.progress import Notice, StageProgress
 
 LENGTHS = (30, 5, 40, 12)
 
@@ -173,10 +173,10 @@ def test_a_rerun_says_where_it_continues_and_that_nothing_is_left(model_folder, 
     longlens.embed(fasta, **arguments)
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert f"{out}: continuing after 2 of 4 units of work" in notices
-    steps = [event for event in events if isinstance(event, Step)]
+    steps = [event for event in events if isinstance(event, StageProgress)]
     # the first says what was there already
     assert [step.done for step in steps] == [35, 75, 87]
-    assert steps[0] == Step("embed", 35, 87, "residues")
+    assert steps[0] == StageProgress("embed", 35, 87, "residues")
     del events[:]
     longlens.embed(fasta, **arguments)
     assert [event.text for event in events][-1] == f"{out} is complete already: nothing is left to do"
@@ -209,7 +209,7 @@ def test_what_the_disk_says_is_not_always_that_it_is_full(model_folder, fasta, t
     def failing(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("longlens.io.row_array.FlatArray.write", failing)
+    monkeypatch.setattr("longlens.io.row_array.RowArray.write", failing)
     with pytest.raises(InputError, match=advice) as refused:
         longlens.embed(fasta, model=model_folder, output=tmp_path / "out")
     assert ("room" in str(refused.value)) == (number == errno.ENOSPC)

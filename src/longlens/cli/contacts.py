@@ -12,14 +12,14 @@ from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from longlens.jobs.contact_maps import ContactMaps
-    from longlens.jobs.fit_contacts import Fitted
+    from longlens.jobs.fit_contacts import FittedHead
 
 
 class _MapByDefault(click.Group):
     """`longlens contacts FASTA` is `longlens contacts map FASTA`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `map` before anything that is no command of the group."""
+        """Insert `map` before an argument that is not a command of the group."""
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["map", *args]
         return super().parse_args(ctx, args)
@@ -29,25 +29,31 @@ class _MapByDefault(click.Group):
 def contacts() -> None:
     """Contact maps of proteins from a model's attention: `longlens contacts FASTA... -o OUTPUT`.
 
-    `map` (which need not be written) makes the maps; `fit` makes a contact head for a model that has none. `longlens
-    contacts map --help` lists the options.
+    `map` (the default) makes the maps; `fit` fits a contact head for a model that has none. `longlens contacts map
+    --help` lists the options.
     """
 
 
 @contacts.command("map")
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--format", "format_", type=click.Choice(["parquet", "npz", "zarr"]), default="parquet",
               show_default=True, help="parquet, npz: chosen pairs; zarr: the whole map.")  # fmt: skip
 @click.option("--threshold", type=float, default=None, help="Keep pairs of at least this probability. [default: 0.3]")
 @click.option("--top", type=int, default=None, help="Keep each residue's K strongest partners.")
-@click.option("--band", type=int, default=None, help="Keep pairs at most W apart.")
-@click.option("--min-separation", type=int, default=6, show_default=True, help="Leave out pairs closer than this.")
+@click.option("--band", type=int, default=None, help="Keep pairs at most W positions apart.")
+@click.option(
+    "--min-separation",
+    type=int,
+    default=6,
+    show_default=True,
+    help="Leave out pairs that are closer than this in the sequence.",
+)
 @click.option("--array-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Of whole maps.")  # fmt: skip
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="A contact head made by `contacts fit`.")
 @click.option("--figure", is_flag=True, help="Also draw each map.")
-@click.option("--max-memory", default=None, help="Of the whole process, such as 16G. [default: 80 % of what is free]")
+@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
 @on_error_option
 @model_options
 def map_(
@@ -70,9 +76,9 @@ def map_(
 ) -> int:
     """Contact probabilities of the proteins of FASTA files ("-" is standard input), by ESM-2's contact head.
 
-    A map whose T x T numbers fit in memory is made whole, a longer one a stretch of rows at a time, in memory linear in
-    its length; the table says which. Killed at any moment, the same command continues where it stopped. Exit: 0 done,
-    2 wrong input, 3 done but for skipped records, 130 interrupted.
+    A map whose L x L numbers fit in memory is computed whole, a larger one some rows at a time in memory linear in L;
+    the table says which. An interrupted run continues when the same command is given again. Exit status: 0 done, 2
+    wrong input, 3 done except for skipped records, 130 interrupted.
     """
     from longlens.jobs.contacts import contacts as run_contacts
     from longlens.jobs.runner import SKIPPED
@@ -90,11 +96,23 @@ def map_(
 
 @contacts.command("fit")
 @click.argument("structures", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The head, a .safetensors file.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File for the head, .safetensors.")
 @click.option("--fasta", type=click.Path(path_type=Path), default=None,
-              help="The proteins of contact lists (structures bring their own).")  # fmt: skip
-@click.option("--strength", type=float, default=0.15, show_default=True, help="C of the L1 penalty; less is sparser.")
-@click.option("--min-separation", type=int, default=6, show_default=True, help="Pairs closer than this do not count.")
+              help="The proteins of contact lists; structures contain theirs.")  # fmt: skip
+@click.option(
+    "--strength",
+    type=float,
+    default=0.15,
+    show_default=True,
+    help="Inverse strength C of the L1 penalty; a smaller C gives a sparser head.",
+)
+@click.option(
+    "--min-separation",
+    type=int,
+    default=6,
+    show_default=True,
+    help="Leave out pairs that are closer than this in the sequence.",
+)
 @click.option("--negatives", type=int, default=20_000, show_default=True, help="Pairs without contact taken from each "
               "protein at most.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -115,8 +133,8 @@ def fit(
     """Fit a contact head: logistic regression with an L1 penalty on a model's attention (Rao et al. 2020).
 
     STRUCTURES are .pdb or .cif files (contact: C-beta atoms less than 8 Angstrom apart), or tables (.csv, .tsv) of the
-    columns id, i, j (residues from 1), whose proteins --fasta gives. Twenty proteins are enough to begin with. Needs
-    the extra `fit`.
+    columns id, i, j (residues from 1), whose proteins --fasta gives. Twenty proteins are enough to start
+    with. Needs the extra `fit`.
     """
     from longlens.jobs.fit_contacts import FitOptions
     from longlens.jobs.fit_job import fit_contacts
@@ -135,7 +153,7 @@ def fit(
     click.echo(f"head        {output}")
 
 
-def _print_fit(fitted: Fitted) -> None:
+def _print_fit(fitted: FittedHead) -> None:
     click.echo(f"pairs       {fitted.contacts:,} contacts, {fitted.others:,} others")
     click.echo(f"heads used  {int((fitted.regression.weight != 0).sum())} of {fitted.regression.weight.numel()}")
     for number, part in enumerate(fitted.precision):
@@ -151,7 +169,7 @@ def _print_fit(fitted: Fitted) -> None:
 
 
 def _summary(maps: ContactMaps) -> None:
-    """What was done, on standard output."""
+    """Print a summary on standard output."""
     from longlens.jobs.plan import peak_memory
     from longlens.ops.explain import format_bytes
 
@@ -160,8 +178,8 @@ def _summary(maps: ContactMaps) -> None:
     click.echo(f"model       {maps.model}")
     click.echo(f"proteins    {len(rows):,} (longest {max(row['length'] for row in rows):,} residues)")
     click.echo(f"pairs       {sum(row['pairs'] for row in rows):,}")
-    click.echo(f"form        {len(rows) - linear:,} maps made whole, {linear:,} in linear memory")
+    click.echo(f"form        {len(rows) - linear:,} maps computed whole, {linear:,} in linear memory")
     if maps.skipped:
         click.echo(f"skipped     {len(maps.skipped):,} records: see `problem` in the table")
-    click.echo(f"peak memory {format_bytes(peak_memory())} for the whole process, PyTorch among it")
+    click.echo(f"peak memory {format_bytes(peak_memory())} for the whole process, including PyTorch")
     click.echo(f"results     {maps.folder / 'index.parquet'}")

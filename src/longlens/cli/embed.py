@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=WordsCommand)
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @include_option
 @click.option(
     "--layers",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @surprise_option
 @click.option("--array-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
-@click.option("--max-memory", default=None, help="Of the whole process, such as 16G. [default: 80 % of what is free]")
+@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
 @on_error_option
 @model_options
 @method_option
@@ -66,11 +66,11 @@ def embed(
     threads: int | None,
     method: str,
 ) -> int:
-    """Embed the proteins of FASTA files ("-" is standard input), plain or gzipped.
+    """Compute vectors, logits and surprise of the proteins in FASTA files ("-" is standard input), plain or compressed.
 
-    OUTPUT gets index.parquet (a row for each record) and the arrays in the chosen format. Killed at any moment, the
-    same command continues where it stopped, to the same bytes. Exit: 0 done, 2 wrong input, 3 done but for skipped
-    records, 130 interrupted.
+    OUTPUT receives index.parquet (a row for each record) and the arrays in the chosen format. An interrupted run
+    continues when the same command is given again, with the same bytes as result. Exit status: 0 done, 2 wrong input,
+    3 done except for skipped records, 130 interrupted.
     """
     from longlens.jobs.embed import embed as run_embed
     from longlens.jobs.runner import SKIPPED
@@ -88,7 +88,7 @@ def embed(
 
 
 def _summary(embeddings: Embeddings, *, masked: bool) -> None:
-    """What was done, on standard output."""
+    """Print a summary on standard output."""
     from rich.console import Console
     from rich.table import Table
 

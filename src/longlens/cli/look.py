@@ -1,4 +1,4 @@
-"""`longlens look`: what a model attends to in proteins or a text."""
+"""`longlens look`: tables and figures of what a model attends to in proteins or a text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from longlens.jobs.looks import Looks
 
 
-class Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers between commas: 0,5,-1; for layers also "all"."""
+class IntegerList(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers separated by commas: 0,5,-1; for layers also "all"."""
 
     name = "numbers"
 
@@ -30,10 +30,10 @@ class Numbers(click.ParamType):  # type: ignore[type-arg]
         try:
             return tuple(int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"expected whole numbers between commas, such as 0,5,-1, got {value!r}", param, ctx)
+            self.fail(f"expected whole numbers separated by commas, such as 0,5,-1, got {value!r}", param, ctx)
 
 
-class Places(click.ParamType):  # type: ignore[type-arg]
+class LayerHeadList(click.ParamType):  # type: ignore[type-arg]
     """Layers and heads: 3.7,5.2."""
 
     name = "layer.head"
@@ -50,10 +50,12 @@ class Places(click.ParamType):  # type: ignore[type-arg]
 
 @click.command(cls=WordsCommand)
 @click.argument("source", metavar="FASTA|TEXT|-")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
-@click.option("--layers", multiple=True, type=Numbers(all_=True), metavar="N,...",
-              help="From 0, or -1 the last; all. [default: all]")  # fmt: skip
-@click.option("--heads", type=Numbers(), metavar="N,...", help="From 0, the same in every layer. [default: all]")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--layers", multiple=True, type=IntegerList(all_=True), metavar="N,...",
+              help="Layers from 0; -1 is the last; all. [default: all]")  # fmt: skip
+@click.option(
+    "--heads", type=IntegerList(), metavar="N,...", help="Heads from 0, the same in every layer. [default: all]"
+)
 @click.option(
     "--collect",
     metavar="WHAT,...",
@@ -61,13 +63,19 @@ class Places(click.ParamType):  # type: ignore[type-arg]
     "column_entropy, neighbours, top_keys, top_queries, pooled, surprise. [default: entropy, distance, received, "
     "neighbours, top_keys, top_queries, pooled, and surprise where the model predicts]",
 )
-@click.option("--tokens", type=Numbers(), metavar="N,...", help="Whose partners are shown; a residue's number is its "
-              "token's. [default: those that receive most]")  # fmt: skip
-@click.option("--maps", type=Places(), metavar="LAYER.HEAD,...", help="Whose maps are shown. [default: those that "
-              "stand out]")  # fmt: skip
-@click.option("--record", multiple=True, metavar="ID", help="Only this record of the FASTA; may be given again.")
-@click.option("--pool", default=256, show_default=True, type=click.IntRange(min=1), help="Cells along a map, at most.")
-@click.option("--top", default=8, show_default=True, type=click.IntRange(min=1), help="Partners kept of each token.")
+@click.option("--tokens", type=IntegerList(), metavar="N,...", help="Tokens whose partners are shown; a residue has "
+              "the number of its token. [default: those that receive most]")  # fmt: skip
+@click.option("--maps", type=LayerHeadList(), metavar="LAYER.HEAD,...", help="Heads whose maps are shown. [default: "
+              "those that stand out]")  # fmt: skip
+@click.option("--record", multiple=True, metavar="ID", help="Only this record of the FASTA file; may be repeated.")
+@click.option("--pool", default=256, show_default=True, type=click.IntRange(min=1), help="The most cells along a map.")
+@click.option(
+    "--top",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Number of strongest partners that are kept for each token.",
+)
 @click.option("--input", "kind", type=click.Choice(["auto", "proteins", "text"]), default="auto", show_default=True,
               help="auto: proteins where the file begins with '>'.")  # fmt: skip
 @click.option("--figures/--no-figures", default=True, show_default=True)
@@ -92,10 +100,10 @@ def look(
     threads: int | None,
     method: str,
 ) -> None:
-    """Look at what a model attends to: tables and figures for each protein of a FASTA file, or for one text.
+    """Make tables and figures of what a model attends to, for each protein of a FASTA file or for one text.
 
-    Proteins take a model of proteins, a text a transformers model (a folder or a name on the hub). OUTPUT gets a folder
-    for each sequence. Killed at any moment, the same command continues with the sequences that are left.
+    Proteins need a protein language model, a text a model of transformers (a folder or a name on the hub). OUTPUT
+    receives a folder for each sequence. An interrupted run continues when the same command is given again.
     """
     from longlens.jobs.look_job import look as run_look
 
@@ -112,7 +120,7 @@ def look(
 
 
 def _summary(looks: Looks) -> None:
-    """What was done, on standard output."""
+    """Print a summary on standard output."""
     lengths = [row["length"] for row in looks.table]
     options = looks.manifest["job"]["options"]
     click.echo(f"model       {looks.model}: layers {_listed(options['layers'])}, heads {_listed(options['heads'])}")

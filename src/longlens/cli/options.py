@@ -13,10 +13,10 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class WordsCommand(click.Command):
-    """A command whose options of several words are given as `--include mean surprise`, and whose option names may be
-    written with `_` for `-`, as esm-extract's users know them."""
+    """A command whose options take several words (`--include mean surprise`), and whose option names may be written
+    with `_` for `-`, as in esm-extract."""
 
-    # option -> what may follow it
+    # option -> pattern of the words that may follow it
     words: ClassVar[dict[str, str]] = {
         "--include": r"mean|per[-_]tok|bos|logits|surprise",
         "--layers": r"-?\d+|all",
@@ -26,27 +26,27 @@ class WordsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its words."""
         out: list[str] = []
-        current, pattern, given = "", "", False
+        current, pattern, has_value = "", "", False
         for arg in args:
             name, equals, value = arg.partition("=")
             if name.startswith("--") and len(name) > 2:
                 name = name.replace("_", "-")
-                current, pattern, given = (name, self.words.get(name, ""), bool(equals))
+                current, pattern, has_value = (name, self.words.get(name, ""), bool(equals))
                 if not pattern or equals:
                     out.append(f"{name}{equals}{value}")
                 continue
             if pattern and re.fullmatch(pattern, arg):
                 out.append(f"{current}={arg.replace('_', '-') if current == '--include' else arg}")
-                given = True
+                has_value = True
                 continue
-            if pattern and not given:
-                # nothing fitting followed: let the option say so
+            if pattern and not has_value:
+                # no fitting word followed: the option itself reports the error
                 out.append(f"{current}={arg}")
                 pattern = ""
                 continue
             pattern = ""
             out.append(arg)
-        if pattern and not given:
+        if pattern and not has_value:
             out.append(current)
         return super().parse_args(ctx, out)
 
@@ -67,7 +67,7 @@ class LayerNumber(click.ParamType):  # type: ignore[type-arg]
 
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=None,
-    help="Threads of a CPU. [default: all cores that the process may use, or OMP_NUM_THREADS]",
+    help="CPU threads. [default: OMP_NUM_THREADS, or all cores that the process may use]",
 )  # fmt: skip
 
 
@@ -86,7 +86,9 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-method_option = click.option("--method", default="exact", show_default=True, help="Attention; see `longlens methods`.")
+method_option = click.option(
+    "--method", default="exact", show_default=True, help="Method of attention; see `longlens methods`."
+)
 
 include_option = click.option(
     "--include", multiple=True, default=["mean"], metavar="WHAT...", show_default=True,
@@ -96,7 +98,7 @@ include_option = click.option(
 
 surprise_option = click.option(
     "--surprise", type=click.Choice(["wt", "masked"]), default="wt", show_default=True,
-    help="wt: one pass; masked: every residue hidden in turn.",
+    help="wt: one pass; masked: each residue masked in turn.",
 )  # fmt: skip
 
 on_error_option = click.option(
@@ -106,7 +108,7 @@ on_error_option = click.option(
 
 
 def as_paths(names: Sequence[str]) -> list[str | Path]:
-    """Arguments that are always files, never sequences; "-" stays standard input."""
+    """Arguments as paths of files, never as sequences; "-" stays standard input."""
     return [name if name == "-" else Path(name) for name in names]
 
 
@@ -118,7 +120,7 @@ def choose_threads(threads: int | None) -> int:
 
 
 def warn_of_default_model() -> None:
-    """Warn on standard error where nobody chose the model."""
+    """Warn on standard error if the model is the default."""
     context = click.get_current_context()
     if context.get_parameter_source("model") == click.core.ParameterSource.DEFAULT:
         click.echo(

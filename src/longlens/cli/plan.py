@@ -1,4 +1,4 @@
-"""`longlens plan`: what embedding a file would take, before it is done."""
+"""`longlens plan`: the memory and time that embedding a file would take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longlens.cli.options import (
     surprise_option,
 )
 
-# the job does not fit into the memory that is allowed; 2 is wrong input, as everywhere
+# the job does not fit into the allowed memory; 2 means wrong input, as for all commands
 DOES_NOT_FIT = 1
 
 
@@ -22,7 +22,7 @@ DOES_NOT_FIT = 1
 @click.argument("fasta", nargs=-1, required=True)
 @include_option
 @surprise_option
-@click.option("--max-memory", default=None, help="Of the whole process, such as 16G. [default: 80 % of what is free]")
+@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
 @click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
 @on_error_option
 @model_options
@@ -38,11 +38,11 @@ def plan(
     device: str,
     threads: int | None,
 ) -> int:
-    """Say how much memory and time embedding FASTA files would take with exact attention, and what N x N weights would.
+    """Predict the memory and time of embedding FASTA files with exact attention, and the memory of N x N weights.
 
-    Memory is that of the whole process at its peak, PyTorch and the weights among it. Neither are weights read nor
-    proteins run; time is an estimate from a layer of random weights that is timed now. Exit: 0 it fits, 1 it does not
-    fit into the memory allowed, 2 wrong input.
+    Memory is the peak of the whole process, including PyTorch and the weights. No weights are read and no proteins are
+    run; time is estimated from a layer of random weights that is timed now. Exit status: 0 if the job fits into the
+    allowed memory, 1 if it does not, 2 wrong input.
     """
     from rich.console import Console
     from rich.table import Table
@@ -77,7 +77,7 @@ def plan(
         ("allowed", format_bytes(planned.limit)),
         ("time", f"about {_duration(seconds)} on this machine ({size.device.type}, {str(size.dtype)[6:]}), estimated "
                  "from one layer; without start and loading"),
-        ("N x N way", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
+        ("in contrast", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
                       f"{format_bytes(planned.standard * size.config.layers)} for all layers"),
         ("fits", f"no: {planned.refusal}" if planned.refusal else "yes"),
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Show the events of a job on standard error: a bar on a terminal, otherwise a line now and then."""
+"""Show the events of a job on standard error: a bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from longlens.jobs.progress import Notice, Progress, Step
+    from longlens.jobs.progress import Notice, ProgressCallback, StageProgress
 
-# seconds between lines where there is no terminal
+# seconds between lines if standard error is not a terminal
 EVERY = 30.0
 
 
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """A function that shows each event it is given."""
+def shown_progress() -> Iterator[ProgressCallback]:
+    """A function that shows each event that it receives."""
     from rich.console import Console
 
     console = Console(file=sys.stderr)
     if not console.is_terminal:
-        yield Lines(sys.stderr)
+        yield ProgressLines(sys.stderr)
         return
     with _bar(console) as show:
         yield show
 
 
-class Lines:
-    """Notices at once, and steps at most every `every` seconds; the last step of a stage always."""
+class ProgressLines:
+    """Shows notices at once, and progress at most every `every` seconds and at the end of a stage."""
 
     def __init__(self, file: TextIO, every: float = EVERY, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._every, self._clock = file, every, clock
         self._begun: dict[str, tuple[float, int]] = {}
         self._last = clock()
 
-    def __call__(self, event: Step | Notice, /) -> None:
+    def __call__(self, event: StageProgress | Notice, /) -> None:
         """Show an event."""
         from longlens.jobs.progress import Notice
 
@@ -61,7 +61,7 @@ def notice_text(notice: Notice) -> str:
 
 
 @contextmanager
-def _bar(console: Any) -> Iterator[Progress]:
+def _bar(console: Any) -> Iterator[ProgressCallback]:
     """A bar with rate and remaining time for each stage."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -74,7 +74,7 @@ def _bar(console: Any) -> Iterator[Progress]:
     with Bar(*columns, console=console) as bar:
         tasks: dict[str, Any] = {}
 
-        def show(event: Step | Notice, /) -> None:
+        def show(event: StageProgress | Notice, /) -> None:
             if isinstance(event, Notice):
                 bar.console.print(notice_text(event), markup=False, highlight=False)
                 return

@@ -1,4 +1,4 @@
-"""`longlens score`: zero-shot effects of variants."""
+"""`longlens score`: zero-shot effects of variants, from a model's predictions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from longlens.cli.progress import shown_progress
     "variants", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False, allow_dash=True)
 )
 @click.option("--fasta", type=click.Path(path_type=Path), help="The proteins.")
-@click.option("--sequence", help="The protein itself, instead of a file.")
-@click.option("--all", "everything", is_flag=True, help="All L x 20 substitutions of one protein, instead of a CSV.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV to write. [default: standard output]")
+@click.option("--sequence", help="The protein as letters, instead of a file.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Score all L x 20 substitutions of one protein, instead of a CSV."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write. [default: standard output]")
 @click.option(
     "--scoring-strategy",
     type=click.Choice(["wt-marginals", "masked-marginals", "pseudo-ppl"]),
@@ -28,7 +30,7 @@ from longlens.cli.progress import shown_progress
 )
 @click.option("--mutation-col", default="mutant", show_default=True, help="Column of variants: A24G, A24G:T56S, "
               "p.Lys2Ala, WT.")  # fmt: skip
-@click.option("--protein-col", default=None, help="Column with the protein's id in the FASTA, where it has several.")
+@click.option("--protein-col", default=None, help="Column of the protein's id, if the FASTA file has several proteins.")
 @click.option("--offset-idx", default=1, show_default=True, help="Number of the first residue.")
 @click.option(
     "--on-error",
@@ -60,16 +62,16 @@ def score(
     threads: int | None,
     method: str,
 ) -> int:
-    """Score the variants of a CSV or TSV file, plain or gzipped ("-" is standard input): its columns come back with one
-    more, named after the model.
+    """Score the variants of a CSV or TSV file, plain or compressed ("-" is standard input): the output has its columns
+    and a column of scores, named after the model.
 
-    Higher is better tolerated. `--all` writes position, wild type, and a column for each of the 20 residues. Exit: 0
-    done, 2 wrong input, 3 done but for skipped variants.
+    A higher score means better tolerated. `--all` writes position, wild type, and a column for each of the 20 residues.
+    Exit status: 0 done, 2 wrong input, 3 done except for skipped variants.
     """
     if (variants is None) != everything:
-        raise click.UsageError("give a CSV of variants or --all, one of the two")
+        raise click.UsageError("expected either a CSV file of variants or --all")
     if (fasta is None) == (sequence is None):
-        raise click.UsageError("give the protein with --fasta or --sequence, one of the two")
+        raise click.UsageError("expected the protein by either --fasta or --sequence")
     if everything and scoring_strategy == "pseudo-ppl":
         raise click.UsageError("--all takes wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
@@ -82,7 +84,7 @@ def score(
     warn_of_default_model()
     with shown_progress() as progress:
         scores = run_score(
-            # a sequence in a mapping is never taken for a file
+            # a mapping, since a bare string could name a file
             {"": sequence} if sequence is not None else proteins, table, model=model, output=output,
             scoring_strategy=scoring_strategy, mutation_col=mutation_col, protein_col=protein_col,
             offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, figure=figure, method=method,

@@ -30,8 +30,8 @@ STRETCH = 2**24
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Raw arrays, mapped, and for each protein its place: residues [starts[i], starts[i + 1]).
+class ResultArrays:
+    """Raw arrays, memory-mapped; protein i has the residues [starts[i], starts[i + 1]).
 
     `about`: the model and the versions, as names and texts.
     """
@@ -49,12 +49,12 @@ class Finished:
 
 
 def require_zarr() -> None:
-    """Raise `InputError` where Zarr is not installed: before the work, not after it."""
+    """Raise `InputError` if Zarr is not installed; called before any computation."""
     if find_spec("zarr") is None:
-        raise InputError("expected zarr to be installed for the format zarr; install longlens[zarr], or use another")
+        raise InputError("expected zarr to be installed for the format zarr; install longlens[zarr], or choose another")
 
 
-def write_arrays(finished: Finished, format: str, folder: Path) -> Path:
+def write_arrays(finished: ResultArrays, format: str, folder: Path) -> Path:
     """Write all arrays to `folder` in a format of `FORMATS`; returns the file or folder made."""
     target = folder / ("proteins" if format == "pt" else f"arrays.{format}")
     {"h5": _write_h5, "zarr": _write_zarr, "npz": _write_npz, "parquet": _write_parquet, "pt": _write_pt}[format](
@@ -71,13 +71,13 @@ def _stretches(array: NDArray[Any]) -> Iterator[slice]:
 
 
 def _release(array: NDArray[Any]) -> None:
-    """Let go of the pages of a mapped array that were read: they count as memory of the process until then."""
+    """Release the pages of a mapped array that were read: until then they count as memory of the process."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _write_h5(finished: Finished, target: Path) -> None:
+def _write_h5(finished: ResultArrays, target: Path) -> None:
     import h5py
 
     with h5py.File(target, "w") as file:
@@ -91,7 +91,7 @@ def _write_h5(finished: Finished, target: Path) -> None:
                 dataset[rows] = array[rows]
 
 
-def _write_zarr(finished: Finished, target: Path) -> None:
+def _write_zarr(finished: ResultArrays, target: Path) -> None:
     import zarr
 
     shutil.rmtree(target, ignore_errors=True)
@@ -99,20 +99,20 @@ def _write_zarr(finished: Finished, target: Path) -> None:
     root.attrs.update({**finished.about, "ids": finished.ids, "lengths": finished.lengths.tolist()})
     for name, array in finished.arrays.items():
         rows = max(1, min(len(array), 2**20 // max(1, array[:1].nbytes)))
-        made = root.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]))
+        target_array = root.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]))
         step = rows * max(1, STRETCH // 2**20)
         for start in range(0, len(array), step):
-            made[start : start + step] = array[start : start + step]
+            target_array[start : start + step] = array[start : start + step]
             _release(array)
 
 
-def _write_npz(finished: Finished, target: Path) -> None:
+def _write_npz(finished: ResultArrays, target: Path) -> None:
     about = {name: np.array(text) for name, text in finished.about.items()}
     about |= {"ids": np.array(finished.ids), "lengths": finished.lengths}
     arrays = {**finished.arrays, **{f"{ABOUT}{name}": array for name, array in about.items()}}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            # the earliest time a zip can say, so that bytes do not depend on the clock
+            # the earliest time that a zip file can hold, so that the bytes do not depend on the clock
             entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as file:
                 header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
@@ -124,7 +124,7 @@ def _write_npz(finished: Finished, target: Path) -> None:
                     file.write(np.ascontiguousarray(array[rows]).tobytes())
 
 
-def _write_parquet(finished: Finished, target: Path) -> None:
+def _write_parquet(finished: ResultArrays, target: Path) -> None:
     """One row for each protein; residues' arrays as lists of one item for each residue."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -159,7 +159,7 @@ def _write_parquet(finished: Finished, target: Path) -> None:
         writer.close()
 
 
-def _write_pt(finished: Finished, target: Path) -> None:
+def _write_pt(finished: ResultArrays, target: Path) -> None:
     """`proteins/0000001.pt`, ...: the dictionary that fair-esm's esm-extract writes, and our arrays by name."""
     import torch
 
@@ -167,7 +167,7 @@ def _write_pt(finished: Finished, target: Path) -> None:
     target.mkdir(parents=True)
     keys = {"per_tok": "representations", "mean": "mean_representations", "bos": "bos_representations"}
     for place, label in enumerate(finished.ids):
-        held: dict[str, Any] = {"label": label, "model": finished.about["model"]}
+        content: dict[str, Any] = {"label": label, "model": finished.about["model"]}
         for spec in finished.specs:
             array = finished.arrays[spec.name]
             residues = spec.axis == "residue"
@@ -175,12 +175,12 @@ def _write_pt(finished: Finished, target: Path) -> None:
             tensor = torch.from_numpy(np.array(rows))
             kind, _, layer = spec.name.partition("/")
             if layer:
-                held.setdefault(keys[kind], {})[int(layer)] = tensor
+                content.setdefault(keys[kind], {})[int(layer)] = tensor
             else:
-                held[kind] = tensor
-        # through memory: torch.save hides what the disk said when it is full
+                content[kind] = tensor
+        # through memory, because torch.save hides the error of a full disk
         buffer = io.BytesIO()
-        torch.save(held, buffer)
+        torch.save(content, buffer)
         (target / f"{place + 1:07d}.pt").write_bytes(buffer.getvalue())
         for array in finished.arrays.values():
             _release(array)

@@ -1,4 +1,4 @@
-"""Pairs of residues on their way to a file: appended as they are found, in memory that does not grow with them."""
+"""Files of residue pairs: pairs are appended as they are computed, and memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -51,23 +51,24 @@ class PairSpool:
         """
         for file in self._files.values():
             file.flush()
-        held = {
+        columns = {
             name: np.memmap(self._paths[name], kind, "r") if self.count else np.empty(0, kind)
             for name, kind in COLUMNS.items()
         }
         half = path.with_name(f".{path.stem}.half{path.suffix}")
         if path.suffix == ".parquet":
-            self._write_parquet(half, held, about)
+            self._write_parquet(half, columns, about)
         else:
             arrays: dict[str, Any] = {
-                "row": held["i"], "col": held["j"], "format": np.array(b"coo"), "shape": np.array([residues, residues]),
-                "data": held["probability"], **{f"about/{name}": np.array(text) for name, text in about.items()},
+                "row": columns["i"], "col": columns["j"], "data": columns["probability"],
+                "format": np.array(b"coo"), "shape": np.array([residues, residues]),
+                **{f"about/{name}": np.array(text) for name, text in about.items()},
             }  # fmt: skip
             np.savez(half, **arrays)
         sync_tree(half)
         half.replace(path)
 
-    def _write_parquet(self, path: Path, held: dict[str, NDArray[Any]], about: Mapping[str, str]) -> None:
+    def _write_parquet(self, path: Path, columns: dict[str, NDArray[Any]], about: Mapping[str, str]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -75,6 +76,6 @@ class PairSpool:
         schema = schema.with_metadata({"longlens": json.dumps(dict(about))})
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, self.count, STRETCH):
-                part = {name: values[start : start + STRETCH] for name, values in held.items()}
-                columns = [part["i"] + np.int32(1), part["j"] + np.int32(1), np.asarray(part["probability"])]
-                writer.write_table(pa.table(columns, schema=schema))
+                part = {name: values[start : start + STRETCH] for name, values in columns.items()}
+                arrays = [part["i"] + np.int32(1), part["j"] + np.int32(1), np.asarray(part["probability"])]
+                writer.write_table(pa.table(arrays, schema=schema))

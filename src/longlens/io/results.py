@@ -1,8 +1,8 @@
-"""A folder of results that is safe against being killed: what is in it, how far it got, and its final files.
+"""A folder of results from which an interrupted job continues: its contents, its progress and its final files.
 
 While a job runs, `.work/` holds raw arrays and a journal; a unit of work counts once its rows are on the disk and its
-line is in the journal. `manifest.json` says what the job was; going on with another model, option or input is refused.
-At the end the raw arrays become the files of the chosen format, each moved into place whole, and `.work/` goes.
+line is in the journal. `manifest.json` describes the job; continuing with another model, option or input is refused.
+At the end the raw arrays become the files of the chosen format, each moved into place whole, and `.work/` is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from longlens.errors import InputError
-from longlens.io.row_array import FlatArray
+from longlens.io.row_array import RowArray
 
 MANIFEST = "manifest.json"
 WORK = ".work"
@@ -49,11 +49,11 @@ class ResultFolder:
         """Open or make the folder. `settled`: choices of the first run that later ones take over.
 
         `about` describes the results and `run` this run of the command; the manifest keeps both, and they may differ
-        between runs. Raises `InputError` where the folder holds results of another job, with the difference, or
-        something else altogether. A folder of another job in which no unit of work is complete yet is begun anew.
+        between runs. Raises `InputError` if the folder holds results of another job, with the difference, or files that
+        are not results. A folder of another job in which no unit of work is complete yet is started again.
         """
         self.path, self.specs, self.work = path, specs, path / WORK
-        self.arrays: dict[str, FlatArray] = {}
+        self.arrays: dict[str, RowArray] = {}
         self._locked: IO[str] | None = None
         before = job_before(path, key)
         self._key, self._about = key, about or {}
@@ -62,7 +62,7 @@ class ResultFolder:
             self.settled: dict[str, Any] = before["settled"]
             self.runs: list[dict[str, Any]] = before.get("runs", [])
             self._refuse_missing(before["files"])
-            # left by a run that was killed at its very end
+            # left by a run that was killed just before its end
             shutil.rmtree(self.work, ignore_errors=True)
             return
         self.work.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class ResultFolder:
         self.runs.append({"first_unit": self.done(), **(run or {})})
         self._write_manifest(complete=False)
         self.arrays = {
-            spec.name: FlatArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
+            spec.name: RowArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
             for number, spec in enumerate(specs)
         }
 
@@ -88,13 +88,14 @@ class ResultFolder:
         write_whole(self.path / MANIFEST, _as_json(manifest))
 
     def _lock(self) -> None:
-        """Keep other processes out until this one ends, however it ends."""
+        """Lock the folder against other processes until this one ends, however it ends."""
         self._locked = (self.work / LOCK).open("w")
         try:
             fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"another process is at work in {self.path}; wait for it, or give another folder"
+                f"expected a folder that no other process uses, got {self.path}; wait for the other process, or give "
+                "another folder"
             ) from None
 
     def _refuse_missing(self, sizes: dict[str, int]) -> None:
@@ -102,22 +103,22 @@ class ResultFolder:
         if gone:
             raise InputError(
                 f"{self.path} is marked complete, but {', '.join(gone)} was removed or changed since; give another "
-                f"folder, or remove {self.path / MANIFEST} and what is left to make it anew"
+                f"folder, or remove {self.path / MANIFEST} and the other files to compute the results again"
             )
 
     def _mend_journal(self) -> None:
-        """Drop a last line that a crash cut off."""
+        """Remove a last line that a crash cut off."""
         journal = self.work / JOURNAL
         lines = journal.read_bytes() if journal.is_file() else b""
         if lines and not lines.endswith(b"\n"):
             write_whole(journal, lines[: lines.rfind(b"\n") + 1])
 
     def done(self) -> int:
-        """Units of work that are complete, from the first on."""
+        """How many units of work are complete; these are the first ones."""
         return _units_done(self.work)
 
     def commit(self, unit: int) -> None:
-        """Count unit `unit` as done: its rows go to the disk first, then its line."""
+        """Record unit `unit` as done: its rows are written to the disk first, then its line in the journal."""
         for array in self.arrays.values():
             array.sync()
         journal = self.work / JOURNAL
@@ -130,17 +131,17 @@ class ResultFolder:
             os.fsync(file.fileno())
 
     def place(self, path: Path) -> Path:
-        """Move a file or folder made in `work` into its place, whole; returns where it is then."""
+        """Move a file or folder made in `work` into the result folder, whole; returns its new path."""
         sync_tree(path)
         target = self.path / path.name
         if target.is_dir():
-            # left from a run that was killed after this and before it counted
+            # left by a run that was killed after this move and before the unit was recorded
             shutil.rmtree(target)
         path.replace(target)
         return target
 
     def close(self) -> None:
-        """Let go of the folder, whether the job is done or not."""
+        """Release the folder, whether the job is done or not."""
         for array in self.arrays.values():
             array.close()
         self.arrays = {}
@@ -162,9 +163,9 @@ class ResultFolder:
 
 
 def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of the same job in a folder; None where there is nothing to go on from. Writes nothing.
+    """The manifest of the same job in a folder; None if there is nothing to continue. Writes nothing.
 
-    Raises `InputError` where the folder holds results of another job, or something else altogether.
+    Raises `InputError` if the folder holds results of another job, or files that are not results.
     """
     manifest = path / MANIFEST
     if manifest.is_file():
@@ -173,15 +174,15 @@ def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
             _refuse_difference(path, before["job"], key)
             return before
         return before if _changes(before["job"], key) == [] else None
-    # half a manifest is what a run leaves that was killed while it began
-    begun = path / f"{MANIFEST}.half"
-    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {begun, path / WORK}):
+    # a run that was killed while it wrote its manifest leaves this file
+    partial_manifest = path / f"{MANIFEST}.half"
+    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {partial_manifest, path / WORK}):
         raise InputError(f"expected {path} to be empty, new or a longlens result, found other files in it")
     return None
 
 
 def _units_done(work: Path) -> int:
-    """Units in the journal. Raises `InputError` where they are not numbered from 0 on; a last line cut off is none."""
+    """Units in the journal; a last line that is cut off does not count. Raises `InputError` if one is missing."""
     journal = work / JOURNAL
     text = journal.read_text(encoding="utf-8") if journal.is_file() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
@@ -205,7 +206,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Have a file, or a folder and all within, on the disk before going on."""
+    """Flush a file, or a folder and everything in it, to the disk."""
     for part in (path, *(path.rglob("*") if path.is_dir() else ())):
         handle = os.open(part, os.O_RDONLY)
         try:
@@ -215,7 +216,7 @@ def sync_tree(path: Path) -> None:
 
 
 def _bytes_of(path: Path) -> int:
-    """Bytes in a file, or in all files of a folder; -1 where there is neither."""
+    """Bytes in a file, or in all files of a folder; -1 if there is neither."""
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     return path.stat().st_size if path.is_file() else -1

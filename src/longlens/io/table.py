@@ -1,4 +1,4 @@
-"""The table of a job's proteins: names, lengths, what cleaning did, where the arrays lie, mean surprise."""
+"""The table of a job's proteins: names, lengths, what cleaning did, rows in the arrays, mean surprise."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_table(
 
 
 def survey_columns(survey: Survey) -> dict[str, list[Any]]:
-    """What the survey knows of each protein."""
+    """The columns that the survey gives for each protein."""
     names = ("source", "number", "id", "description", "length", "sha256", "substituted", "gaps")
     columns = {name: [getattr(entry, name) for entry in survey.entries] for name in names}
     return {"record" if name == "number" else name: column for name, column in columns.items()}
@@ -51,14 +51,14 @@ def survey_columns(survey: Survey) -> dict[str, list[Any]]:
 def write_columns(path: Path, survey: Survey, columns: dict[str, list[Any]], about: Mapping[str, str]) -> None:
     """A table of the proteins' columns, with `problem`, and a row for each skipped record.
 
-    Types do not depend on what is in the columns: `problem` holds text where it is empty, and pandas reads whole
-    numbers as whole numbers where some are missing. `about` (the model, versions) goes to the schema's metadata.
+    Types do not depend on the values: `problem` is a column of text even if it is empty, and pandas reads whole
+    numbers as whole numbers even if some are missing. `about` (the model, versions) goes to the schema's metadata.
     """
     columns = columns | {"problem": [None for _ in survey.entries]}
     for record in survey.skipped:
-        given = {"source": record.source, "record": record.number, "id": record.id, "problem": record.reason}
+        cells = {"source": record.source, "record": record.number, "id": record.id, "problem": record.reason}
         for name, column in columns.items():
-            column.append(given.get(name))
+            column.append(cells.get(name))
     schema = pa.schema([(name, _TYPES.get(name, pa.int64())) for name in columns])
     metadata = {"longlens": json.dumps(dict(about)), "pandas": json.dumps(_for_pandas(schema))}
     pq.write_table(pa.table(columns, schema=schema.with_metadata(metadata)), path)
@@ -70,7 +70,7 @@ _TYPES = dict.fromkeys(
 
 
 def _for_pandas(schema: pa.Schema) -> dict[str, Any]:
-    """pyarrow's note to pandas: a column of whole numbers with gaps is its Int64, not float."""
+    """Metadata that makes pandas read a column of whole numbers with missing values as Int64, not float."""
     kinds = {pa.string(): ("unicode", "object"), pa.float64(): ("float64", "float64"), pa.int64(): ("int64", "Int64")}
     columns = [
         {"name": field.name, "field_name": field.name, "pandas_type": kinds[field.type][0],

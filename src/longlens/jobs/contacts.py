@@ -20,14 +20,21 @@ from longlens.io.results import ResultFolder
 from longlens.io.survey import RecordInfo
 from longlens.io.table import survey_columns, write_columns
 from longlens.jobs.contact_maps import ContactMaps
-from longlens.jobs.contact_sinks import Best, ContactOptions, Dense, Picture, Selected, Sink
+from longlens.jobs.contact_writers import (
+    ContactOptions,
+    MapPreview,
+    MapWriter,
+    PairWriter,
+    TopPartnersWriter,
+    WholeMapWriter,
+)
 from longlens.jobs.fit_contacts import load_head
-from longlens.jobs.inputs import Proteins, Source, open_proteins
+from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limits, threads_set
 from longlens.jobs.output import output_folder
-from longlens.jobs.plan import Outputs, batch_bytes
-from longlens.jobs.progress import Progress, silent
+from longlens.jobs.plan import BatchOutputs, batch_bytes
+from longlens.jobs.progress import ProgressCallback, silent
 from longlens.jobs.runner import Job, Unit, announce, file_notes, refuse_over_positions, residue_units, run
 from longlens.lens.contacts import ContactMap, ContactObserver, KeptMap, WholeMap, kept_bytes, whole_bytes
 from longlens.models.language_model import MaskedLM
@@ -40,7 +47,7 @@ MAPS = 2**27
 def needs(model: MaskedLM, residues: int) -> dict[str, int]:
     """Predicted peak growth of memory, in bytes, of each form of one protein's map."""
     config, element = model.config, model.dtype.itemsize
-    passing = batch_bytes(config, residues + 2, element, Outputs(0, 0))
+    passing = batch_bytes(config, residues + 2, element, BatchOutputs(0, 0))
     head = (config.layers, config.heads)
     # what stays after the pass, and the stretch of rows at hand
     return {
@@ -63,15 +70,15 @@ def choose_form(model: MaskedLM, residues: int, limit: int) -> str:
 
 def make_units(entries: Sequence[RecordInfo]) -> Iterator[tuple[int, int]]:
     """Ranges of proteins that are predicted together."""
-    start = tokens = held = 0
+    start = tokens = map_bytes = 0
     for place, entry in enumerate(entries):
         size = 4 * entry.length**2
-        if place > start and (tokens + entry.length + 2 > TOKENS or held + size > MAPS):
+        if place > start and (tokens + entry.length + 2 > TOKENS or map_bytes + size > MAPS):
             yield start, place
             start = place
-            tokens = held = 0
+            tokens = map_bytes = 0
         tokens += entry.length + 2
-        held += size
+        map_bytes += size
     yield start, len(entries)
 
 
@@ -83,7 +90,7 @@ class ContactJob(Job):
     """
 
     model: ModelInfo
-    source: Source
+    source: ProteinSource
     options: ContactOptions
     limit: int
     draw: Callable[[Tensor, RecordInfo, Path], None] | None = None
@@ -108,12 +115,12 @@ class ContactJob(Job):
             choose_form(model, longest, self.limit)
             return
         # the form of each map was settled by the memory of the run that began
-        begun = int(settled["memory"])
+        earlier_limit = int(settled["memory"])
         lengths = {entry.length for entry in self.source.survey.entries}
-        need = max(needs(model, length)[choose_form(model, length, begun)] for length in lengths)
+        need = max(needs(model, length)[choose_form(model, length, earlier_limit)] for length in lengths)
         if need > self.limit:
             raise InputError(
-                f"this job was begun with {begun / 2**30:.2f} GiB for a map; as begun it needs about "
+                f"this job was begun with {earlier_limit / 2**30:.2f} GiB for a map; as begun it needs about "
                 f"{need / 2**30:.2f} GiB beyond what the process has now, and {self.limit / 2**30:.2f} GiB are allowed "
                 "now. Raise --max-memory to continue it, or give another folder to begin again in less memory"
             )
@@ -149,9 +156,9 @@ class ContactJob(Job):
             "file": list(names), "pairs": pairs,
             "form": [choose_form(self.language_model, entry.length, limit) for entry in entries],
         }  # fmt: skip
-        made = folder.work / "index.parquet"
-        write_columns(made, self.source.survey, columns, file_notes(self.model, folder))
-        return [folder.place(made), *(folder.path / name for name in names)]
+        table_path = folder.work / "index.parquet"
+        write_columns(table_path, self.source.survey, columns, file_notes(self.model, folder))
+        return [folder.place(table_path), *(folder.path / name for name in names)]
 
 
 def file_name(place: int, options: ContactOptions) -> str:
@@ -170,19 +177,19 @@ def _write_map(
 ) -> None:
     about = about | {"id": entry.id, "length": str(entry.length)}
     target = folder.path / file_name(place, options)
-    picture = Picture(entry.length) if draw is not None else None
-    sinks: list[Sink] = [] if picture is None else [picture]
+    picture = MapPreview(entry.length) if draw is not None else None
+    sinks: list[MapWriter] = [] if picture is None else [picture]
     half = folder.work / target.name
     with PairSpool(folder.work) as spool:
         best = None
         if options.format == "zarr":
             shutil.rmtree(half, ignore_errors=True)
-            sinks.append(Dense(half, entry.length, options.array_dtype, about))
+            sinks.append(WholeMapWriter(half, entry.length, options.array_dtype, about))
         elif options.top is not None:
-            best = Best(options, entry.length)
+            best = TopPartnersWriter(options, entry.length)
             sinks.append(best)
         else:
-            sinks.append(Selected(options, spool))
+            sinks.append(PairWriter(options, spool))
         for rows in contact_map.rows():
             for sink in sinks:
                 sink.take(rows)
@@ -223,7 +230,7 @@ def contacts(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> ContactMaps:
     """Contact probabilities of proteins by ESM-2's contact head, in memory linear in their length where it must be.
 
@@ -265,7 +272,7 @@ def contacts(
         info = ModelInfo(loaded, loaded.source)
         draw = _drawing(info.name) if figure else None
         announce(info, source.survey, progress)
-        limit, _ = memory_limits(loaded, Outputs(0, 0), max_memory, "auto")
+        limit, _ = memory_limits(loaded, BatchOutputs(0, 0), max_memory, "auto")
         refuse_over_positions(source.survey, loaded.config.max_length)
         with output_folder(output) as folder:
             run(ContactJob(info, source, options, limit, draw), folder.path, progress)

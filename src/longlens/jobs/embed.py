@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.io.formats import FORMATS, Finished, require_zarr, write_arrays
+from longlens.io.formats import FORMATS, ResultArrays, require_zarr, write_arrays
 from longlens.io.results import ArraySpec, ResultFolder
 from longlens.io.survey import Survey
 from longlens.io.table import write_table
 from longlens.jobs.embeddings import Embeddings
-from longlens.jobs.inference import Place, masked_predictions, residue_predictions, residue_rows
-from longlens.jobs.inputs import Proteins, Source, as_words, open_proteins
+from longlens.jobs.inference import ResidueIndex, masked_predictions, residue_predictions, residue_rows
+from longlens.jobs.inputs import Proteins, ProteinSource, as_words, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limits, threads_set
 from longlens.jobs.output import output_folder
-from longlens.jobs.plan import Outputs, batch_bytes, make_batches
-from longlens.jobs.progress import Progress, Step, silent
+from longlens.jobs.plan import BatchOutputs, batch_bytes, make_batches
+from longlens.jobs.progress import ProgressCallback, StageProgress, silent
 from longlens.jobs.runner import Job, Rows, Unit, announce, file_notes, refuse_over_positions, residue_units, run
 from longlens.lens.predict.vocabulary import Predictions
 from longlens.models.encoder import Attend, EncoderConfig, attend_with
@@ -57,9 +57,9 @@ class EmbedOptions:
             ("surprise", (self.surprise,), ("wt", "masked")),
             ("array dtype", (self.array_dtype,), ("float32", "float16")),
         ):
-            odd = [value for value in values if value not in known]
-            if odd or not values:
-                raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(odd) or 'none'}")
+            unknown = [value for value in values if value not in known]
+            if unknown or not values:
+                raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
         if self.surprise == "masked" and "surprise" not in self.include:
             raise InputError("surprise 'masked' has no effect unless surprise is computed: add surprise to --include")
         if self.format == "zarr":
@@ -78,9 +78,9 @@ class EmbedOptions:
         if "all" in self.layers:
             return list(range(most + 1))
         numbers = {layer: layer + most + 1 if layer < 0 else layer for layer in self.layers if isinstance(layer, int)}
-        odd = [layer for layer in self.layers if not isinstance(layer, int) or not 0 <= numbers[layer] <= most]
-        if odd or not numbers:
-            raise InputError(f"expected layers in 0..{most} or -{most + 1}..-1, or all, got {odd}")
+        out_of_range = [layer for layer in self.layers if not isinstance(layer, int) or not 0 <= numbers[layer] <= most]
+        if out_of_range or not numbers:
+            raise InputError(f"expected layers in 0..{most} or -{most + 1}..-1, or all, got {out_of_range}")
         return sorted(set(numbers.values()))
 
 
@@ -99,10 +99,10 @@ def array_specs(config: EncoderConfig, options: EmbedOptions) -> list[ArraySpec]
     return specs
 
 
-def embedding_outputs(config: EncoderConfig, options: EmbedOptions) -> Outputs:
+def embedding_outputs(config: EncoderConfig, options: EmbedOptions) -> BatchOutputs:
     """What a batch keeps until it is written, for the prediction of memory."""
     values = sum(int(np.prod(spec.row)) for spec in array_specs(config, options) if spec.axis == "residue")
-    return Outputs(values, len(options.layer_numbers(config)))
+    return BatchOutputs(values, len(options.layer_numbers(config)))
 
 
 @dataclass
@@ -113,7 +113,7 @@ class EmbedJob(Job):
     """
 
     model: ModelInfo
-    source: Source
+    source: ProteinSource
     options: EmbedOptions
     limit: int
     budget: int
@@ -179,7 +179,7 @@ class EmbedJob(Job):
             return
         for start, stop in _stretches(self.lengths, budget):
             first, last = (int(np.searchsorted(self.starts, place, "right")) - 1 for place in (start, stop - 1))
-            yield Unit(first, last + 1, Step("masked", stop, int(self.starts[-1])), start, stop)
+            yield Unit(first, last + 1, StageProgress("masked", stop, int(self.starts[-1])), start, stop)
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
         model, attend = self.language_model, attend_with(self.options.method)
@@ -194,7 +194,7 @@ class EmbedJob(Job):
         residues = np.arange(unit.start, unit.stop)
         owners = np.searchsorted(self.starts, residues, "right") - 1
         places = [
-            Place(int(owner) - unit.first, int(residue - self.starts[owner]))
+            ResidueIndex(int(owner) - unit.first, int(residue - self.starts[owner]))
             for residue, owner in zip(residues, owners, strict=True)
         ]
         for name, rows in _surprise_arrays(masked_predictions(model, tokens, places, attend)):
@@ -205,14 +205,15 @@ class EmbedJob(Job):
         survey, starts = self.source.survey, self.starts
         rows = {"protein": len(survey.entries), "residue": int(starts[-1])}
         arrays = {spec.name: folder.arrays[spec.name].read(rows[spec.axis]) for spec in folder.specs}
-        made = folder.work / "final"
-        made.mkdir(exist_ok=True)
+        final_folder = folder.work / "final"
+        final_folder.mkdir(exist_ok=True)
         # the name under which the job began: the same bytes, wherever the model lies when it is continued
         about = file_notes(self.model, folder)
         ids = [entry.id for entry in survey.entries]
-        written = write_arrays(Finished(folder.specs, arrays, starts, ids, about), self.options.format, made)
-        write_table(made / "index.parquet", survey, starts, arrays, written.name, about)
-        return [folder.place(path) for path in (written, made / "index.parquet")]
+        results = ResultArrays(folder.specs, arrays, starts, ids, about)
+        written = write_arrays(results, self.options.format, final_folder)
+        write_table(final_folder / "index.parquet", survey, starts, arrays, written.name, about)
+        return [folder.place(path) for path in (written, final_folder / "index.parquet")]
 
 
 def embed(
@@ -232,7 +233,7 @@ def embed(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Embeddings:
     """Vectors, logits and surprise of proteins, in memory linear in their length.
 
@@ -271,20 +272,20 @@ def embed(
             loaded.require_head()
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
-        held = embedding_outputs(loaded.config, options)
-        limit, budget = memory_limits(loaded, held, max_memory, tokens_per_batch)
-        refuse_too_long(loaded, source.survey, held, limit)
+        outputs = embedding_outputs(loaded.config, options)
+        limit, budget = memory_limits(loaded, outputs, max_memory, tokens_per_batch)
+        refuse_too_long(loaded, source.survey, outputs, limit)
         job = EmbedJob(info, source, options, limit, budget, named=tokens_per_batch != "auto")
         with output_folder(output) as folder:
             run(job, folder.path, progress)
     return Embeddings(folder)
 
 
-def refuse_too_long(model: MaskedLM, survey: Survey, held: Outputs, limit: int) -> None:
+def refuse_too_long(model: MaskedLM, survey: Survey, outputs: BatchOutputs, limit: int) -> None:
     """Raise `InputError` where a protein cannot fit, before any work starts; says which, and what would help."""
     refuse_over_positions(survey, model.config.max_length)
     entry = max(survey.entries, key=lambda entry: entry.length)
-    need = batch_bytes(model.config, entry.length + 2, model.dtype.itemsize, held)
+    need = batch_bytes(model.config, entry.length + 2, model.dtype.itemsize, outputs)
     if need > limit:
         raise InputError(
             f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues: needs about "

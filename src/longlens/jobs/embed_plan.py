@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longlens.errors import InputError
 from longlens.io.survey import Survey
 from longlens.jobs.embed import EmbedOptions, embedding_outputs
-from longlens.jobs.memory import ModelSize, Peak, batch_limit, predict_peak, total_limit
+from longlens.jobs.memory import ModelSize, PeakMemory, batch_limit, predict_peak, total_limit
 from longlens.jobs.plan import (
     largest_batch,
     make_batches,
@@ -28,7 +28,7 @@ class EmbedPlan:
     additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
     """
 
-    peak: Peak
+    peak: PeakMemory
     limit: int
     budget: int
     batches: int

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.fasta import Record
+from longlens.io.fasta import FastaRecord
 from longlens.io.results import ArraySpec, ResultFolder
-from longlens.io.structures import Example
+from longlens.io.structures import ProteinContacts
 from longlens.jobs.fit_contacts import (
     FitOptions,
-    Fitted,
-    Sample,
+    FittedHead,
+    SampledFeatures,
     fit_samples,
     pair_features,
     read_examples,
@@ -28,10 +28,10 @@ from longlens.jobs.fit_contacts import (
     sample_examples,
     save_head,
 )
-from longlens.jobs.inputs import InMemory, Source
+from longlens.jobs.inputs import InMemoryProteins, ProteinSource
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, threads_set
-from longlens.jobs.progress import Progress, Step, silent
+from longlens.jobs.progress import ProgressCallback, StageProgress, silent
 from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions, writing
 from longlens.jobs.single_file import run_to_file
 from longlens.models.language_model import MaskedLM
@@ -44,10 +44,10 @@ class FitJob(Job):
     """A unit of work is one protein: the features of its sampled pairs. `fitted` exists once the head was fitted."""
 
     model: ModelInfo
-    source: Source
-    examples: Sequence[Example]
+    source: ProteinSource
+    examples: Sequence[ProteinContacts]
     options: FitOptions
-    fitted: Fitted | None = field(default=None, init=False)
+    fitted: FittedHead | None = field(default=None, init=False)
 
     @cached_property
     def language_model(self) -> MaskedLM:
@@ -79,7 +79,7 @@ class FitJob(Job):
 
     def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.examples)
-        return (Unit(place, place + 1, Step("pairs", place + 1, total, "proteins")) for place in range(total))
+        return (Unit(place, place + 1, StageProgress("pairs", place + 1, total, "proteins")) for place in range(total))
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
         pairs, _, _ = self.samples[unit.first]
@@ -89,7 +89,7 @@ class FitJob(Job):
     def finish(self, folder: ResultFolder) -> list[Path]:
         table: NDArray[Any] = folder.arrays["features"].read(self.starts[-1])
         samples = [
-            Sample(example.sequence, *sampled, np.array(table[start:stop]))
+            SampledFeatures(example.sequence, *sampled, np.array(table[start:stop]))
             for example, sampled, start, stop in zip(
                 self.examples, self.samples, self.starts[:-1], self.starts[1:], strict=True
             )
@@ -109,7 +109,7 @@ def fit_contacts(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> FitJob:
     """Fit a contact head to structures or lists of contacts, and write it to `output`; a stopped job continues.
 
@@ -123,9 +123,10 @@ def fit_contacts(
         if not examples:
             raise InputError("expected proteins with contacts, got none")
         records = [
-            Record(example.id, "", example.sequence, "structures", number) for number, example in enumerate(examples, 1)
+            FastaRecord(example.id, "", example.sequence, "structures", number)
+            for number, example in enumerate(examples, 1)
         ]
-        source = InMemory(records, skip_errors=False)
+        source = InMemoryProteins(records, skip_errors=False)
         loaded = load_model(model, dtype, device)
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)

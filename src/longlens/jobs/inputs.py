@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar
 
 from longlens.errors import InputError, SequenceError
 from longlens.io.alphabet import clean_protein
-from longlens.io.fasta import STANDARD_INPUT, Record
+from longlens.io.fasta import STANDARD_INPUT, FastaRecord
 from longlens.io.survey import RecordInfo, Survey, make_survey, read_cleaned, survey
 
 W = TypeVar("W", str, int, "int | str")
@@ -25,7 +25,7 @@ Proteins: TypeAlias = str | Path | Sequence[str | Path] | Mapping[str, str]
 """A FASTA file, several, a sequence (one string is one protein), several, or sequences by id."""
 
 
-class Source(ABC):
+class ProteinSource(ABC):
     """The sequences of a job: `survey` describes each, `sequences()` reads them from the start."""
 
     survey: Survey
@@ -35,7 +35,7 @@ class Source(ABC):
         """The cleaned sequences of the survey's entries, in order."""
 
 
-class FastaFiles(Source):
+class FastaFiles(ProteinSource):
     """Files that are read twice: once for the survey, and again during the work."""
 
     def __init__(self, paths: Sequence[Path | str], *, skip_errors: bool) -> None:
@@ -46,10 +46,10 @@ class FastaFiles(Source):
         return read_cleaned(self.paths, skip_errors=bool(self.survey.skipped))
 
 
-class InMemory(Source):
+class InMemoryProteins(ProteinSource):
     """Sequences by id."""
 
-    def __init__(self, records: Sequence[Record], *, skip_errors: bool) -> None:
+    def __init__(self, records: Sequence[FastaRecord], *, skip_errors: bool) -> None:
         self.survey = make_survey(records, skip_errors=skip_errors)
         skipped = {record.number for record in self.survey.skipped}
         self._sequences = [
@@ -60,10 +60,10 @@ class InMemory(Source):
         return iter(self._sequences)
 
 
-class Chosen(Source):
+class SelectedRecords(ProteinSource):
     """The records of some ids alone. Raises `InputError` for an id that is not there."""
 
-    def __init__(self, source: Source, ids: Collection[str]) -> None:
+    def __init__(self, source: ProteinSource, ids: Collection[str]) -> None:
         entries = source.survey.entries
         missing = sorted(set(ids) - {entry.id for entry in entries})
         if missing:
@@ -82,10 +82,10 @@ class Chosen(Source):
             at = place + 1
 
 
-class Reader:
+class SequenceReader:
     """Sequences of a source by range. Ranges that advance are read once; going back reads from the start again."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ProteinSource) -> None:
         self._source = source
         self._held: dict[int, str] = {}
         self._sequences = source.sequences()
@@ -115,7 +115,7 @@ def _refuse_changed(text: str, entry: RecordInfo) -> None:
 
 
 @contextmanager
-def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Source]:
+def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[ProteinSource]:
     """The source that `proteins` names, surveyed.
 
     Raises `SequenceError` for what cannot be read (with `on_error` "skip" it is listed in the survey), `InputError` for
@@ -125,7 +125,7 @@ def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Sou
         raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
     skip = on_error == "skip"
     if isinstance(proteins, Mapping):
-        yield InMemory(_records(proteins.items()), skip_errors=skip)
+        yield InMemoryProteins(_records(proteins.items()), skip_errors=skip)
         return
     listed = [proteins] if isinstance(proteins, str | Path) else list(proteins)
     if not listed:
@@ -138,7 +138,7 @@ def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Sou
             yield FastaFiles(paths, skip_errors=skip)
         return
     texts = [str(item) for item in listed]
-    yield InMemory(_records((str(number), text) for number, text in enumerate(texts, 1)), skip_errors=skip)
+    yield InMemoryProteins(_records((str(number), text) for number, text in enumerate(texts, 1)), skip_errors=skip)
 
 
 def is_file(item: str | Path) -> bool:
@@ -169,12 +169,12 @@ def is_file(item: str | Path) -> bool:
     return exists or looks_like_path
 
 
-def _records(items: Iterable[tuple[str, str]]) -> list[Record]:
+def _records(items: Iterable[tuple[str, str]]) -> list[FastaRecord]:
     records = []
     for number, (name, text) in enumerate(items, 1):
         if not isinstance(text, str):
             raise InputError(f"expected sequences as strings, got {type(text).__name__} for {name!r}")
-        records.append(Record(id=str(name), description="", sequence=text, source="sequences", number=number))
+        records.append(FastaRecord(id=str(name), description="", sequence=text, source="sequences", number=number))
     return records
 
 

@@ -11,7 +11,7 @@ import torch
 
 from longlens.errors import InputError
 from longlens.jobs.memory import batch_limit, model_size, process_bytes, refuse_large_model, total_limit
-from longlens.jobs.plan import Outputs, token_budget, tokens_named
+from longlens.jobs.plan import BatchOutputs, token_budget, tokens_named
 from longlens.models.language_model import MaskedLM
 from longlens.models.pretrained import load
 
@@ -32,13 +32,13 @@ def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory
 
 
 def memory_limits(
-    model: MaskedLM, outputs: Outputs, max_memory: str | None, tokens_per_batch: int | str
+    model: MaskedLM, outputs: BatchOutputs, max_memory: str | None, tokens_per_batch: int | str
 ) -> tuple[int, int]:
     """Bytes that a batch may take, and tokens to a batch ("auto": what fits into them). Raises `InputError`."""
     total = total_limit(max_memory, model.device)
     on_cpu = model.device.type == "cpu"
-    held = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
-    limit = batch_limit(total, held, model.device)
+    in_use = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
+    limit = batch_limit(total, in_use, model.device)
     if tokens_per_batch == "auto":
         return limit, token_budget(model, limit, outputs)
     return limit, tokens_named(tokens_per_batch)
@@ -78,5 +78,5 @@ def threads_set(threads: int | None) -> Iterator[None]:
 
 def default_threads() -> int:
     """What the commands use: OMP_NUM_THREADS where it is set, otherwise all cores that the process may use."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) else usable_cores()
+    from_environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(from_environment) if from_environment.isdigit() and int(from_environment) else usable_cores()

@@ -19,7 +19,7 @@ from longlens.io.survey import RecordInfo, Survey
 from longlens.jobs.runner import refuse_over_positions
 from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
-from longlens.lens.profile import Profile, Tokens, collectors, profile
+from longlens.lens.profile import Profile, TokenLabels, collectors, profile
 from longlens.lens.watch import chosen_layers
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
@@ -82,9 +82,9 @@ class LookOptions:
         else:
             collect = tuple(sorted(set(self.collect)))
         maps = tuple((layer % layers if -layers <= layer < layers else layer, head) for layer, head in self.maps)
-        odd = [f"{layer}.{head}" for layer, head in maps if layer not in chosen or head not in shown]
-        if odd:
-            raise InputError(f"expected maps of layers and heads that are looked at, got {', '.join(odd)}")
+        unknown = [f"{layer}.{head}" for layer, head in maps if layer not in chosen or head not in shown]
+        if unknown:
+            raise InputError(f"expected maps of layers and heads that are looked at, got {', '.join(unknown)}")
         fields = {**asdict(self), "layers": chosen, "heads": shown, "collect": collect, "maps": maps}
         return LookOptions(**fields)
 
@@ -109,9 +109,9 @@ def refuse_unfit(model: MaskedLM, survey: Survey, options: LookOptions) -> None:
 
 def refuse_tokens(options: LookOptions, count: int, name: str) -> None:
     """Raise `InputError` for tokens that a sequence of `count` tokens does not have."""
-    odd = [token for token in options.tokens if not 0 <= token < count]
-    if odd:
-        raise InputError(f"{name}: expected tokens of 0..{count - 1}, got {', '.join(map(str, odd))}")
+    unknown = [token for token in options.tokens if not 0 <= token < count]
+    if unknown:
+        raise InputError(f"{name}: expected tokens of 0..{count - 1}, got {', '.join(map(str, unknown))}")
 
 
 def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, title: str, name: str) -> Profile:
@@ -120,7 +120,7 @@ def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, tit
     numbers = packed.tokens.tolist()
     special = np.zeros(len(numbers), bool)
     special[[0, -1]] = True
-    tokens = Tokens(title, tuple(model.alphabet.tokens[number] for number in numbers), special, residues=True)
+    tokens = TokenLabels(title, tuple(model.alphabet.tokens[number] for number in numbers), special, residues=True)
 
     def read() -> Predictions | None:
         if not options.surprise:
@@ -140,7 +140,7 @@ def text_survey(text: str, file: str, count: int) -> Survey:
 
 def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *, title: str, name: str) -> Profile:
     """One text; `options` are settled (`text_options`)."""
-    tokens = Tokens(title, text.labels, np.array(text.special), residues=False)
+    tokens = TokenLabels(title, text.labels, np.array(text.special), residues=False)
 
     def read() -> Predictions | None:
         return model.read(text, predict=options.surprise)
@@ -149,7 +149,7 @@ def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *,
 
 
 def _see(
-    model: Any, tokens: Tokens, options: LookOptions, name: str, read: Callable[[], Predictions | None]
+    model: Any, tokens: TokenLabels, options: LookOptions, name: str, read: Callable[[], Predictions | None]
 ) -> Profile:
     """Run `read` once, watched."""
     assert options.layers is not None
@@ -159,22 +159,22 @@ def _see(
         torch.no_grad(),
         watch(model, collect, layers=options.layers, heads=options.heads, method=options.method) as seen,
     ):
-        found = read()
-    return profile(seen, name, tokens, options.heads, _predicted(found, tokens.special))
+        predictions = read()
+    return profile(seen, name, tokens, options.heads, _predicted(predictions, tokens.special))
 
 
-def _predicted(found: Predictions | None, special: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+def _predicted(predictions: Predictions | None, special: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
     """(N,) each: surprise, what was expected of it, rank from 1; NaN and 0 at special tokens, which nobody reads."""
-    if found is None:
+    if predictions is None:
         return {}
-    assert found.surprise is not None
-    assert found.rank is not None
-    surprise, expected = (tensor.float().cpu().numpy() for tensor in (found.surprise, found.entropy))
+    assert predictions.surprise is not None
+    assert predictions.rank is not None
+    surprise, expected = (tensor.float().cpu().numpy() for tensor in (predictions.surprise, predictions.entropy))
     nothing = special | np.isnan(surprise)
     return {
         "surprise": np.where(nothing, np.nan, surprise).astype(np.float32),
         "expected": np.where(nothing, np.nan, expected).astype(np.float32),
-        "rank": np.where(nothing, 0, found.rank.cpu().numpy()),
+        "rank": np.where(nothing, 0, predictions.rank.cpu().numpy()),
     }
 
 

@@ -16,7 +16,7 @@ from longlens.hf.texts import TextModel, TokenizedText, load_text_model
 from longlens.io.alphabet import STANDARD as RESIDUES
 from longlens.io.results import ResultFolder
 from longlens.io.texts import looks_like_fasta, read_text
-from longlens.jobs.inputs import Chosen, Proteins, Source, is_file, open_proteins, readable_twice
+from longlens.jobs.inputs import Proteins, ProteinSource, SelectedRecords, is_file, open_proteins, readable_twice
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, threads_set
 from longlens.jobs.look import (
@@ -33,7 +33,7 @@ from longlens.jobs.look import (
 from longlens.jobs.looks import Looks
 from longlens.jobs.output import output_folder
 from longlens.jobs.profiles import write_profile
-from longlens.jobs.progress import Progress, Step, silent
+from longlens.jobs.progress import ProgressCallback, StageProgress, silent
 from longlens.jobs.runner import Job, Unit, announce, run
 from longlens.lens.profile import Profile
 from longlens.models.language_model import MaskedLM
@@ -50,7 +50,7 @@ class LookJob(Job):
     grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.no_grad
 
     model: ModelInfo
-    source: Source
+    source: ProteinSource
     options: LookOptions
     profile: Callable[[str, str], Profile]
 
@@ -73,17 +73,17 @@ class LookJob(Job):
 
     def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.source.survey.entries)
-        return (Unit(place, place + 1, Step("look", place + 1, total, "sequences")) for place in range(total))
+        return (Unit(place, place + 1, StageProgress("look", place + 1, total, "sequences")) for place in range(total))
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Any]:
         entry, options = self.source.survey.entries[unit.first], self.options
-        made = folder.work / self._names[unit.first]
+        folder_path = folder.work / self._names[unit.first]
         # left by a run that was killed
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
+        shutil.rmtree(folder_path, ignore_errors=True)
+        folder_path.mkdir(parents=True)
         profile = self.profile(texts[0], entry.id or f"record {entry.number}")
-        write_profile(profile, made, options.tokens, options.maps, draw=options.figures)
-        folder.place(made)
+        write_profile(profile, folder_path, options.tokens, options.maps, draw=options.figures)
+        folder.place(folder_path)
         return ()
 
     def finish(self, folder: ResultFolder) -> list[Path]:
@@ -91,7 +91,7 @@ class LookJob(Job):
 
 
 @dataclass(frozen=True)
-class OneText(Source):
+class TextSource(ProteinSource):
     """A text as the only sequence of its job."""
 
     text: str
@@ -125,7 +125,7 @@ def look(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Looks:
     """Tables and figures of what a model attends to in proteins or in one text.
 
@@ -168,7 +168,7 @@ def look(
             job = _text_job(*text, model, dtype, device, options)
         else:
             with open_proteins(proteins) as opened:
-                job = _protein_job(Chosen(opened, ids) if ids else opened, model, dtype, device, options)
+                job = _protein_job(SelectedRecords(opened, ids) if ids else opened, model, dtype, device, options)
         announce(job.model, job.source.survey, progress)
         with output_folder(output) as folder:
             run(job, folder.path, progress)
@@ -203,7 +203,7 @@ def _exists(name: str) -> bool:
 
 
 def _protein_job(
-    source: Source, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
+    source: ProteinSource, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
 ) -> LookJob:
     loaded = load_model(model, dtype, device)
     info = ModelInfo(loaded, loaded.source)
@@ -231,7 +231,9 @@ def _text_job(
     settled = text_options(loaded, options)
     refuse_tokens(settled, len(tokens), name)
     info = ModelInfo(loaded.model, str(model))
-    return LookJob(info, OneText(text, name, len(tokens)), settled, _text_profile(loaded, tokens, settled, name, info))
+    return LookJob(
+        info, TextSource(text, name, len(tokens)), settled, _text_profile(loaded, tokens, settled, name, info)
+    )
 
 
 def _text_profile(

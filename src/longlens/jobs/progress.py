@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Step:
+class StageProgress:
     """`done` of `total` (counted in `unit`: residues, positions, sequences) in one stage of a job."""
 
     stage: str
@@ -24,11 +24,11 @@ class Notice:
     warning: bool = False
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Takes the events of a job as they happen."""
 
-    def __call__(self, event: Step | Notice, /) -> None: ...
+    def __call__(self, event: StageProgress | Notice, /) -> None: ...
 
 
-def silent(event: Step | Notice, /) -> None:
+def silent(event: StageProgress | Notice, /) -> None:
     """Show nothing."""

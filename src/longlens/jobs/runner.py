@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from longlens.errors import InputError
 from longlens.io.results import ArraySpec, ResultFolder, job_before
 from longlens.io.survey import Survey
-from longlens.jobs.inputs import Reader, Source
+from longlens.jobs.inputs import ProteinSource, SequenceReader
 from longlens.jobs.job_key import ModelInfo, machine, now, this_run, versions
-from longlens.jobs.progress import Notice, Progress, Step, silent
+from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
 
 # exit codes of the commands: finished but for records that were skipped; interrupted
 SKIPPED = 3
@@ -41,7 +41,7 @@ class Unit:
 
     first: int
     last: int
-    step: Step
+    step: StageProgress
     start: int = 0
     stop: int = 0
 
@@ -52,7 +52,7 @@ class Job(ABC):
     # how PyTorch computes a unit
     grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.inference_mode
 
-    source: Source
+    source: ProteinSource
     model: ModelInfo
 
     @property
@@ -95,7 +95,7 @@ class Job(ABC):
         """Make the final files from what the units left, and return them."""
 
 
-def run(job: Job, output: Path, progress: Progress = silent) -> None:
+def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
     """Do what is left of a job in the folder `output`.
 
     Raises `InputError` where the folder holds another job, cannot be written, or the job cannot be done, and
@@ -117,12 +117,12 @@ def run(job: Job, output: Path, progress: Progress = silent) -> None:
                 folder.finish(job.finish(folder), now())
 
 
-def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: Progress) -> None:
+def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: ProgressCallback) -> None:
     done = folder.done()
     if done:
         progress(Notice(f"{folder.path}: continuing after {done:,} of {len(units):,} units of work"))
         progress(units[done - 1].step)
-    reader = Reader(job.source)
+    reader = SequenceReader(job.source)
     with job.grad_mode():
         for number, unit in enumerate(units[done:], done):
             texts = reader.take(unit.first, unit.last)
@@ -132,7 +132,7 @@ def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: Progr
             progress(unit.step)
 
 
-def _compare_machines(runs: Sequence[dict[str, Any]], progress: Progress) -> None:
+def _compare_machines(runs: Sequence[dict[str, Any]], progress: ProgressCallback) -> None:
     """Kernels for another instruction set round differently: results of both would stand side by side."""
     kinds = [run["machine"] for run in runs if "machine" in run]
     if kinds and kinds[-1] != machine():
@@ -190,7 +190,7 @@ def refuse_over_positions(survey: Survey, most: int | None) -> None:
         )
 
 
-def announce(model: ModelInfo, survey: Survey, progress: Progress) -> None:
+def announce(model: ModelInfo, survey: Survey, progress: ProgressCallback) -> None:
     """Name the model, and what is odd about the input."""
     threads = torch.get_num_threads()
     progress(Notice(f"model {model.name} ({model.source}), {model.dtype} on {model.device}, "
@@ -207,7 +207,7 @@ def residue_units(stage: str, lengths: Sequence[int], ranges: Sequence[tuple[int
     total, done = sum(lengths), 0
     for first, last in ranges:
         done += sum(lengths[first:last])
-        yield Unit(first, last, Step(stage, done, total))
+        yield Unit(first, last, StageProgress(stage, done, total))
 
 
 def file_notes(model: ModelInfo, folder: ResultFolder) -> dict[str, str]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import SequenceError
 from longlens.io.variants import Mutation
-from longlens.jobs.inference import Place, masked_log_probabilities, residue_rows
+from longlens.jobs.inference import ResidueIndex, masked_log_probabilities, residue_rows
 from longlens.models.encoder import Attend
 from longlens.models.language_model import MaskedLM
 
@@ -71,13 +71,13 @@ def position_log_probabilities(
         if masked:
             parts = []
             for chunk in _chunks(positions, max(1, budget // len(tokens))):
-                places = [Place(0, position) for position in chunk]
+                places = [ResidueIndex(0, position) for position in chunk]
                 parts.append(masked_log_probabilities(model, [tokens], places, attend).cpu().numpy())
             return np.concatenate(parts) if parts else np.empty((0, len(model.alphabet)), np.float32)
         packed = model.pack([sequence])
         hidden = model(packed, attend=attend).last[residue_rows(packed)]
-        wanted = torch.tensor(list(positions), dtype=torch.int64, device=hidden.device)
-        return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[wanted])]).cpu().numpy()
+        indices = torch.tensor(list(positions), dtype=torch.int64, device=hidden.device)
+        return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[indices])]).cpu().numpy()
 
 
 def mutate(sequence: str, variant: Sequence[Mutation]) -> str:

@@ -20,15 +20,15 @@ from longlens.errors import InputError
 from longlens.io.alphabet import STANDARD
 from longlens.io.delimited import write_delimited
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
-from longlens.jobs.inputs import Proteins, Source, open_proteins
+from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, threads_set
-from longlens.jobs.progress import Notice, Progress, Step, silent
+from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
 from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions
 from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
 from longlens.jobs.scores import Scores, Substitutions
 from longlens.jobs.single_file import refuse_folder, run_to_file
-from longlens.jobs.variant_table import PROBLEM, Group, VariantTable, read_variants, refuse_several
+from longlens.jobs.variant_table import PROBLEM, ProteinVariants, VariantTable, read_variants, refuse_several
 from longlens.models.encoder import attend_with
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
@@ -65,7 +65,7 @@ class _ScoreJob(Job):
     """
 
     model: ModelInfo
-    source: Source
+    source: ProteinSource
     options: ScoreOptions
 
     @cached_property
@@ -94,7 +94,7 @@ class _ScoreJob(Job):
         size = max(1, self.options.budget // (length + 2)) if masked else max(1, places)
         for start in range(first, first + places, size):
             stop = min(start + size, first + places)
-            yield Unit(protein, protein + 1, Step("score", stop, total, "positions"), start, stop)
+            yield Unit(protein, protein + 1, StageProgress("score", stop, total, "positions"), start, stop)
 
     def _log_p(self, sequence: str, positions: Sequence[int]) -> NDArray[np.float32]:
         options = self.options
@@ -150,7 +150,7 @@ class VariantJob(_ScoreJob):
             columns[PROBLEM] = self.variants.problems
         return [_written(folder, write_delimited(self.variants.table, columns))]
 
-    def _scores(self, place: int, group: Group, table: NDArray[Any]) -> NDArray[np.float64]:
+    def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
         rows = table[self.starts[place] : self.starts[place + 1]]
         return marginal_scores(self.language_model, rows, group.positions, group.variants)
 
@@ -189,7 +189,7 @@ class PseudoPplJob(VariantJob):
         truth = self.language_model.alphabet.encode(mutated)[1:-1][positions.start : positions.stop]
         yield "log_p", unit.start, self._log_p(mutated, positions)[np.arange(len(truth)), truth]
 
-    def _scores(self, place: int, group: Group, table: NDArray[Any]) -> NDArray[np.float64]:
+    def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
         numbers = [number for number, (owner, _) in enumerate(self.owners) if owner == place]
         sums = [table[self.starts[number] : self.starts[number + 1]].sum(dtype=np.float64) for number in numbers]
         return np.array(sums, np.float64)
@@ -228,16 +228,16 @@ class SubstitutionJob(_ScoreJob):
         files = [_written(folder, text.getvalue())]
         if self.figure:
             title = ", ".join(filter(None, (self.source.survey.entries[0].id, self.model.name, self.options.strategy)))
-            made = folder.work / FIGURE
-            save_substitutions(scores, sequence, made, title=title, first=self.options.offset)
-            files.append(folder.place(made))
+            result_path = folder.work / FIGURE
+            save_substitutions(scores, sequence, result_path, title=title, first=self.options.offset)
+            files.append(folder.place(result_path))
         return files
 
 
 def _written(folder: ResultFolder, text: str) -> Path:
-    made = folder.work / FILE
-    write_whole(made, text.encode())
-    return folder.place(made)
+    result_path = folder.work / FILE
+    write_whole(result_path, text.encode())
+    return folder.place(result_path)
 
 
 def score(
@@ -257,7 +257,7 @@ def score(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: ProgressCallback = silent,
 ) -> Scores | Substitutions:
     """Zero-shot effects of variants from a model's predictions; higher is better tolerated.
 
@@ -339,7 +339,7 @@ def _refuse_unknown(model: MaskedLM, table: VariantTable) -> None:
             refuse_unknown(model, mutations, table.table.place(row))
 
 
-def _announce_cleaning(source: Source, progress: Progress) -> None:
+def _announce_cleaning(source: ProteinSource, progress: ProgressCallback) -> None:
     """Positions are counted in the cleaned protein."""
     for entry in source.survey.entries:
         place = f"{entry.source}, record {entry.number} ({entry.id or 'no name'})"

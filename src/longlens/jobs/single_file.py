@@ -12,12 +12,12 @@ from typing import Any
 from longlens.errors import InputError
 from longlens.io.results import MANIFEST, write_whole
 from longlens.jobs.output import OutputFolder, output_folder
-from longlens.jobs.progress import Progress
+from longlens.jobs.progress import ProgressCallback
 from longlens.jobs.runner import Job, run, writing
 
 
 def run_to_file(
-    job: Job, name: str, output: Path | None, progress: Progress, beside: Mapping[str, Path] | None = None
+    job: Job, name: str, output: Path | None, progress: ProgressCallback, beside: Mapping[str, Path] | None = None
 ) -> tuple[bytes, dict[str, Any]]:
     """Run a job that makes the file `name`: its bytes, and the manifest; both are written where there is an `output`.
 
@@ -25,8 +25,8 @@ def run_to_file(
     """
     with _work_folder(name, output) as folder:
         run(job, folder.path, progress)
-        made = folder.path / name
-        data = made.read_bytes()
+        result_path = folder.path / name
+        data = result_path.read_bytes()
         manifest = json.loads((folder.path / MANIFEST).read_text(encoding="utf-8"))
         if output is None:
             folder.discard()
@@ -35,7 +35,7 @@ def run_to_file(
                 write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
                 for other, target in (beside or {}).items():
                     (folder.path / other).replace(target)
-                made.replace(output)
+                result_path.replace(output)
                 rmtree(folder.path)
     return data, manifest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from longlens.errors import SequenceError, VariantError
 from longlens.io.delimited import DelimitedTable, read_delimited
 from longlens.io.variants import Mutation, parse_variant
-from longlens.jobs.inputs import Source
+from longlens.jobs.inputs import ProteinSource
 
 # the column that says why a row has no score
 PROBLEM = "problem"
@@ -17,7 +17,7 @@ TABLES = (".csv", ".tsv", ".tab", ".txt", ".gz")
 
 
 @dataclass(frozen=True)
-class Group:
+class ProteinVariants:
     """Variants of one protein: its number in the input, the rows of the table, and the mutations of each."""
 
     protein: int
@@ -38,7 +38,7 @@ class VariantTable:
     table: DelimitedTable
     column: str
     protein_column: str | None
-    groups: list[Group]
+    groups: list[ProteinVariants]
     problems: list[str] | None
 
     def new_column(self, model: str, strategy: str) -> str:
@@ -57,7 +57,7 @@ def table_of(variants: Sequence[str], column: str) -> DelimitedTable:
 
 def read_variants(
     variants: str | Path | Sequence[str],
-    source: Source,
+    source: ProteinSource,
     *,
     mutation_col: str,
     protein_col: str | None,
@@ -77,7 +77,7 @@ def read_variants(
         raise SequenceError(f"{table.name}: has a column {PROBLEM!r} already; rename it")
     numbers = _numbers(source, protein_col)
     sequences = list(source.sequences())
-    groups: dict[int, Group] = {}
+    groups: dict[int, ProteinVariants] = {}
     problems = [""] * len(table.rows)
     for row, cells in enumerate(table.rows):
         name = cells[protein_col] if protein_col else ""
@@ -93,7 +93,7 @@ def read_variants(
                 raise VariantError(f"{table.place(row)}: {error}", error.reason) from None
             problems[row] = error.reason
             continue
-        group = groups.setdefault(protein, Group(protein, sequences[protein], [], []))
+        group = groups.setdefault(protein, ProteinVariants(protein, sequences[protein], [], []))
         group.rows.append(row)
         group.variants.append(mutations)
     ordered = [groups[protein] for protein in sorted(groups)]
@@ -105,7 +105,7 @@ def _is_table(name: str) -> bool:
     return name == "-" or Path(name).suffix.lower() in TABLES or "/" in name or Path(name).exists()
 
 
-def _numbers(source: Source, protein_col: str | None) -> dict[str, int]:
+def _numbers(source: ProteinSource, protein_col: str | None) -> dict[str, int]:
     """Each protein's number by its id; the only one's by "" where no column names them."""
     ids = [entry.id for entry in source.survey.entries]
     if protein_col is None:
@@ -117,7 +117,7 @@ def _numbers(source: Source, protein_col: str | None) -> dict[str, int]:
     return {name: number for number, name in enumerate(ids)}
 
 
-def refuse_several(source: Source, advice: str) -> None:
+def refuse_several(source: ProteinSource, advice: str) -> None:
     """Raise `SequenceError` where there is more than one protein."""
     count = len(source.survey.entries)
     if count != 1:

@@ -1,4 +1,4 @@
-"""Training state on disk: a checkpoint is complete or not there, and going on from it equals never having stopped."""
+"""Training state on disk: a checkpoint is written whole, and a continued run equals one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from longlens.errors import CheckpointError
 from longlens.io.results import write_whole
 
 NAME = "checkpoint.pt"
-# as it was before the learning rate began to fall: a run of more steps continues from it
+# the state before the learning rate began to fall, from which a run of more steps continues
 STABLE = "stable.pt"
 
 
-class Part(Protocol):
-    """What has a state: a model, an optimiser, a schedule, a stream of crops."""
+class Stateful(Protocol):
+    """An object with a state: a model, an optimiser, a schedule, a stream of crops."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
-class Reached:
-    """The step at which a checkpoint was written, and how many the run was to have (None: not recorded)."""
+class CheckpointStep:
+    """The step at which a checkpoint was written, and the planned number of steps (None: not recorded)."""
 
     step: int
     steps: int | None
 
 
 def write_checkpoint(
-    folder: Path, settings: dict[str, Any], parts: Mapping[str, Part], reached: Reached, name: str = NAME
+    folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], reached: CheckpointStep, name: str = NAME
 ) -> None:
     """Replace the folder's checkpoint in one step: a crash leaves the old one."""
     state = {
@@ -46,19 +46,19 @@ def write_checkpoint(
     write_whole(folder / name, file.getvalue())
 
 
-def find_checkpoint(folder: Path, name: str = NAME) -> Reached | None:
-    """How far a checkpoint is; None where there is none."""
+def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
+    """The step of the folder's checkpoint; None if there is no checkpoint."""
     path = folder / name
     if not path.is_file():
         return None
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return Reached(int(state["step"]), state.get("steps"))
+    return CheckpointStep(int(state["step"]), state.get("steps"))
 
 
-def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Part], name: str = NAME) -> int:
-    """Give `parts` the state of a checkpoint that is there; the step at which it was written.
+def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], name: str = NAME) -> int:
+    """Load the state of an existing checkpoint into `parts`; returns the step at which it was written.
 
-    Raises `CheckpointError` where its settings differ from `settings`.
+    Raises `CheckpointError` if its settings differ from `settings`.
     """
     state = torch.load(folder / name, map_location="cpu", weights_only=True)
     before = state["settings"]

@@ -1,4 +1,4 @@
-"""The training loop: steps, schedule, validation, checkpoints, and a log of all of it."""
+"""The training loop: steps, schedule, validation, checkpoints and log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ from longlens.io.alphabet import ESM
 from longlens.io.results import write_whole
 from longlens.models.encoder import EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.training.checkpoints import STABLE, Part, Reached, find_checkpoint, read_checkpoint, write_checkpoint
+from longlens.training.checkpoints import (
+    STABLE,
+    CheckpointStep,
+    Stateful,
+    find_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from longlens.training.data import Crops, all_crops
 from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
@@ -30,8 +37,8 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What decides a run's result; `tokens` in a step, `crop` the longest crop, `decay` the share of steps in which
-    the learning rate falls to 0."""
+    """The settings that decide the result of a run; `tokens` in a step, `crop` the longest crop, `decay` the share of
+    steps in which the learning rate falls to 0."""
 
     layers: int = 6
     width: int = 256
@@ -69,8 +76,8 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a step reports: loss in nats per hidden residue, residues per second since the last report."""
+class TrainingReport:
+    """The report of a step: loss in nats per masked residue, residues per second since the last report."""
 
     step: int
     steps: int
@@ -84,13 +91,13 @@ def train(
     proteins: Sequence[NDArray[np.int16]],
     held_out: Sequence[NDArray[np.int16]],
     folder: Path,
-    report: Callable[[Progress], None],
+    report: Callable[[TrainingReport], None],
     *,
     every: int = 100,
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[MaskedLM, int]:
-    """Train to the last step, from the folder's checkpoint if there is one; the model, and the step it has reached.
+    """Train to the last step, from the folder's checkpoint if there is one; returns the model and the step reached.
 
     Every `every` steps: held-out perplexity, a line in log.jsonl, a checkpoint. `stop` is asked after each step; a run
     that it ends is continued by the same call. With more steps than before, the run continues from where its learning
@@ -106,16 +113,16 @@ def train(
     data = Crops(proteins, settings.crop, settings.tokens, settings.seed, joined=settings.joined)
     optimizers = _optimizers(model, settings)
     schedules = [LambdaLR(optimizer, lambda step: _schedule(step, settings)) for optimizer in optimizers]
-    parts: dict[str, Part] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
+    parts: dict[str, Stateful] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
              "muon rate": schedules[0], "adam rate": schedules[1]}  # fmt: skip
     # the number of steps may be raised later: see `_begin`
     identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
     identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
     step = _begin(folder, settings, identity, parts, note)
-    held = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
+    validation = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
-        # drawn anew for each step, so that a checkpoint need not hold it
+        # seeded for each step, so that a checkpoint need not contain the generator's state
         generator = torch.manual_seed((settings.seed << 32) + step)
         masked = mask_tokens(data.next_step(), model.alphabet, generator, settings.mask_rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
@@ -130,21 +137,21 @@ def train(
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
         if step == stable_until(settings):
             folder.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(folder, identity, parts, Reached(step, settings.steps), STABLE)
+            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
         rate = residues / (time.monotonic() - since)
         if step % every == 0 or last or leave:
             checked = step % every == 0 or last
-            perplexity = held_out_perplexity(model, held, attend) if checked else None
-            progress = Progress(step, settings.steps, total / max(1, hidden), rate, perplexity)
+            perplexity = held_out_perplexity(model, validation, attend) if checked else None
+            progress = TrainingReport(step, settings.steps, total / max(1, hidden), rate, perplexity)
             # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
-            write_checkpoint(folder, identity, parts, Reached(step, settings.steps))
+            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps))
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
-            report(Progress(step, settings.steps, total / max(1, hidden), rate))
+            report(TrainingReport(step, settings.steps, total / max(1, hidden), rate))
         if leave:
             break
     model.source = str(folder)
@@ -152,9 +159,13 @@ def train(
 
 
 def _begin(
-    folder: Path, settings: TrainSettings, identity: dict[str, Any], parts: dict[str, Part], note: Callable[[str], None]
+    folder: Path,
+    settings: TrainSettings,
+    identity: dict[str, Any],
+    parts: dict[str, Stateful],
+    note: Callable[[str], None],
 ) -> int:
-    """The step from which the run continues, with `parts` as they were then; 0 for a new one."""
+    """Restore `parts` and return the step from which the run continues; 0 for a new run."""
     reached = find_checkpoint(folder)
     if reached is None:
         return 0
@@ -195,23 +206,23 @@ def _optimizers(model: MaskedLM, settings: TrainSettings) -> list[Optimizer]:
 
 
 def _schedule(step: int, settings: TrainSettings) -> float:
-    """Rise, hold, and fall to 0 over the last steps."""
+    """The factor of the learning rate: it rises, stays constant, and falls to 0 over the last steps."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
     fall = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return max(0.0, min(rise, fall, 1.0))
 
 
 def _drop_after(folder: Path, step: int) -> None:
-    """Take the lines of later steps out of the log."""
+    """Remove the lines of later steps from the log."""
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    write_whole(log, "".join(f"{line}\n" for line in kept).encode())
+    remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    write_whole(log, "".join(f"{line}\n" for line in remaining).encode())
 
 
-def _append(folder: Path, progress: Progress) -> None:
+def _append(folder: Path, progress: TrainingReport) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
-    write_whole(log, "".join(f"{line}\n" for line in [*kept, json.dumps(asdict(progress))]).encode())
+    remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
+    write_whole(log, "".join(f"{line}\n" for line in [*remaining, json.dumps(asdict(progress))]).encode())

@@ -56,7 +56,7 @@ class ContactOptions:
             )
 
 
-class Sink(ABC):
+class MapWriter(ABC):
     """Takes the stretches of rows of one map's upper triangle, in order."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Sink(ABC):
         """Take in a stretch."""
 
 
-class Selected(Sink):
+class PairWriter(MapWriter):
     """Pairs i < j that are far enough apart and above a threshold or within a band, by i and then j."""
 
     def __init__(self, options: ContactOptions, spool: PairSpool) -> None:
@@ -82,7 +82,7 @@ class Selected(Sink):
         self.spool.append(*(part.cpu().numpy() for part in (i + rows.first, j + rows.first, values)))
 
 
-class Best(Sink):
+class TopPartnersWriter(MapWriter):
     """The `top` strongest partners of each residue, on either side."""
 
     def __init__(self, options: ContactOptions, residues: int) -> None:
@@ -92,13 +92,13 @@ class Best(Sink):
         self.partners = torch.full((residues, options.top), -1, dtype=torch.int64)
 
     def take(self, rows: Rows) -> None:
-        found = rows.probabilities.masked_fill(_gaps(rows.probabilities) < self.separation, -1.0).cpu()
-        self._merge(slice(rows.first, rows.first + len(found)), found, rows.first)
-        self._merge(slice(rows.first, rows.first + found.shape[1]), found.T, rows.first)
+        probabilities = rows.probabilities.masked_fill(_gaps(rows.probabilities) < self.separation, -1.0).cpu()
+        self._merge(slice(rows.first, rows.first + len(probabilities)), probabilities, rows.first)
+        self._merge(slice(rows.first, rows.first + probabilities.shape[1]), probabilities.T, rows.first)
 
-    def _merge(self, owners: slice, found: Tensor, first: int) -> None:
-        """`found` (owners, m): partners first..first + m."""
-        best, place = torch.topk(found, min(self.values.shape[1], found.shape[1]))
+    def _merge(self, owners: slice, probabilities: Tensor, first: int) -> None:
+        """Take in `probabilities` (owners, m) of each owner with the partners first..first + m."""
+        best, place = torch.topk(probabilities, min(self.values.shape[1], probabilities.shape[1]))
         values = torch.cat([self.values[owners], best], 1)
         partners = torch.cat([self.partners[owners], place + first], 1)
         self.values[owners], order = torch.topk(values, self.values.shape[1])
@@ -110,7 +110,7 @@ class Best(Sink):
         spool.append(i.numpy(), self.partners[i, rank].numpy(), self.values[i, rank].numpy())
 
 
-class Dense(Sink):
+class WholeMapWriter(MapWriter):
     """The whole map as a Zarr array."""
 
     def __init__(self, path: Path, residues: int, dtype: str, about: dict[str, Any]) -> None:
@@ -128,7 +128,7 @@ class Dense(Sink):
         self.array[last:, rows.first : last] = values[:, len(values) :].T
 
 
-class Picture(Sink):
+class MapPreview(MapWriter):
     """The map in at most `CELLS` x `CELLS` cells, each the largest of its pairs."""
 
     def __init__(self, residues: int) -> None:
@@ -137,11 +137,11 @@ class Picture(Sink):
         self.cells = torch.zeros(count, count)
 
     def take(self, rows: Rows) -> None:
-        found = rows.probabilities.cpu()
-        columns = torch.arange(rows.first, rows.first + found.shape[1]) // self.width
-        owners = torch.arange(rows.first, rows.first + len(found)) // self.width
-        by_column = torch.zeros(len(found), len(self.cells))
-        by_column.scatter_reduce_(1, columns.expand_as(found), found, "amax")
+        probabilities = rows.probabilities.cpu()
+        columns = torch.arange(rows.first, rows.first + probabilities.shape[1]) // self.width
+        owners = torch.arange(rows.first, rows.first + len(probabilities)) // self.width
+        by_column = torch.zeros(len(probabilities), len(self.cells))
+        by_column.scatter_reduce_(1, columns.expand_as(probabilities), probabilities, "amax")
         self.cells.scatter_reduce_(0, owners.unsqueeze(1).expand_as(by_column), by_column, "amax")
 
     def finish(self) -> Tensor:
@@ -149,7 +149,7 @@ class Picture(Sink):
         return torch.maximum(self.cells, self.cells.T)
 
 
-def _gaps(found: Tensor) -> Tensor:
+def _gaps(probabilities: Tensor) -> Tensor:
     """j - i of a stretch of the upper triangle."""
-    m, n = found.shape
-    return torch.arange(n, device=found.device) - torch.arange(m, device=found.device).unsqueeze(1)
+    m, n = probabilities.shape
+    return torch.arange(n, device=probabilities.device) - torch.arange(m, device=probabilities.device).unsqueeze(1)
