@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longlens.io.alphabet import STANDARD
 from longlens.jobs.variant_table import PROBLEM, VariantTable
+from longlens.report.figures import has_matplotlib, inline
 from longlens.report.tables import html_table, to_frame
+from longlens.report.variants import draw_substitutions
+
+if TYPE_CHECKING:
+    from longlens.report.figures import Figure
 
 
 class Scores:
@@ -62,6 +67,9 @@ class Scores:
         """A pandas data frame of the table with its new column. Needs the extra `notebook`."""
         return to_frame(self.columns())
 
+    def __repr__(self) -> str:
+        return f"<scores of {len(self):,} variants by {self.model}>"
+
     def _repr_html_(self) -> str:
         strategy = self.manifest["job"]["options"]["strategy"]
         return html_table(self.columns(), title=f"{len(self):,} variants by {self.model}, {strategy}", total=len(self))
@@ -71,6 +79,10 @@ class Substitutions:
     """Scores of all substitutions of one protein: `matrix` (L, 20), columns as `residues`; 0 where a residue stays.
 
     `text` is the file, `manifest` says how it was made, `first` is the number of the first residue.
+
+    substitutions["K2A"]
+    substitutions.to_frame()                    # pandas: a row for each position
+    substitutions.draw().savefig("matrix.png")  # a heat map
     """
 
     residues = STANDARD
@@ -106,5 +118,17 @@ class Substitutions:
         """A pandas data frame with a row for each position. Needs the extra `notebook`."""
         return to_frame(self.columns())
 
+    def draw(self) -> Figure:
+        """The matrix as a heat map, a matplotlib figure. Needs the extra `plot`."""
+        named = self.manifest["proteins"]["ids"][0]
+        title = ", ".join(filter(None, (named, self.model, self.manifest["job"]["options"]["strategy"])))
+        return draw_substitutions(self.matrix, self.sequence, title=title, first=self.first)
+
+    def __repr__(self) -> str:
+        return f"<all substitutions of {len(self):,} residues by {self.model}>"
+
     def _repr_html_(self) -> str:
-        return html_table(self.columns(), title=f"all substitutions by {self.model}", total=len(self))
+        picture = inline(self.draw()) if has_matplotlib() else None
+        return html_table(
+            self.columns(), title=f"all substitutions by {self.model}", total=len(self), picture=picture
+        )

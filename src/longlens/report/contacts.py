@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from longlens.report.figures import new_figure
 
+if TYPE_CHECKING:
+    from longlens.report.figures import Figure
 
-def draw_contacts(cells: ArrayLike, residues: int, subject: str, model: str, path: Path) -> None:
-    """Draw (C, C) `cells`, each the largest probability of its pairs of `residues`, with residues numbered from 1, and
-    write the figure to `path`.
+
+def draw_contacts(cells: ArrayLike, residues: int, subject: str, model: str) -> Figure:
+    """The figure of (C, C) `cells`, each the largest probability of its pairs of `residues`, with residues numbered
+    from 1.
 
     Raises `InputError` if matplotlib is missing.
     """
@@ -27,4 +30,4 @@ def draw_contacts(cells: ArrayLike, residues: int, subject: str, model: str, pat
     ax.set_xlabel("residue")
     ax.set_ylabel("residue")
     figure.colorbar(image, ax=ax, label="probability of contact", shrink=0.85)
-    figure.savefig(path, dpi=150)
+    return figure

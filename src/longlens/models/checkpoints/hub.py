@@ -28,7 +28,7 @@ def fetch(name: str) -> Path:
         )
     if importlib.util.find_spec("huggingface_hub") is None:
         raise CheckpointError(
-            f"found no file or folder {name!r}; to take it from the Hugging Face hub, pip install huggingface_hub"
+            f"found no file or folder {name!r}; to take it from the Hugging Face hub, pip install 'longlens[hub]'"
         )
     config = _snapshot(name, _SMALL_FILES) / "config.json"
     if config.is_file():
