@@ -1,4 +1,4 @@
-"""The results of `longlens.score`: a score for each variant, or the matrix of all substitutions."""
+"""The result objects of `longlens.score`: a score for each variant, or the matrix of all substitutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longlens.report.tables import html_table, to_frame
 
 
 class Scores:
-    """Scores of variants, in the order of their table. `text` is the file, `manifest` says how it was made.
+    """Scores of variants, in the order of their table. `text` is the content of the file, `manifest` its origin.
 
     scores.scores                               # (V,), NaN where a variant was skipped
     scores["K2A"]
@@ -38,7 +38,7 @@ class Scores:
 
     @property
     def skipped(self) -> int:
-        """How many variants have no score."""
+        """The number of variants without a score."""
         return sum(problem != "" for problem in self.problems)
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Scores:
         return iter(self.variants)
 
     def __getitem__(self, variant: str) -> float:
-        """The score of a variant as it is written in the table; the first one's where it stands there twice."""
+        """The score of a variant as it is written in the table; of the first one if it occurs twice."""
         if variant not in self.variants:
             raise KeyError(variant)
         return float(self.scores[self.variants.index(variant)])
@@ -70,7 +70,7 @@ class Scores:
 class Substitutions:
     """Scores of all substitutions of one protein: `matrix` (L, 20), columns as `residues`; 0 where a residue stays.
 
-    `text` is the file, `manifest` says how it was made, `first` is the number of the first residue.
+    `text` is the content of the file, `manifest` its origin, `first` the number of the first residue.
     """
 
     residues = STANDARD
