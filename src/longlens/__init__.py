@@ -1,4 +1,5 @@
-"""Transformers over long sequences in memory linear in their length, and a look at what they attend to.
+"""Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they attend
+to and how surprised they are.
 
     longlens.attention(query, key, value, method="window:256")
 

@@ -66,13 +66,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.memory
 @pytest.mark.skipif(sys.platform != "linux", reason="RSS is counted in another way")
 def test_a_process_stays_within_its_limit_and_near_its_plan(folder):
-    common = (folder / "p.fasta", "-m", folder / "weights", "--max-memory", "600M")
+    common = (folder / "p.fasta", "-m", folder / "weights", "--max-memory", "700M")
     _, _, text = measured("plan", *common)
     amount, unit = re.search(r"about ([\d.]+) (MiB|GiB) for the whole process", text).groups()
     planned = float(amount) * {"MiB": 2**20, "GiB": 2**30}[unit]
     code, peak, text = measured("embed", *common, "-o", folder / "out")
     assert code == 0, text
-    assert peak <= 600 * MIB
+    assert peak <= 700 * MIB
     # 100 MiB less where the files of libraries are not in the page cache: fewer of their pages are mapped then
     assert planned / 1.5 <= peak <= planned
     # not even the weights fit: said before they are read

@@ -49,7 +49,9 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="longlens")
 def cli() -> None:
-    """Attention over long sequences in linear memory."""
+    """Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they
+    attend to and how surprised they are.
+    """
 
 
 def main() -> None:

@@ -4,8 +4,8 @@
 
 as the resident set of the process (RSS) on a CPU; on a GPU the memory of the device, without libraries. Libraries are
 what this process holds now, since the commands import the same ones, and what a job imports later. The constants were
-measured on Linux x86-64 with PyTorch 2.13 for CPUs;
-`tests/jobs/test_memory_prediction.py` compares them with a process.
+measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory_prediction.py` compares them with a
+process.
 """
 
 from __future__ import annotations

@@ -37,6 +37,16 @@ def score_dtype(dtype: torch.dtype) -> torch.dtype:
     return wide_dtype(dtype)
 
 
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left (heads, m, x) times right (heads, x, n). Halves on CUDA give float32, which neither rounds nor overflows.
+
+    On a CPU no product of halves gives float32: they give their own dtype, summed in float32.
+    """
+    if left.is_cuda and left.element_size() == 2:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right)
+
+
 def head_groups(inputs: Inputs, tile: Tile, kv_heads: int, scores: int) -> Iterator[slice]:
     """Ranges of key heads (of B Hkv) in groups that make at most `scores` scores of a piece at a time."""
     if not tile.pieces:
@@ -109,7 +119,7 @@ class TileKernel:
         """cap(scale q . k): (heads, rows, keys), before bias and masks."""
         keys = take(self.k, self.kv_heads, self.keys(piece)).transpose(1, 2)
         if keys.is_cuda and keys.dtype != self.dtype:
-            scores = self.unfold(torch.bmm(self.q, keys, out_dtype=self.dtype)).mul_(self._scale)
+            scores = self.unfold(wide_product(self.q, keys)).mul_(self._scale)
         else:
             # no product of halves gives float32 on a CPU
             scores = self._product(self.q.to(self.dtype) * self._scale, keys.to(self.dtype), "scores")
@@ -165,9 +175,13 @@ class TileKernel:
         return out.div_(total.masked_fill(total == 0, 1.0)), lse.squeeze(-1)
 
     def times(self, weights: Tensor, v: Tensor, piece: Piece) -> Tensor:
-        """Weights (heads, rows, keys) times values: (heads, rows, Dv), in the values' dtype."""
+        """Weights (heads, rows, keys) times values: (heads, rows, Dv), of the dtype that `wide_product` gives.
+
+        Weights that are not normalised yet may sum to thousands, and their products with values of float16 to more
+        than it holds: on CUDA the result is float32. On a CPU the inputs are never float16 here.
+        """
         values = take(v, self.kv_heads, self.keys(piece))
-        return self.unfold(torch.bmm(self._rounded(self.fold(weights), v.dtype), values))
+        return self.unfold(wide_product(self._rounded(self.fold(weights), v.dtype), values))
 
     def dead(self, piece: Piece) -> Tensor | None:
         """(heads|1, rows, 1) bool: rows with nothing to attend to; None where there are none."""
@@ -211,7 +225,10 @@ class TileKernel:
         where the piece holds every key.
         """
         values = take(v, self.kv_heads, self.keys(piece))
-        d_weights = self._product(d_o, values.transpose(1, 2), "gradients").to(weights.dtype)
+        if d_o.is_cuda and d_o.dtype != self.dtype:
+            d_weights = self.unfold(wide_product(d_o, values.transpose(1, 2)))
+        else:
+            d_weights = self._product(d_o, values.transpose(1, 2), "gradients").to(weights.dtype)
         if self._generator is None:
             dropped = weights
         else:
@@ -219,7 +236,7 @@ class TileKernel:
             dropped = weights * survivors
             d_weights.mul_(survivors)
         dropped = self._rounded(self.fold(dropped), d_o.dtype)
-        add(d_v, self.kv_heads, self.keys(piece), torch.bmm(dropped.transpose(1, 2), d_o))
+        add(d_v, self.kv_heads, self.keys(piece), wide_product(dropped.transpose(1, 2), d_o))
         if u is None:
             # p (dp - sum_j p dp), fused
             return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
