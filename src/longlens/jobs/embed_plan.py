@@ -7,18 +7,17 @@ from dataclasses import dataclass
 
 from longlens.errors import InputError
 from longlens.io.survey import Survey
-from longlens.jobs.embed import INCLUDES
-from longlens.jobs.memory import ModelSize, Peak, batch_limit, predict_peak, total_limit
+from longlens.jobs.embed import EmbedOptions, embedding_outputs
+from longlens.jobs.memory import ModelSize, PeakMemory, batch_limit, predict_peak, total_limit
 from longlens.jobs.plan import (
-    Outputs,
     largest_batch,
     make_batches,
     masked_operations,
     operations,
     standard_bytes,
+    tokens_named,
     tokens_within,
 )
-from longlens.models.encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class EmbedPlan:
     additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
     """
 
-    peak: Peak
+    peak: PeakMemory
     limit: int
     budget: int
     batches: int
@@ -39,12 +38,6 @@ class EmbedPlan:
     refusal: str
 
 
-def embedding_outputs(config: EncoderConfig, include: Collection[str]) -> Outputs:
-    """What a batch keeps until it is written, of one layer; `include` as `longlens.jobs.embed.EmbedOptions` has it."""
-    values = {"per-tok": config.width, "logits": config.vocabulary, "surprise": 4}
-    return Outputs(sum(count for name, count in values.items() if name in include), 1)
-
-
 def plan_embedding(
     size: ModelSize,
     survey: Survey,
@@ -52,7 +45,7 @@ def plan_embedding(
     include: Collection[str] = ("mean",),
     masked: bool = False,
     max_memory: str | None = None,
-    tokens_per_batch: str = "auto",
+    tokens_per_batch: int | str = "auto",
 ) -> EmbedPlan:
     """The plan of embedding the proteins of a survey by exact attention in a process of its own.
 
@@ -67,9 +60,8 @@ def plan_embedding(
     Raises:
         InputError: an amount of memory or number of tokens that is none, or something unknown to include.
     """
-    if unknown := [name for name in include if name not in INCLUDES]:
-        raise InputError(f"expected include of {', '.join(INCLUDES)}, got {', '.join(unknown)}")
-    config, outputs = size.config, embedding_outputs(size.config, include)
+    options = EmbedOptions(include=tuple(include), surprise="masked" if masked else "wt")
+    config, outputs = size.config, embedding_outputs(size.config, options)
     total = total_limit(max_memory, size.device)
     fixed = predict_peak(size, 0, outputs)
     refusal, limit = "", 0
@@ -79,10 +71,8 @@ def plan_embedding(
         refusal = str(error)
     if tokens_per_batch == "auto":
         budget = tokens_within(config, size.dtype.itemsize, limit, outputs)
-    elif tokens_per_batch.isdigit() and int(tokens_per_batch) > 0:
-        budget = int(tokens_per_batch)
     else:
-        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens_per_batch!r}")
+        budget = tokens_named(tokens_per_batch)
     lengths = [entry.length for entry in survey.entries]
     longest = max(survey.entries, key=lambda entry: entry.length)
     largest = largest_batch(lengths, budget)

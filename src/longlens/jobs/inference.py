@@ -16,7 +16,7 @@ from longlens.models.language_model import MaskedLM
 
 
 @dataclass(frozen=True)
-class Place:
+class ResidueIndex:
     """Residue `residue` (from 0) of sequence `sequence` in a list of sequences."""
 
     sequence: int
@@ -38,7 +38,10 @@ def residue_predictions(model: MaskedLM, packed: Packed, encoded: Encoded, rows:
 
 
 def masked_predictions(
-    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None = None
+    model: MaskedLM,
+    sequences: Sequence[NDArray[np.int64]],
+    places: Sequence[ResidueIndex],
+    attend: Attend | None = None,
 ) -> Predictions:
     """Surprise, entropy and rank (P,) at each place when it alone is masked; as `masked_log_probabilities`."""
     hidden = _masked_hidden(model, sequences, places, attend)
@@ -47,7 +50,10 @@ def masked_predictions(
 
 
 def masked_log_probabilities(
-    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None = None
+    model: MaskedLM,
+    sequences: Sequence[NDArray[np.int64]],
+    places: Sequence[ResidueIndex],
+    attend: Attend | None = None,
 ) -> Tensor:
     """Log-probabilities (P, V) of each place when it alone is masked: one copy of its sequence for each, packed.
 
@@ -58,7 +64,7 @@ def masked_log_probabilities(
 
 
 def _masked_hidden(
-    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None
+    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[ResidueIndex], attend: Attend | None
 ) -> Tensor:
     """Last vectors (P, d) of each place when it alone is masked."""
     copies = []

@@ -4,11 +4,13 @@
 
 as the resident set of the process (RSS) on a CPU; on a GPU the memory of the device, without libraries. Libraries are
 what this process holds now, since the commands import the same ones, and what a job imports later. The constants were
-measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory.py` compares them with a process.
+measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory_prediction.py` compares them with a
+process.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +18,12 @@ import psutil
 import torch
 
 from longlens.errors import InputError
-from longlens.jobs.plan import SHARE, Outputs, batch_bytes, free_bytes, parse_bytes
+from longlens.jobs.plan import SHARE, BatchOutputs, batch_bytes, free_bytes, parse_bytes
 from longlens.models.encoder import EncoderConfig
 from longlens.models.pretrained import choose_device, choose_dtype, read_config
 
 MIB = 2**20
-# imported when a model is built
+# torch._dynamo, imported when a model is built where it was not before
 LATER = 80 * MIB
 # file pages that are mapped while tensors are read one by one, beside the largest of them
 MAPPED = 128 * MIB
@@ -52,7 +54,7 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Peak:
+class PeakMemory:
     """Predicted bytes of a process at its peak, and their parts: those that are there throughout, and the largest of
     the three that come and go."""
 
@@ -89,43 +91,44 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def predict_peak(size: ModelSize, tokens: int, outputs: Outputs) -> Peak:
+def predict_peak(size: ModelSize, tokens: int, outputs: BatchOutputs) -> PeakMemory:
     """The peak of a process, started like this one, whose largest batch has `tokens` tokens."""
     batch = batch_bytes(size.config, tokens, size.dtype.itemsize, outputs)
     if size.device.type != "cpu":
-        return Peak(0, size.weights, size.largest, int(SLACK * batch), 0)
-    return Peak(process_bytes() + LATER, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
+        return PeakMemory(0, size.weights, size.largest, int(SLACK * batch), 0)
+    libraries = process_bytes() + (0 if "torch._dynamo" in sys.modules else LATER)
+    return PeakMemory(libraries, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
 
 
 def total_limit(max_memory: str | None, device: torch.device) -> int:
     """Bytes that the whole process may hold: `max_memory`, or `SHARE` of what is free beside what it holds now."""
     if max_memory is not None:
         return parse_bytes(max_memory)
-    held = process_bytes() if device.type == "cpu" else 0
-    return held + int(SHARE * free_bytes(device))
+    in_use = process_bytes() if device.type == "cpu" else 0
+    return in_use + int(SHARE * free_bytes(device))
 
 
-def batch_limit(total: int, held: int, device: torch.device) -> int:
-    """Bytes of `batch_bytes` that leave a process within `total`, where it holds `held` beside the batch.
+def batch_limit(total: int, in_use: int, device: torch.device) -> int:
+    """Bytes of `batch_bytes` that leave a process within `total`, where it holds `in_use` bytes beside the batch.
 
     Raises `InputError` where nothing is left.
     """
-    rest = total - held
+    available = total - in_use
     if device.type == "cpu":
-        if rest < WRITING:
+        if available < WRITING:
             raise InputError(
-                f"the model and PyTorch hold {held / 2**30:.2f} GiB and results need {WRITING / 2**30:.2f} GiB to be "
-                f"written, {total / 2**30:.2f} GiB are allowed; raise --max-memory, use --dtype bfloat16 or a smaller "
-                "model"
+                f"the model and PyTorch hold {in_use / 2**30:.2f} GiB, writing the results takes "
+                f"{WRITING / 2**30:.2f} GiB, and {total / 2**30:.2f} GiB are allowed; raise --max-memory, or use "
+                "--dtype bfloat16 or a smaller model"
             )
-        rest -= KERNELS
-    return int(rest / SLACK)
+        available -= KERNELS
+    return int(available / SLACK)
 
 
 def refuse_large_model(size: ModelSize, max_memory: str | None) -> None:
     """Raise `InputError` where loading alone would take more than is allowed; called before the weights are read."""
     total = total_limit(max_memory, size.device)
-    peak = predict_peak(size, 0, Outputs(0, 0))
+    peak = predict_peak(size, 0, BatchOutputs(0, 0))
     need = peak.libraries + peak.weights + max(peak.loading, peak.writing)
     if need > total:
         raise InputError(

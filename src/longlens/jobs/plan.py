@@ -26,14 +26,14 @@ SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Outputs:
+class BatchOutputs:
     """What of a batch is kept until it is written: values for each residue (float32) and layers held."""
 
     residue_values: int
     layers: int
 
 
-def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Outputs) -> int:
+def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: BatchOutputs) -> int:
     """Peak growth of memory, in bytes, of one packed forward pass over `tokens` tokens.
 
     Throughout: rotary angles, layers that are kept, outputs that wait to be written. Beside them the largest of
@@ -41,11 +41,11 @@ def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Outpu
     feed-forward block of a chunk, and the logits of one.
     """
     stream = tokens * config.width * element
-    kept = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
+    stored = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
     attending = (1 + 3 + 2) * stream
     feeding = 2 * stream + min(tokens, CHUNK) * (2 * config.feed_forward + 4 * config.width) * element
     predicting = stream + min(tokens, LOGITS_CHUNK) * 4 * (config.vocabulary + config.width) * 4
-    return kept + TILES + max(attending, feeding, predicting)
+    return stored + TILES + max(attending, feeding, predicting)
 
 
 def standard_bytes(config: EncoderConfig, tokens: int, element: int) -> int:
@@ -80,17 +80,24 @@ def parse_bytes(text: str) -> int:
     return int(count)
 
 
-def token_budget(model: MaskedLM, limit: int, outputs: Outputs) -> int:
+def token_budget(model: MaskedLM, limit: int, outputs: BatchOutputs) -> int:
     """Tokens to a batch: as many as the memory allows, up to where more gains nothing."""
     return tokens_within(model.config, model.dtype.itemsize, limit, outputs)
 
 
-def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: Outputs) -> int:
+def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: BatchOutputs) -> int:
     """`token_budget` of a model of this shape and bytes to a number."""
     tokens = MOST_TOKENS
     while tokens > 512 and batch_bytes(config, tokens, element, outputs) > limit:
         tokens //= 2
     return tokens
+
+
+def tokens_named(tokens: int | str) -> int:
+    """A number of tokens to a batch that was named; raises `InputError` for what is none."""
+    if not str(tokens).isdigit() or int(tokens) < 1:
+        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens!r}")
+    return int(tokens)
 
 
 def largest_batch(lengths: Sequence[int], budget: int) -> int:
@@ -134,8 +141,8 @@ def measure_rate(config: EncoderConfig, dtype: torch.dtype, device: torch.device
     attend, seconds = attend_with(), []
     for _ in range(3):
         x = torch.ones(tokens, config.width, dtype=dtype, device=device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with torch.inference_mode():
             layer(x, angles if config.positions == "rotary" else None, attend, 0, bounds).sum().item()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     return operations(one, [tokens - 2]) / min(seconds[1:])

@@ -12,14 +12,14 @@ from longlens.models.checkpoints.configuration import encoder_config, read_json
 _SMALL_FILES = ["config.json", "vocab.txt"]
 # the hub's other formats of the same weights are not fetched
 _FILES = [*_SMALL_FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"]
-# names that fair-esm's users know, without the organisation that the hub wants
+# names of fair-esm, which lack the organisation that names on the hub have
 _FAIR_ESM = re.compile(r"esm2_t\d+_\w+")
 
 
 def fetch(name: str) -> Path:
     """The folder of a model's files.
 
-    Raises `CheckpointError` where they cannot be had, and for another architecture, before its weights are fetched.
+    Raises `CheckpointError` if they cannot be fetched, and for another architecture, before its weights are fetched.
     """
     if _FAIR_ESM.fullmatch(name):
         raise CheckpointError(
@@ -40,11 +40,11 @@ def _snapshot(name: str, files: list[str]) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        there = HfApi().list_repo_files(name)
+        file_names = HfApi().list_repo_files(name)
     except Exception:
-        # without a network the cache may still have it
-        there = []
-    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in there) else None
+        # without a network connection the cache may still hold the model
+        file_names = []
+    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in file_names) else None
     try:
         return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=doubled))
     except Exception as error:

@@ -1,0 +1,34 @@
+"""What a running job reports: steps and notices, to whoever displays them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """`done` of `total` (counted in `unit`: residues, positions, sequences) in one stage of a job."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "residues"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One sentence for the user: the model in use, something odd in the input, where a job continues."""
+
+    text: str
+    warning: bool = False
+
+
+class ProgressCallback(Protocol):
+    """Takes the events of a job as they happen."""
+
+    def __call__(self, event: StageProgress | Notice, /) -> None: ...
+
+
+def silent(event: StageProgress | Notice, /) -> None:
+    """Show nothing."""
