@@ -24,7 +24,7 @@ CHUNK = 256
 @dataclass(frozen=True)
 class ContactOptions:
     """The part of a map that is written: pairs above `threshold`, the `top` partners of each residue, or a `band`
-    |i - j| <= band (one of the three), from `separation` on; or, with the format zarr, the whole map in `array_dtype`."""
+    |i - j| <= band (one of the three), from `separation` on; or, with the format zarr, the map in `array_dtype`."""
 
     format: str = "parquet"
     threshold: float | None = None

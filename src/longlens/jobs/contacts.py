@@ -57,7 +57,7 @@ def needs(model: MaskedLM, residues: int) -> dict[str, int]:
 
 
 def choose_form(model: MaskedLM, residues: int, limit: int) -> str:
-    """"whole" if it fits in `limit` bytes, else "kept"; raises `InputError` if neither fits."""
+    """ "whole" if it fits in `limit` bytes, else "kept"; raises `InputError` if neither fits."""
     needed = needs(model, residues)
     for form, need in needed.items():
         if need <= limit:

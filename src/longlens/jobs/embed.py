@@ -142,7 +142,7 @@ class EmbedJob(Job):
             "method": str(parse_method(self.options.method)),
         }  # fmt: skip
         key = job_key(self.model, self.source.survey, chosen)
-        # a later run takes over the batch size that the first run chose, but a number that the user chose must be the same
+        # a later run takes over the batch size that the first run chose, but a number that the user chose must stay
         return key | {"tokens_per_batch": self.budget} if self.named else key
 
     @property
@@ -295,7 +295,7 @@ def refuse_too_long(model: MaskedLM, survey: Survey, outputs: BatchOutputs, limi
 
 
 def _stretches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Ranges of residues of the concatenated proteins whose masked copies have at most `budget` tokens (or one copy)."""
+    """Ranges of residues of the concatenated proteins whose masked copies have `budget` tokens at most (or 1 copy)."""
     start = place = tokens = 0
     for length in lengths:
         for _ in range(length):

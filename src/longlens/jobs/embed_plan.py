@@ -24,8 +24,8 @@ from longlens.jobs.plan import (
 class EmbedPlan:
     """`refusal` says why the job does not fit into `limit` bytes; it is empty if the job fits.
 
-    `budget` is the number of tokens in a batch, `largest` that of the largest batch. `operations` are multiplications and
-    additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
+    `budget` is the number of tokens in a batch, `largest` that of the largest batch. `operations` are multiplications
+    and additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
     """
 
     peak: PeakMemory

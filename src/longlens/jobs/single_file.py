@@ -19,7 +19,7 @@ from longlens.jobs.runner import Job, run, writing
 def run_to_file(
     job: Job, name: str, output: Path | None, progress: ProgressCallback, beside: Mapping[str, Path] | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Run a job that makes the file `name`; returns its bytes and the manifest, and writes both if there is an `output`.
+    """Run a job that makes the file `name`; returns its bytes and the manifest, and writes both if `output` is given.
 
     `beside`: other files of the job, and their paths. After an interruption the same call continues.
     """

@@ -57,7 +57,7 @@ class TableResults:
         return len(self.ids)
 
     def row(self, protein: str | int) -> dict[str, Any]:
-        """The table's row of a protein, by its id or number (from 0). Raises `InputError` unless exactly one matches."""
+        """The table's row of a protein, by its id or number (from 0). Raises `InputError` unless just one matches."""
         if isinstance(protein, int):
             if not -len(self) <= protein < len(self):
                 raise InputError(f"expected a protein's number in 0..{len(self) - 1}, got {protein}")

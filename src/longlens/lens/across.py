@@ -158,7 +158,7 @@ class _Step(ABC):
 
     @abstractmethod
     def weights(self, layer: AttentionCall) -> _Product | None:
-        """The factors of the weights, before negative products are set to 0; None where weights are used as they are."""
+        """The factors of the weights, before negative products are set to 0; None where they are used as they are."""
 
     @abstractmethod
     def join(self, x: Tensor, passed: Tensor) -> Tensor:

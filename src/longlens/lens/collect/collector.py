@@ -4,7 +4,8 @@
     columns   Received ReceivedMean ReceivedMax TopQueries ColumnEntropy
     maps      Pooled DistanceHistogram WeightHistogram Rows Columns Cells
 
-The formulas are in the docstrings of rows.py, columns.py and maps.py. Memory is linear in the length, plus a map's size.
+The formulas are in the docstrings of rows.py, columns.py and maps.py. Memory is linear in the length, plus the size
+of a map.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ A large weight on a small value adds little to the output. With W_h the columns 
 
     with longlens.watch(model, [NormWeighted(Received())]) as seen: ...
 
-Of a watched model, each layer's values and projection are used; for `longlens.scan`, give NormWeighted(collector, nu) or
-JointNorm(collector, value, projection). The vector p_ij has an entry for each head, and G_j (H, H) holds the products
-(W_h v_hj) . (W_g v_gj). Each wraps a collector of sums, maxima or largest entries, which then reads f in place of p; the
-rows of f do not sum to 1.
+Of a watched model, each layer's values and projection are used; for `longlens.scan`, give NormWeighted(collector, nu)
+or JointNorm(collector, value, projection). The vector p_ij has an entry for each head, and G_j (H, H) holds the
+products (W_h v_hj) . (W_g v_gj). Each wraps a collector of sums, maxima or largest entries, which then reads f in
+place of p; the rows of f do not sum to 1.
 """
 
 from __future__ import annotations
