@@ -102,7 +102,7 @@ def test_a_threshold_a_band_and_the_strongest(model, fasta, maps, tmp_path, form
     assert table["form"] == [form] * 4
     assert table["id"][0] == "protein/40"
     assert table["pairs"] == [len(pairs(tmp_path / "top", place)) for place in range(4)]
-    assert ("4 in linear memory" if form == "kept" else "4 maps made whole") in said
+    assert ("4 in linear memory" if form == "kept" else "4 maps computed whole") in said
 
 
 @pytest.mark.parametrize("form", FORMS)

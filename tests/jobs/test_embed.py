@@ -217,7 +217,7 @@ def test_a_full_disk_loses_nothing(model_folder, fasta, tmp_path, monkeypatch):
         return pwrite(*given)
 
     monkeypatch.setattr(flat.os, "pwrite", until_full)
-    with pytest.raises(InputError, match=r"No space left on device.*the same command continues"):
+    with pytest.raises(InputError, match=r"No space left on device.*run the same command again"):
         run(*arguments)
     monkeypatch.setattr(flat.os, "pwrite", pwrite)
     assert run(*arguments).return_value == 0
@@ -267,7 +267,7 @@ def test_two_processes_do_not_share_a_folder(model_folder, fasta, tmp_path, monk
     monkeypatch.setattr(ResultFolder, "commit", and_meanwhile)
     assert run(*arguments).return_value == 0
     assert seen[0].returncode == 2
-    assert "another process is at work in" in seen[0].stderr
+    assert "a folder that no other process uses" in seen[0].stderr
 
 
 def test_a_journal_that_two_wrote_is_refused(model_folder, fasta, tmp_path):

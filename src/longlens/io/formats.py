@@ -150,7 +150,7 @@ def _write_parquet(finished: ResultArrays, target: Path) -> None:
                 column = pa.LargeListArray.from_arrays(pa.array(starts[first : last + 1] - starts[first]), column)
             columns[spec.name] = column
         table = pa.table(columns).replace_schema_metadata({"longlens": json.dumps(dict(finished.about))})
-        writer = writer or pq.ParquetWriter(target, table.schema)
+        writer = writer or pq.ParquetWriter(target, table.schema, use_dictionary=["id"])
         writer.write_table(table)
         for array in finished.arrays.values():
             _release(array)

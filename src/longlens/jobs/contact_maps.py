@@ -1,4 +1,4 @@
-"""The results of `longlens.contacts`: the pairs or the map of each protein."""
+"""The result object of `longlens.contacts`: the pairs or the map of each protein."""
 
 from __future__ import annotations
 

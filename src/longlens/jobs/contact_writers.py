@@ -1,4 +1,4 @@
-"""What is kept of a contact map's rows: chosen pairs, the strongest, the whole map, a picture."""
+"""Writers that take a contact map's rows: selected pairs, strongest partners, the whole map, a preview."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from longlens.io.pairs import PairSpool
 from longlens.lens.contacts import Rows
 
 FORMATS = ("parquet", "npz", "zarr")
-# sides of a figure's map, and of a stored chunk
+# sides of a figure's map and of a stored chunk, in cells
 CELLS = 1000
 CHUNK = 256
 
 
 @dataclass(frozen=True)
 class ContactOptions:
-    """What to keep of a map: pairs above `threshold`, the `top` partners of each residue, or a `band` |i - j| <= band
-    (one of them), from `separation` on; or, with the format zarr, all of it in `array_dtype`."""
+    """The part of a map that is written: pairs above `threshold`, the `top` partners of each residue, or a `band`
+    |i - j| <= band (one of the three), from `separation` on; or, with the format zarr, the map in `array_dtype`."""
 
     format: str = "parquet"
     threshold: float | None = None
@@ -57,11 +57,11 @@ class ContactOptions:
 
 
 class MapWriter(ABC):
-    """Takes the stretches of rows of one map's upper triangle, in order."""
+    """Takes the rows of one map's upper triangle, some rows at a time, in order."""
 
     @abstractmethod
     def take(self, rows: Rows) -> None:
-        """Take in a stretch."""
+        """Take the next rows."""
 
 
 class PairWriter(MapWriter):
@@ -150,6 +150,6 @@ class MapPreview(MapWriter):
 
 
 def _gaps(probabilities: Tensor) -> Tensor:
-    """j - i of a stretch of the upper triangle."""
+    """j - i of some rows of the upper triangle."""
     m, n = probabilities.shape
     return torch.arange(n, device=probabilities.device) - torch.arange(m, device=probabilities.device).unsqueeze(1)

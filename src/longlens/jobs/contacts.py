@@ -1,4 +1,4 @@
-"""Proteins to contact maps: `longlens.contacts` and `longlens contacts`."""
+"""The job that predicts contact maps of proteins: `longlens.contacts` and `longlens contacts`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def needs(model: MaskedLM, residues: int) -> dict[str, int]:
     config, element = model.config, model.dtype.itemsize
     passing = batch_bytes(config, residues + 2, element, BatchOutputs(0, 0))
     head = (config.layers, config.heads)
-    # what stays after the pass, and the stretch of rows at hand
+    # the memory that stays after the pass, and the current rows
     return {
         "whole": passing + whole_bytes(*head, residues),
         "kept": passing + kept_bytes(*head, config.head_width, element, residues),
@@ -57,7 +57,7 @@ def needs(model: MaskedLM, residues: int) -> dict[str, int]:
 
 
 def choose_form(model: MaskedLM, residues: int, limit: int) -> str:
-    """ "whole" where it fits in `limit` bytes, else "kept"; raises `InputError` where neither does."""
+    """ "whole" if it fits in `limit` bytes, else "kept"; raises `InputError` if neither fits."""
     needed = needs(model, residues)
     for form, need in needed.items():
         if need <= limit:
@@ -97,7 +97,7 @@ class ContactJob(Job):
 
     @cached_property
     def language_model(self) -> MaskedLM:
-        """The model, as what it is."""
+        """The model with its type."""
         assert isinstance(self.model.module, MaskedLM)
         return self.model.module
 
@@ -162,7 +162,7 @@ class ContactJob(Job):
 
 
 def file_name(place: int, options: ContactOptions) -> str:
-    """Of the protein with number `place` (from 0)."""
+    """The file name of the protein with number `place` (from 0)."""
     return f"{place + 1:07d}.{options.format}"
 
 
@@ -240,19 +240,19 @@ def contacts(
     Args:
         proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein.
         model: a model, or what `longlens.load` takes; it needs a contact head.
-        output: a folder; a job that was stopped there continues. None: a temporary one, which the result owns.
+        output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
         format: "parquet" or "npz" for chosen pairs, "zarr" for whole maps.
-        threshold, top, band: keep pairs of at least this probability (0.3 where nothing is chosen), each residue's
-            strongest partners, or pairs at most this far apart: one of the three.
-        min_separation: pairs closer than this are left out.
+        threshold, top, band: one of the three: keep pairs of at least this probability (the default, 0.3), each
+            residue's strongest partners, or pairs at most this far apart.
+        min_separation: leave out pairs that are closer than this.
         array_dtype: of whole maps, "float16" or "float32".
         head: a contact head made by `longlens contacts fit`.
         figure: also draw each map.
-        max_memory: such as "16G"; None is 80 % of what is free.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         on_error: "stop", or "skip": records that cannot be read are listed in the table.
         dtype, device: as `longlens.load` takes them.
-        threads: of PyTorch; None leaves its setting.
-        progress: takes the events of the job.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
 
     Raises:
         InputError: options that do not exist, a model without a contact head, proteins that do not fit.
@@ -267,7 +267,7 @@ def contacts(
         loaded = load_model(model, dtype, device, max_memory)
         if head is not None:
             load_head(loaded, Path(head))
-        # refused here, before a folder is made
+        # raises its error before a folder is made
         loaded.contact_regression()
         info = ModelInfo(loaded, loaded.source)
         draw = _drawing(info.name) if figure else None
@@ -280,7 +280,7 @@ def contacts(
 
 
 def _drawing(name: str) -> Callable[[Tensor, RecordInfo, Path], None]:
-    """What draws a map's cells. Asked for early, so that a missing package is named at once."""
+    """The function that draws a map's cells. Called early, so that a missing package is reported at once."""
     from longlens.report.contacts import draw_contacts
 
     def draw(cells: Tensor, entry: RecordInfo, path: Path) -> None:

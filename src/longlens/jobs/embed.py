@@ -1,4 +1,4 @@
-"""Proteins to vectors, logits and surprise: `longlens.embed` and `longlens embed`."""
+"""The job that computes vectors, logits and surprise of proteins: `longlens.embed` and `longlens embed`."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ SURPRISE = ("surprise", "entropy", "excess", "rank")
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What to compute. `layers` count from 0 (the embedding); -1 is the last, "all" all of them.
+    """The options of an embedding. `layers` count from 0 (the embedding); -1 is the last, "all" means all of them.
 
-    `surprise`: "wt" sees each residue while predicting it (one pass), "masked" hides it (one pass for each residue).
+    `surprise`: "wt" predicts each residue while the model sees it (one pass), "masked" masks it (one pass for each).
     """
 
     include: tuple[str, ...] = ("mean",)
@@ -64,12 +64,12 @@ class EmbedOptions:
             raise InputError("surprise 'masked' has no effect unless surprise is computed: add surprise to --include")
         if self.format == "zarr":
             require_zarr()
-        # a name that does not exist is refused here, before a folder is made for it
+        # an unknown method raises its error here, before a folder is made
         parse_method(self.method)
 
     @property
     def predicts(self) -> bool:
-        """Whether a language model's head is needed."""
+        """Whether the options need a language model's head."""
         return not {"logits", "surprise"}.isdisjoint(self.include)
 
     def layer_numbers(self, config: EncoderConfig) -> list[int]:
@@ -100,7 +100,7 @@ def array_specs(config: EncoderConfig, options: EmbedOptions) -> list[ArraySpec]
 
 
 def embedding_outputs(config: EncoderConfig, options: EmbedOptions) -> BatchOutputs:
-    """What a batch keeps until it is written, for the prediction of memory."""
+    """The outputs of a batch that are kept until they are written, for the prediction of memory."""
     values = sum(int(np.prod(spec.row)) for spec in array_specs(config, options) if spec.axis == "residue")
     return BatchOutputs(values, len(options.layer_numbers(config)))
 
@@ -109,7 +109,7 @@ def embedding_outputs(config: EncoderConfig, options: EmbedOptions) -> BatchOutp
 class EmbedJob(Job):
     """A unit of work is a batch of proteins, or, for masked surprise, a stretch of residues.
 
-    `limit`: bytes that a batch may take; `budget`: tokens to a batch; `named`: whether that number was asked for.
+    `limit`: bytes that a batch may take; `budget`: tokens in a batch; `named`: whether the user chose that number.
     """
 
     model: ModelInfo
@@ -121,7 +121,7 @@ class EmbedJob(Job):
 
     @cached_property
     def language_model(self) -> MaskedLM:
-        """The model, as what it is."""
+        """The model with its type."""
         assert isinstance(self.model.module, MaskedLM)
         return self.model.module
 
@@ -132,7 +132,7 @@ class EmbedJob(Job):
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Where each protein's residues begin, all proteins end to end, and where the last one's end."""
+        """The first residue of each protein in the concatenation of all, and the end of the last protein."""
         return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     @property
@@ -142,7 +142,7 @@ class EmbedJob(Job):
             "method": str(parse_method(self.options.method)),
         }  # fmt: skip
         key = job_key(self.model, self.source.survey, chosen)
-        # batches chosen by the program are taken over from the run that began; a number that was named must be the same
+        # a later run takes over the batch size that the first run chose, but a number that the user chose must stay
         return key | {"tokens_per_batch": self.budget} if self.named else key
 
     @property
@@ -188,7 +188,7 @@ class EmbedJob(Job):
         return _batch_arrays(model, texts, unit.first, int(self.starts[unit.first]), self.options, attend)
 
     def _masked(self, unit: Unit, texts: list[str], attend: Attend) -> Iterator[Rows]:
-        """Surprise with each residue of a stretch hidden in turn."""
+        """Surprise of a range of residues, each masked in turn."""
         model = self.language_model
         tokens = [model.alphabet.encode(text) for text in texts]
         residues = np.arange(unit.start, unit.stop)
@@ -201,13 +201,13 @@ class EmbedJob(Job):
             yield name, unit.start, rows
 
     def finish(self, folder: ResultFolder) -> list[Path]:
-        """The final files, made beside the raw ones and moved into place whole."""
+        """The final files, written beside the raw ones and moved into place whole."""
         survey, starts = self.source.survey, self.starts
         rows = {"protein": len(survey.entries), "residue": int(starts[-1])}
         arrays = {spec.name: folder.arrays[spec.name].read(rows[spec.axis]) for spec in folder.specs}
         final_folder = folder.work / "final"
         final_folder.mkdir(exist_ok=True)
-        # the name under which the job began: the same bytes, wherever the model lies when it is continued
+        # the model's name when the job began, so that the bytes do not depend on where the model is when it continues
         about = file_notes(self.model, folder)
         ids = [entry.id for entry in survey.entries]
         results = ResultArrays(folder.specs, arrays, starts, ids, about)
@@ -244,19 +244,19 @@ def embed(
     Args:
         proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein.
         model: a model, or what `longlens.load` takes.
-        output: a folder; a job that was stopped there continues. None: a temporary one, which the result owns.
+        output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
         include: of "mean", "per-tok", "bos", "logits", "surprise".
         layers: from 0, the embedding, to the number of layers; -1 is the last; "all".
-        surprise: "wt" predicts each residue in one pass that sees it; "masked" hides each residue in turn.
-        format: of the files: "h5", "zarr", "npz", or, not to be read back from here, "pt" and "parquet".
-        array_dtype: "float32" or "float16", of the vectors and logits in the files.
-        method: of attention.
-        tokens_per_batch: a number, or "auto": what the memory allows.
-        max_memory: such as "16G"; None is 80 % of what is free.
+        surprise: "wt" predicts each residue in one pass that sees it; "masked" masks each residue in turn.
+        format: format of the files: "h5", "zarr", "npz", or, not readable by longlens, "pt" and "parquet".
+        array_dtype: "float32" or "float16", the dtype of vectors and logits in the files.
+        method: method of attention.
+        tokens_per_batch: a number, or "auto": as many as the memory allows.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         on_error: "stop", or "skip": records that cannot be read are listed in the table.
         dtype, device: as `longlens.load` takes them.
-        threads: of PyTorch; None leaves its setting.
-        progress: takes the events of the job.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
 
     Raises:
         InputError: options that do not exist, proteins that cannot be read or do not fit, a folder of another job.
@@ -268,7 +268,7 @@ def embed(
     with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
         loaded = load_model(model, dtype, device, max_memory)
         if options.predicts:
-            # refused here, before a folder is made
+            # raises its error before a folder is made
             loaded.require_head()
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
@@ -282,7 +282,7 @@ def embed(
 
 
 def refuse_too_long(model: MaskedLM, survey: Survey, outputs: BatchOutputs, limit: int) -> None:
-    """Raise `InputError` where a protein cannot fit, before any work starts; says which, and what would help."""
+    """Raise `InputError`, before any computation, if a protein cannot fit; the message says which and what to do."""
     refuse_over_positions(survey, model.config.max_length)
     entry = max(survey.entries, key=lambda entry: entry.length)
     need = batch_bytes(model.config, entry.length + 2, model.dtype.itemsize, outputs)
@@ -295,7 +295,7 @@ def refuse_too_long(model: MaskedLM, survey: Survey, outputs: BatchOutputs, limi
 
 
 def _stretches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Ranges of residues, all proteins end to end, whose masked copies hold at most `budget` tokens (or one copy)."""
+    """Ranges of residues of the concatenated proteins whose masked copies have `budget` tokens at most (or 1 copy)."""
     start = place = tokens = 0
     for length in lengths:
         for _ in range(length):
@@ -320,7 +320,7 @@ def _batch_arrays(
     for layer in layers:
         hidden = encoded.layers[layer]
         if "mean" in options.include:
-            # one protein at a time: a long one's running sum in float32 would lose digits
+            # one protein at a time, since a running sum over all in float32 would lose digits
             parts = hidden[rows].float().split(counts.tolist())
             yield f"mean/{layer}", protein, _numpy(torch.stack([part.mean(0) for part in parts]))
         if "bos" in options.include:

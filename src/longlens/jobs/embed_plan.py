@@ -1,4 +1,4 @@
-"""What `longlens embed` would take, known before weights are read: batches, memory of the whole process, time."""
+"""The plan of `longlens embed`, made before weights are read: batches, memory of the whole process, time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from longlens.jobs.plan import (
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """`refusal` says why the job does not fit into `limit` bytes, and is empty where it does.
+    """`refusal` says why the job does not fit into `limit` bytes; it is empty if the job fits.
 
-    `budget` is the tokens to a batch, `largest` those of the largest one. `operations` are multiplications and
-    additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
+    `budget` is the number of tokens in a batch, `largest` that of the largest batch. `operations` are multiplications
+    and additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
     """
 
     peak: PeakMemory
@@ -47,18 +47,18 @@ def plan_embedding(
     max_memory: str | None = None,
     tokens_per_batch: int | str = "auto",
 ) -> EmbedPlan:
-    """The plan of embedding the proteins of a survey by exact attention in a process of its own.
+    """The plan of embedding the proteins of a survey by exact attention in a separate process.
 
     Args:
         size: the model, from `longlens.jobs.memory.model_size`.
         survey: the proteins.
         include: what to compute: "mean", "per-tok", "bos", "logits", "surprise".
-        masked: whether surprise hides every residue in turn.
-        max_memory: what the whole process may hold, such as "16G"; 80 % of what is free where None.
+        masked: whether surprise masks each residue in turn.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         tokens_per_batch: "auto", or a number.
 
     Raises:
-        InputError: an amount of memory or number of tokens that is none, or something unknown to include.
+        InputError: an invalid amount of memory or number of tokens, or an unknown name in `include`.
     """
     options = EmbedOptions(include=tuple(include), surprise="masked" if masked else "wt")
     config, outputs = size.config, embedding_outputs(size.config, options)
@@ -76,7 +76,7 @@ def plan_embedding(
     lengths = [entry.length for entry in survey.entries]
     longest = max(survey.entries, key=lambda entry: entry.length)
     largest = largest_batch(lengths, budget)
-    # copies of a protein with a residue hidden come in batches of the same budget, or one by one
+    # copies of a protein with one residue masked form batches of the same budget, or single copies
     peak = predict_peak(
         size, max(largest, min(budget, sum(n * (n + 2) for n in lengths))) if masked else largest, outputs
     )

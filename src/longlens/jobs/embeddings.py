@@ -1,4 +1,4 @@
-"""The results of `longlens.embed`: arrays by protein, a table, a data frame."""
+"""The result object of `longlens.embed`: arrays by protein, a table, a data frame."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ class Embeddings(TableResults):
         return list(self._results)
 
     def array(self, name: str) -> NDArray[Any]:
-        """An array, one row for each protein, or for each residue of all proteins end to end."""
+        """An array with one row for each protein, or for each residue of the concatenated proteins."""
         return np.asarray(self._results[name][:])
 
     def residues(self, name: str, protein: str | int) -> NDArray[Any]:
-        """One protein's part of an array that has a row for each residue."""
+        """The rows of one protein in an array that has a row for each residue."""
         if not self._by_residue(name):
             raise InputError(f"expected an array with a row for each residue, got {name!r}; use array({name!r})")
         return self._results.residues(name, self.row(protein))
 
     def __getitem__(self, protein: str | int) -> NDArray[Any]:
-        """A protein's mean over residues in the last layer, or its part of the first array that there is."""
+        """A protein's mean over residues in the last layer, or its rows in the first array if there is no mean."""
         return self.get(self._first, protein)
 
     def get(self, name: str, protein: str | int) -> NDArray[Any]:
-        """A protein's part of an array: a row, or a row for each of its residues."""
+        """A protein's rows in an array: one row, or one for each of its residues."""
         if self._by_residue(name):
             return self.residues(name, protein)
         return np.asarray(self._results[name][self.row(protein)["row"]])
 
     def to_frame(self, name: str | None = None) -> Any:
-        """A pandas data frame of an array, the means of the last layer where `name` is None.
+        """A pandas data frame of an array; None means the means of the last layer.
 
         Rows are proteins, indexed by id, or residues, indexed by id and position (from 1). Needs the extra `notebook`.
         """
@@ -84,6 +84,6 @@ class Embeddings(TableResults):
 
     @cached_property
     def _first(self) -> str:
-        """The array that is meant where none is named: the mean of the last layer, or what there is."""
+        """The default array: the mean of the last layer, or else the first array."""
         means = [name for name in self.names if name.startswith("mean/")]
         return max(means, key=lambda name: int(name.partition("/")[2])) if means else self.names[0]

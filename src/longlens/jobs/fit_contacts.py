@@ -2,10 +2,10 @@
 
 Logistic regression with an L1 penalty on the corrected attention of every layer and head at sampled pairs (Rao et al.
 2020, section 3.2): the pairs in contact, and a sample of the others, weighted for those that were left out, so that
-probabilities stay probabilities. Memory: one number for each channel and sampled pair.
+probabilities stay calibrated. Memory: one number for each channel and sampled pair.
 
-The precision reported is of proteins that were not fitted to: a head is fitted to four fifths of the proteins at a time
-and applied to the others (`contact_precision`); the head that is kept is fitted to all of them.
+The reported precision is that of held-out proteins: heads are fitted to four fifths of the proteins at a time and
+applied to the others (`contact_precision`); the head that is written is fitted to all of them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
 TABLES = (".csv", ".tsv")
-# the entry of a head's file that says what it is
+# the entry that identifies the file of a contact head
 HEAD = "longlens contact head"
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """`strength`: scikit-learn's C. `separation`: the least |i - j|. `negatives`: others from each protein at most."""
+    """`strength`: scikit-learn's C. `separation`: the least |i - j|. `negatives`: most other pairs of each protein."""
 
     strength: float = 0.15
     separation: int = 6
@@ -63,10 +63,10 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """The head, the pairs it was fitted to, and how precise it is.
+    """The head, the pairs to which it was fitted, and its precision.
 
-    `precision` is of all pairs and of long-range ones where there are any: of proteins that were not fitted to, or,
-    where `held_out` is False since all proteins are nearly alike, of those fitted to.
+    `precision` is that of all pairs and of long-range pairs if there are any. It is measured on held-out proteins, or,
+    if `held_out` is False because all proteins are nearly alike, on those to which the head was fitted.
     """
 
     regression: Regression
@@ -95,7 +95,7 @@ def read_examples(paths: Sequence[Path], fasta: Path | None) -> list[ProteinCont
 def sample_pairs(
     example: ProteinContacts, options: FitOptions, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-    """(M, 2) pairs of a protein, whether each is in contact, and how many pairs each stands for."""
+    """(M, 2) pairs of a protein, whether each is in contact, and how many pairs each represents."""
     length, gap = len(example.sequence), options.separation
     contacts = example.contacts[example.contacts[:, 1] - example.contacts[:, 0] >= gap]
     total = max(0, length - gap) * (max(0, length - gap) + 1) // 2
@@ -120,11 +120,11 @@ def sample_pairs(
 
 
 def fit_head(model: MaskedLM, examples: Sequence[ProteinContacts], options: FitOptions) -> FittedHead:
-    """Fit the head, and measure its precision on proteins that it was not fitted to.
+    """Fit the head, and measure its precision on held-out proteins.
 
     Raises:
-        InputError: scikit-learn is missing, nothing is in contact, or no head of the model tells contacts from other
-            pairs: the penalty leaves no weight, or on other proteins the head is no better than chance.
+        InputError: scikit-learn is missing, no pair is in contact, or no head of the model separates contacts from
+            other pairs: all weights are 0, or on held-out proteins the head is no better than chance.
     """
     require_sklearn()
     samples = [
@@ -137,13 +137,13 @@ def fit_head(model: MaskedLM, examples: Sequence[ProteinContacts], options: FitO
 
 
 def require_sklearn() -> None:
-    """Raise `InputError` where scikit-learn is not installed: before the work, not after it."""
+    """Raise `InputError` if scikit-learn is not installed; called before any computation."""
     if find_spec("sklearn") is None:
         raise InputError("expected scikit-learn to be installed to fit a head; install longlens[fit]")
 
 
 def fit_samples(model: MaskedLM, samples: Sequence[SampledFeatures], options: FitOptions) -> FittedHead:
-    """`fit_head` from features that were computed before."""
+    """`fit_head` with features that are already computed."""
     contacts = sum(int(sample.truth.sum()) for sample in samples)
     others = sum(len(sample.truth) for sample in samples) - contacts
     if not contacts or not others:
@@ -160,7 +160,7 @@ def fit_samples(model: MaskedLM, samples: Sequence[SampledFeatures], options: Fi
     useless = "" if weight.any() else "every weight is 0"
     if not useless and held_out and precision and precision[0].mean <= precision[0].chance:
         useless = (
-            f"of the L strongest pairs of proteins that were not fitted to, {precision[0].mean:.3f} are in contact, "
+            f"of the L strongest pairs of held-out proteins, {precision[0].mean:.3f} are in contact, "
             f"and {precision[0].chance:.3f} by chance"
         )
     if useless:
@@ -185,7 +185,7 @@ class SampledFeatures:
     features: NDArray[np.float32]
 
     def scored(self, weight: NDArray[np.float64], bias: float) -> ScoredPairs:
-        """With the scores of a head."""
+        """The pairs with the scores of a head."""
         scores = self.features @ weight + bias
         return ScoredPairs(len(self.sequence), self.pairs, self.truth, self.weights, scores)
 
@@ -193,7 +193,7 @@ class SampledFeatures:
 def sample_examples(
     examples: Sequence[ProteinContacts], options: FitOptions
 ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]]:
-    """`sample_pairs` of each protein; one stream of random numbers for all of them."""
+    """`sample_pairs` of each protein, with one random generator for all of them."""
     generator = np.random.default_rng(options.seed)
     return [sample_pairs(example, options, generator) for example in examples]
 
@@ -214,7 +214,7 @@ def _fit(samples: Sequence[SampledFeatures], options: FitOptions) -> tuple[NDArr
 
 
 def _score_held_out(samples: Sequence[SampledFeatures], options: FitOptions) -> list[ScoredPairs]:
-    """Each protein scored by a head fitted to others; none where all are nearly alike, or others have no contact."""
+    """Each protein scored by a head fitted to others; empty if all are nearly alike or the others have no contact."""
     scored = []
     for held_out in held_out_folds(similar_groups([sample.sequence for sample in samples]), options.seed):
         training = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
@@ -234,11 +234,11 @@ def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     return features.features().cpu()
 
 
-# ---- the file
+# ---- the file of a head
 
 
 def save_head(model: MaskedLM, fitted: FittedHead, path: Path) -> None:
-    """Write the head, with the shape of the model that it belongs to."""
+    """Write the head, with the shape of its model."""
     shape = list(fitted.regression.weight.shape)
     tensors = {"weight": fitted.regression.weight.contiguous(), "bias": torch.tensor([fitted.regression.bias])}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +248,7 @@ def save_head(model: MaskedLM, fitted: FittedHead, path: Path) -> None:
 
 
 def load_head(model: MaskedLM, path: Path) -> None:
-    """Give a model the head of a file; raises `CheckpointError` for one of another shape or kind."""
+    """Give a model the head of a file. Raises `CheckpointError` for a head of another shape and for other files."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(HEAD, "null"))
@@ -266,5 +266,5 @@ def load_head(model: MaskedLM, path: Path) -> None:
     head = ContactHead(*expected_shape)
     head.regression.weight.data = tensors["weight"].view(1, -1)
     head.regression.bias.data = tensors["bias"]
-    # float32 whatever the model's dtype: it is applied to float32 sums
+    # float32 in every dtype of the model, since it is applied to float32 sums
     model.contact_head = head.requires_grad_(False)

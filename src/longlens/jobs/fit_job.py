@@ -1,4 +1,4 @@
-"""A contact head from structures, protein by protein: `longlens contacts fit`. What is fitted: `fit_contacts`."""
+"""The job that fits a contact head to structures: `longlens contacts fit`. The regression is in `fit_contacts`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILE = "head.safetensors"
 
 @dataclass
 class FitJob(Job):
-    """A unit of work is one protein: the features of its sampled pairs. `fitted` exists once the head was fitted."""
+    """A unit of work is one protein: the features of its sampled pairs. `fitted` is set when the head is fitted."""
 
     model: ModelInfo
     source: ProteinSource
@@ -51,7 +51,7 @@ class FitJob(Job):
 
     @cached_property
     def language_model(self) -> MaskedLM:
-        """The model, as what it is."""
+        """The model with its type."""
         assert isinstance(self.model.module, MaskedLM)
         return self.model.module
 
@@ -69,12 +69,12 @@ class FitJob(Job):
 
     @cached_property
     def samples(self) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]]:
-        """Each protein's pairs, whether they are in contact, and how many pairs each stands for."""
+        """Each protein's pairs, whether they are in contact, and how many pairs each represents."""
         return sample_examples(self.examples, self.options)
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each protein's pairs begin, and where the last one's end."""
+        """The first row of each protein's pairs, and the end of the last."""
         return [0, *np.cumsum([len(pairs) for pairs, _, _ in self.samples], dtype=np.int64).tolist()]
 
     def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
@@ -111,10 +111,10 @@ def fit_contacts(
     threads: int | None = None,
     progress: ProgressCallback = silent,
 ) -> FitJob:
-    """Fit a contact head to structures or lists of contacts, and write it to `output`; a stopped job continues.
+    """Fit a contact head to structures or lists of contacts, and write it to `output`; an interrupted job continues.
 
-    Raises `InputError` for files that cannot be read, proteins that the model cannot take, or a head that predicts
-    nothing.
+    Raises `InputError` for files that cannot be read, proteins that the model cannot take, or a head without
+    predictive power.
     """
     require_sklearn()
     target = Path(output)

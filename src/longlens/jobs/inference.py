@@ -1,4 +1,4 @@
-"""What one packed forward pass gives for each residue."""
+"""Predictions for each residue from packed forward passes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def residue_rows(packed: Packed) -> Tensor:
 
 
 def residue_predictions(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Predictions:
-    """Surprise, entropy and rank at each residue from one pass, in which the model sees the residue too."""
+    """Surprise, entropy and rank of each residue from one pass, in which the model sees the residue itself."""
     return predictions(encoded.last[rows], model.logits, packed.tokens[rows], top=0)
 
 
@@ -43,7 +43,7 @@ def masked_predictions(
     places: Sequence[ResidueIndex],
     attend: Attend | None = None,
 ) -> Predictions:
-    """Surprise, entropy and rank (P,) at each place when it alone is masked; as `masked_log_probabilities`."""
+    """Surprise, entropy and rank (P,) of each residue when it alone is masked; as `masked_log_probabilities`."""
     hidden = _masked_hidden(model, sequences, places, attend)
     truth = [int(sequences[place.sequence][place.residue + 1]) for place in places]
     return predictions(hidden, model.logits, torch.tensor(truth, device=hidden.device), top=0)
@@ -55,9 +55,9 @@ def masked_log_probabilities(
     places: Sequence[ResidueIndex],
     attend: Attend | None = None,
 ) -> Tensor:
-    """Log-probabilities (P, V) of each place when it alone is masked: one copy of its sequence for each, packed.
+    """Log-probabilities (P, V) at each residue when it alone is masked: one copy of its sequence for each, packed.
 
-    `sequences` are token numbers with start and end. Memory is that of the copies' tokens: the caller bounds them.
+    `sequences` are token numbers with start and end. Memory is linear in the copies' tokens, which the caller limits.
     """
     hidden = _masked_hidden(model, sequences, places, attend)
     return torch.cat([log_p for _, log_p in model.log_probabilities(hidden)])
@@ -66,7 +66,7 @@ def masked_log_probabilities(
 def _masked_hidden(
     model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[ResidueIndex], attend: Attend | None
 ) -> Tensor:
-    """Last vectors (P, d) of each place when it alone is masked."""
+    """Vectors (P, d) of the last layer at each residue when it alone is masked."""
     copies = []
     for place in places:
         copy = sequences[place.sequence].copy()

@@ -1,4 +1,4 @@
-"""The proteins of a job, from FASTA files or from memory: one survey, and the sequences again as often as needed."""
+"""The proteins of a job, from FASTA files or from memory: a survey, and the sequences as often as they are needed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProteinSource(ABC):
 
 
 class FastaFiles(ProteinSource):
-    """Files that are read twice: once for the survey, and again during the work."""
+    """Files that are read twice: once for the survey, and again during the computation."""
 
     def __init__(self, paths: Sequence[Path | str], *, skip_errors: bool) -> None:
         self.paths = paths
@@ -61,7 +61,7 @@ class InMemoryProteins(ProteinSource):
 
 
 class SelectedRecords(ProteinSource):
-    """The records of some ids alone. Raises `InputError` for an id that is not there."""
+    """Only the records with some ids. Raises `InputError` for an id that does not occur."""
 
     def __init__(self, source: ProteinSource, ids: Collection[str]) -> None:
         entries = source.survey.entries
@@ -92,7 +92,7 @@ class SequenceReader:
         self._next = 0
 
     def take(self, first: int, last: int) -> list[str]:
-        """Sequences first..last (exclusive). Raises `SequenceError` where one changed since the survey."""
+        """Sequences first..last (exclusive). Raises `SequenceError` if one has changed since the survey."""
         entries = self._source.survey.entries
         self._held = {place: text for place, text in self._held.items() if first <= place < last}
         if first < self._next and any(place not in self._held for place in range(first, min(last, self._next))):
@@ -118,8 +118,8 @@ def _refuse_changed(text: str, entry: RecordInfo) -> None:
 def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[ProteinSource]:
     """The source that `proteins` names, surveyed.
 
-    Raises `SequenceError` for what cannot be read (with `on_error` "skip" it is listed in the survey), `InputError` for
-    a string that is both a file and a protein.
+    Raises `SequenceError` for records that cannot be read (with `on_error` "skip" the survey lists them), `InputError`
+    for a string that is both a file and a protein.
     """
     if on_error not in ("stop", "skip"):
         raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
@@ -144,8 +144,8 @@ def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Pro
 def is_file(item: str | Path) -> bool:
     """Whether an item is a FASTA file ("-" is standard input) and not a sequence.
 
-    A string is a file where one of that name exists, or where it has a suffix or a separator of folders. Raises
-    `InputError` where a file exists whose name is a protein too.
+    A string is a file if one of that name exists, or if it has a suffix or a path separator. Raises `InputError` if a
+    file exists whose name is also a protein.
     """
     if isinstance(item, Path) or item == "-":
         return True
@@ -155,7 +155,7 @@ def is_file(item: str | Path) -> bool:
     try:
         exists = "\n" not in item and Path(item).exists()
     except OSError:
-        # longer than a file's name may be
+        # longer than the name of a file can be
         exists = False
     if exists and not looks_like_path:
         try:
@@ -179,13 +179,13 @@ def _records(items: Iterable[tuple[str, str]]) -> list[FastaRecord]:
 
 
 def as_words(value: W | Iterable[W]) -> tuple[W, ...]:
-    """One word, or several, as several."""
+    """One item or several, as a list."""
     return (value,) if isinstance(value, str | int) else tuple(value)
 
 
 @contextmanager
 def readable_twice(paths: Sequence[str | Path]) -> Iterator[list[str | Path]]:
-    """The paths as files that can be read twice: standard input ("-") is kept in a temporary file meanwhile."""
+    """The paths as files that can be read twice: standard input ("-") is copied to a temporary file."""
     if "-" not in map(str, paths):
         yield list(paths)
         return

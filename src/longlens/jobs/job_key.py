@@ -1,4 +1,4 @@
-"""What decides a job's results and what describes them: the key of a job, the model's name, the machine."""
+"""The key of a job, which is everything that decides its results, and their description: model, versions, machine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torch import nn
 
 from longlens.io.survey import Survey
 
-# folders whose own name says nothing of the model in them
+# names of folders that do not describe the model in them
 _PLAIN = re.compile(r"model|models|checkpoint|checkpoints|final|best|weights|[0-9a-f]{32,}")
 
 
 def job_key(model: ModelInfo, survey: Survey, options: dict[str, Any]) -> dict[str, Any]:
-    """Everything that decides the results, as plain JSON."""
+    """The key of a job: everything that decides its results, as plain JSON."""
     return {
         "inputs": survey.inputs,
         "model": {"sha256": model.sha256, "dtype": model.dtype},
@@ -35,7 +35,7 @@ def job_key(model: ModelInfo, survey: Survey, options: dict[str, Any]) -> dict[s
 
 
 def versions() -> dict[str, str]:
-    """Of longlens and PyTorch."""
+    """The versions of longlens and PyTorch."""
     return {name: _version(name) for name in ("longlens", "torch")}
 
 
@@ -49,14 +49,14 @@ def _version(name: str) -> str:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A loaded model and how results name it. `source` is what was asked for: a name, a folder or a file."""
+    """A loaded model and its description in results. `source` is the name, folder or file that the user gave."""
 
     module: nn.Module
     source: str
 
     @property
     def name(self) -> str:
-        """Short, for titles and columns."""
+        """A short name for titles and columns."""
         return model_name(self.source)
 
     @property
@@ -66,7 +66,7 @@ class ModelInfo:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The path of the weights."""
         return self._parameter.device
 
     @property
@@ -75,7 +75,7 @@ class ModelInfo:
 
     @cached_property
     def sha256(self) -> str:
-        """Of all weights with their names, shapes and dtypes."""
+        """The SHA-256 of all weights with their names, shapes and dtypes."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -94,7 +94,7 @@ class ModelInfo:
 
 
 def model_name(source: str) -> str:
-    """The last part of a path or hub name that says something: `runs/human/model` is "human"."""
+    """The last descriptive part of a path or hub name: `runs/human/model` is "human"."""
     path = Path(source)
     parts = list((path.resolve() if path.exists() else path).parts)
     hub = next((part for part in parts if part.startswith("models--")), None)
@@ -107,7 +107,7 @@ def model_name(source: str) -> str:
 
 
 def this_run() -> dict[str, Any]:
-    """Date, command, machine and versions, for a manifest. Kernels for other instruction sets round differently."""
+    """Date, command, machine and versions for a manifest; kernels for other instruction sets round differently."""
     program = Path(sys.argv[0])
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
     return {
@@ -120,7 +120,7 @@ def this_run() -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """The kind of machine, as far as it may change the last digits: architecture, instruction set, GPU."""
+    """The properties of the machine that may change the last digits: architecture, instruction set, GPU."""
     kind = {"architecture": platform.machine(), "cpu": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
         kind["gpu"] = torch.cuda.get_device_name()

@@ -15,14 +15,14 @@ from longlens.jobs.plan import BatchOutputs, token_budget, tokens_named
 from longlens.models.language_model import MaskedLM
 from longlens.models.pretrained import load
 
-# of the control group that this process is in, in Linux
+# the CPU quota of this process's control group, on Linux
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None = None) -> MaskedLM:
-    """The model of a job: one that is there already, or what `longlens.load` makes of its name.
+    """The model of a job: a loaded model, or the one that `longlens.load` loads by its name.
 
-    Raises `InputError`, before weights are read, where loading alone takes more than `max_memory`.
+    Raises `InputError`, before weights are read, if loading alone takes more than `max_memory`.
     """
     if isinstance(model, MaskedLM):
         return model
@@ -34,7 +34,7 @@ def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory
 def memory_limits(
     model: MaskedLM, outputs: BatchOutputs, max_memory: str | None, tokens_per_batch: int | str
 ) -> tuple[int, int]:
-    """Bytes that a batch may take, and tokens to a batch ("auto": what fits into them). Raises `InputError`."""
+    """Bytes that a batch may take, and tokens in a batch ("auto": as many as fit). Raises `InputError`."""
     total = total_limit(max_memory, model.device)
     on_cpu = model.device.type == "cpu"
     in_use = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -62,7 +62,7 @@ def usable_cores() -> int:
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """Run with so many threads, then with as many as before; None changes nothing. Raises `InputError`."""
+    """Run with so many threads, and restore the number afterwards; None changes nothing. Raises `InputError`."""
     if threads is None:
         yield
         return
@@ -77,6 +77,6 @@ def threads_set(threads: int | None) -> Iterator[None]:
 
 
 def default_threads() -> int:
-    """What the commands use: OMP_NUM_THREADS where it is set, otherwise all cores that the process may use."""
+    """The default of the commands: OMP_NUM_THREADS if it is set, otherwise all cores that the process may use."""
     from_environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(from_environment) if from_environment.isdigit() and int(from_environment) else usable_cores()

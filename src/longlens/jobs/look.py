@@ -1,4 +1,4 @@
-"""What a model attends to in one sequence, as tables and figures; `look_job` does it for many."""
+"""What a model attends to in one sequence: options and profile. `look_job` is the job over many sequences."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_qu
 
 @dataclass(frozen=True)
 class LookOptions:
-    """What to look at. `layers` and `heads` count from 0, all where None; `collect` names what
-    `longlens.lens.profile.collectors` knows, and surprise; None is `STANDARD`, surprise only where the model has it.
+    """The options of a look. `layers` and `heads` count from 0, None means all; `collect` has names of
+    `longlens.lens.profile.collectors`, and "surprise"; None is `STANDARD`, with surprise if the model can predict.
 
-    `tokens` are those whose partners are shown, `maps` (layer, head) those whose maps are; chosen where empty. `pool`:
-    cells along a map; `links`: partners kept of each token and head.
+    `tokens` are the tokens whose partners are shown, `maps` the (layer, head) whose maps are shown; if empty, they are
+    chosen automatically. `pool`: cells along a map; `links`: partners kept for each token and head.
     """
 
     layers: tuple[int, ...] | None = None
@@ -58,19 +58,19 @@ class LookOptions:
 
     @property
     def of_attention(self) -> list[str]:
-        """What to collect of attention."""
+        """The names of the attention statistics to collect."""
         return [name for name in self.collect or STANDARD if name != "surprise"]
 
     @property
     def surprise(self) -> bool:
-        """Whether the model's predictions are looked at too."""
+        """Whether surprise is computed too."""
         return "surprise" in (self.collect or STANDARD)
 
     def settled(self, layers: int, heads: int, *, predicts: bool, model: str) -> LookOptions:
-        """The same for a model of so many layers and heads, with everything said that was left open.
+        """The same options for a model of so many layers and heads, with all defaults filled in.
 
-        Raises `InputError` for layers, heads or maps that are not there, `UnsupportedError` where surprise was asked of
-        a model without a head that predicts.
+        Raises `InputError` for layers, heads or maps that the model does not have, `UnsupportedError` for surprise of a
+        model without a language model's head.
         """
         check_heads(self.heads, heads)
         chosen = tuple(sorted(chosen_layers(self.layers, layers)))
@@ -84,23 +84,23 @@ class LookOptions:
         maps = tuple((layer % layers if -layers <= layer < layers else layer, head) for layer, head in self.maps)
         unknown = [f"{layer}.{head}" for layer, head in maps if layer not in chosen or head not in shown]
         if unknown:
-            raise InputError(f"expected maps of layers and heads that are looked at, got {', '.join(unknown)}")
+            raise InputError(f"expected maps of the chosen layers and heads, got {', '.join(unknown)}")
         fields = {**asdict(self), "layers": chosen, "heads": shown, "collect": collect, "maps": maps}
         return LookOptions(**fields)
 
 
 def protein_options(model: MaskedLM, options: LookOptions) -> LookOptions:
-    """`options` settled for a model of proteins."""
+    """`options` with all defaults filled in for a model of proteins."""
     return options.settled(model.config.layers, model.config.heads, predicts=model.predicts, model=model.source)
 
 
 def text_options(model: TextModel, options: LookOptions) -> LookOptions:
-    """`options` settled for a model of text."""
+    """`options` with all defaults filled in for a model of text."""
     return options.settled(model.layers, model.heads, predicts=model.predicts, model=model.name)
 
 
 def refuse_unfit(model: MaskedLM, survey: Survey, options: LookOptions) -> None:
-    """Raise `InputError` where a protein is too long for the model, or too short for a token that was asked for."""
+    """Raise `InputError` if a protein is too long for the model, or too short for one of the chosen tokens."""
     refuse_over_positions(survey, model.config.max_length)
     for entry in survey.entries:
         name = f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues"
@@ -115,7 +115,7 @@ def refuse_tokens(options: LookOptions, count: int, name: str) -> None:
 
 
 def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, title: str, name: str) -> Profile:
-    """One cleaned protein; `options` are settled (`protein_options`)."""
+    """The profile of one cleaned protein; `options` come from `protein_options`."""
     packed = model.pack([sequence])
     numbers = packed.tokens.tolist()
     special = np.zeros(len(numbers), bool)
@@ -132,14 +132,14 @@ def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, tit
 
 
 def text_survey(text: str, file: str, count: int) -> Survey:
-    """One text as what a job knows of its input; `file` is the name of where it stood."""
+    """The survey of one text; `file` is the name of its file."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     entry = RecordInfo(1, file, Path(file).stem, "", count, digest, 0, 0)
     return Survey([entry], [], [{"name": file, "sha256": digest}])
 
 
 def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *, title: str, name: str) -> Profile:
-    """One text; `options` are settled (`text_options`)."""
+    """The profile of one text; `options` come from `text_options`."""
     tokens = TokenLabels(title, text.labels, np.array(text.special), residues=False)
 
     def read() -> Predictions | None:
@@ -151,7 +151,7 @@ def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *,
 def _see(
     model: Any, tokens: TokenLabels, options: LookOptions, name: str, read: Callable[[], Predictions | None]
 ) -> Profile:
-    """Run `read` once, watched."""
+    """Run `read` once while the model is watched."""
     assert options.layers is not None
     assert options.heads is not None
     collect = collectors(options.of_attention, options.pool, options.links)
@@ -164,7 +164,7 @@ def _see(
 
 
 def _predicted(predictions: Predictions | None, special: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """(N,) each: surprise, what was expected of it, rank from 1; NaN and 0 at special tokens, which nobody reads."""
+    """(N,) each: surprise, its expectation (the entropy), rank from 1; NaN and 0 at special tokens."""
     if predictions is None:
         return {}
     assert predictions.surprise is not None
@@ -179,6 +179,6 @@ def _predicted(predictions: Predictions | None, special: NDArray[np.bool_]) -> d
 
 
 def folder_name(name: str, number: int, width: int) -> str:
-    """A folder's name that every system takes, and that no other record has."""
+    """A folder name that is valid on every system and unique to the record."""
     safe = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._")[:60]
     return f"{number:0{width}d}_{safe}".rstrip("_")

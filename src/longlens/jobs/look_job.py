@@ -1,4 +1,4 @@
-"""Tables and figures of what a model attends to: `longlens.look` and `longlens look`."""
+"""The job that makes tables and figures of what a model attends to: `longlens.look` and `longlens look`."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from longlens.ops.registry import parse_method
 
 @dataclass
 class LookJob(Job):
-    """A unit of work is one sequence: its folder is made aside and moved into place whole.
+    """A unit of work is one sequence: its folder is written aside and moved into place whole.
 
-    `profile` looks at a sequence; the second argument is its title.
+    `profile` computes the profile of a sequence; the second argument is the title.
     """
 
     grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.no_grad
@@ -56,7 +56,7 @@ class LookJob(Job):
 
     @property
     def key(self) -> dict[str, Any]:
-        # figures name the model, so that its name is among what decides the results
+        # figures name the model, so its name belongs to the job key
         chosen = asdict(self.options) | {"method": str(parse_method(self.options.method)), "name": self.model.name}
         records = [[entry.source, entry.number, entry.sha256] for entry in self.source.survey.entries]
         return job_key(self.model, self.source.survey, chosen | {"records": records})
@@ -92,7 +92,7 @@ class LookJob(Job):
 
 @dataclass(frozen=True)
 class TextSource(ProteinSource):
-    """A text as the only sequence of its job."""
+    """A text as the only sequence of a job."""
 
     text: str
     name: str
@@ -135,20 +135,20 @@ def look(
     Args:
         source: proteins, as `longlens.embed` takes them, or a text: a file, or with `input` "text" the text itself.
         model: for proteins, what `longlens.load` takes; for a text, a transformers folder or a name on the hub.
-        output: a folder; a job that was stopped there continues. None: a temporary one, which the result owns.
+        output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
         layers, heads: from 0; -1 is the last layer; None or "all": all.
-        collect: what is collected of the attention, and "surprise"; None: what is useful for most.
-        tokens: those whose partners are shown; empty: those that receive most. A residue's number is its token's.
-        maps: (layer, head) of the maps that are shown; empty: those that stand out.
-        record: ids of the records to look at; empty: all.
-        pool: cells along a map, at most.
-        top: partners kept of each token and head.
+        collect: names of the attention statistics, and "surprise"; None: a standard selection.
+        tokens: tokens whose partners are shown; empty: those that receive most. A residue has its token's number.
+        maps: (layer, head) of the maps that are shown; empty: the heads that stand out.
+        record: ids of the records to use; empty: all.
+        pool: the most cells along a map.
+        top: partners kept for each token and head.
         input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
         figures: also draw figures.
-        method: of attention.
+        method: method of attention.
         dtype, device: as `longlens.load` takes them.
-        threads: of PyTorch; None leaves its setting.
-        progress: takes the events of the job.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
 
     Raises:
         InputError: options, layers or heads that do not exist, a text for a model of proteins.
@@ -192,7 +192,7 @@ def _opened(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str] | Non
         return
     with readable_twice([source]) as (path,):
         if kind == "proteins" or (kind == "auto" and looks_like_fasta(path)):
-            # always the file, never a protein of that name
+            # a Path, so that the string cannot be read as a protein
             yield None, Path(path)
         else:
             yield (read_text(path), Path(path).name), source
@@ -243,7 +243,7 @@ def _text_profile(
 
 
 def _refuse_protein_model(model: TextModel, name: str) -> None:
-    """A vocabulary of little more than the residues turns words into unknown tokens."""
+    """Refuse a tokenizer of residues, which turns words into unknown tokens."""
     vocabulary = model.tokenizer.get_vocab()
     if len(vocabulary) < 100 and all(residue in vocabulary for residue in RESIDUES):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The results of `longlens.look`: the tables of each sequence, and its figures."""
+"""The result object of `longlens.look`: the tables and figures of each sequence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longlens.report.tables import to_frame
 
 
 class Looks(TableResults):
-    """What a model attends to in each sequence, in a folder (`folder`) with one folder for each.
+    """What a model attends to in each sequence, in a folder (`folder`) with a subfolder for each sequence.
 
     looks["P12345"]["rows"]["entropy"]          # a column of a table: layer x head x token
     looks.figures("P12345")                     # paths of the figures

@@ -1,4 +1,4 @@
-"""What a running job reports: steps and notices, to whoever displays them."""
+"""The events of a running job, progress and notices, and the callback that receives them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class Notice:
-    """One sentence for the user: the model in use, something odd in the input, where a job continues."""
+    """One sentence for the user: the model in use, a doubtful input, the unit from which a job continues."""
 
     text: str
     warning: bool = False
 
 
 class ProgressCallback(Protocol):
-    """Takes the events of a job as they happen."""
+    """Receives the events of a job as they happen."""
 
     def __call__(self, event: StageProgress | Notice, /) -> None: ...
 

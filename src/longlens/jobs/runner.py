@@ -1,7 +1,7 @@
-"""Run a job: check, batches, progress, lock, journal, resuming, finishing. Written once for every command.
+"""Run a job of any kind: checks, batches, progress, lock, journal, resuming and finishing.
 
-A job says what a unit of work is (`Job`); `run` does the units that are left, each of which counts once its results are
-on the disk, and then has the job make its final files. Killed at any moment, the same call continues to the same bytes.
+A `Job` defines its units of work; `run` does the units that remain, each of which counts when its results are on the
+disk, and then lets the job make its final files. After an interruption the same call continues, with the same bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from longlens.jobs.inputs import ProteinSource, SequenceReader
 from longlens.jobs.job_key import ModelInfo, machine, now, this_run, versions
 from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
 
-# exit codes of the commands: finished but for records that were skipped; interrupted
+# exit codes of the commands: finished except for skipped records; interrupted
 SKIPPED = 3
 INTERRUPTED = 130
 
@@ -34,7 +34,7 @@ Rows: TypeAlias = tuple[str, int, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of work on proteins `first`..`last` (exclusive); `start`..`stop` is what of them, as the job counts.
+    """A unit of work on proteins `first`..`last` (exclusive); `start`..`stop` is a range of rows, as the job counts.
 
     `step` is reported when the unit is done.
     """
@@ -47,9 +47,9 @@ class Unit:
 
 
 class Job(ABC):
-    """What the runner needs to know of a job. Everything is checked before a folder is made."""
+    """The interface of a job to the runner. Everything is checked before a folder is made."""
 
-    # how PyTorch computes a unit
+    # the gradient mode of PyTorch in which units are computed
     grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.inference_mode
 
     source: ProteinSource
@@ -67,12 +67,12 @@ class Job(ABC):
 
     @property
     def settled(self) -> dict[str, Any]:
-        """Choices of this run, such as the size of batches, that a later run of the same job takes over."""
+        """Choices of the first run, such as the size of batches, that later runs of the same job take over."""
         return {}
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the manifest says of the results beside the key: the model, the proteins."""
+        """The description of the results in the manifest, beside the key: the model, the proteins."""
         entries = self.source.survey.entries
         return {
             "model": self.model.described(),
@@ -80,7 +80,7 @@ class Job(ABC):
         }
 
     def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
-        """Raise `InputError` where the job cannot be done so; `resumed`: `settled` comes from an earlier run."""
+        """Raise `InputError` if the job cannot be done with `settled`; `resumed`: it comes from an earlier run."""
 
     @abstractmethod
     def units(self, settled: dict[str, Any]) -> Iterable[Unit]:
@@ -88,17 +88,17 @@ class Job(ABC):
 
     @abstractmethod
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
-        """Do a unit: rows for the arrays of `specs`, or files moved whole into `folder`."""
+        """Compute a unit: return rows for the arrays of `specs`, or move files whole into `folder`."""
 
     @abstractmethod
     def finish(self, folder: ResultFolder) -> list[Path]:
-        """Make the final files from what the units left, and return them."""
+        """Make the final files from the results of the units, and return them."""
 
 
 def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
-    """Do what is left of a job in the folder `output`.
+    """Do the remaining units of a job in the folder `output`.
 
-    Raises `InputError` where the folder holds another job, cannot be written, or the job cannot be done, and
+    Raises `InputError` if the folder holds another job or cannot be written, or if the job cannot be done, and
     `Interrupted` on Ctrl-C.
     """
     with writing(output):
@@ -133,11 +133,11 @@ def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: Progr
 
 
 def _compare_machines(runs: Sequence[dict[str, Any]], progress: ProgressCallback) -> None:
-    """Kernels for another instruction set round differently: results of both would stand side by side."""
+    """Warn about another kind of machine, whose kernels round differently, so that results of both would be mixed."""
     kinds = [run["machine"] for run in runs if "machine" in run]
     if kinds and kinds[-1] != machine():
         progress(Notice(
-            f"begun on another kind of machine ({_listed(kinds[-1])}) than this one ({_listed(machine())}): the last "
+            f"begun on another kind of machine ({_listed(kinds[-1])}) than this one ({_listed(machine())}); the last "
             "digits may differ from those of one uninterrupted run", warning=True,
         ))  # fmt: skip
 
@@ -152,7 +152,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible(state: Callable[[], str]) -> Iterator[None]:
-    """Say on Ctrl-C what is done and that the same command continues."""
+    """On Ctrl-C, raise `Interrupted`, which says what is done and that the same command continues."""
     try:
         yield
     except Interrupted:
@@ -163,25 +163,25 @@ def interruptible(state: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Turn what the disk says into an `InputError` that says what to do."""
+    """Turn an error of the disk into an `InputError` that says what to do."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "nothing is lost: once there is room, the same command continues"
+            advice = "nothing is lost: free some space and run the same command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "give a folder that you may write to, or change its permissions"
         else:
-            advice = "nothing that is done is lost: once that is mended, the same command continues"
+            advice = "nothing is lost: mend this and run the same command again"
         raise InputError(f"{output}: cannot be written ({reason}); {advice}") from error
 
 
-# ---- what jobs share
+# ---- functions that jobs share
 
 
 def refuse_over_positions(survey: Survey, most: int | None) -> None:
-    """Raise `InputError` where a protein has more tokens than the model has positions."""
+    """Raise `InputError` if a protein has more tokens than the model has positions."""
     entry = max(survey.entries, key=lambda entry: entry.length)
     if most is not None and entry.length + 2 > most:
         raise InputError(
@@ -191,7 +191,7 @@ def refuse_over_positions(survey: Survey, most: int | None) -> None:
 
 
 def announce(model: ModelInfo, survey: Survey, progress: ProgressCallback) -> None:
-    """Name the model, and what is odd about the input."""
+    """Report the model and warnings about the input."""
     threads = torch.get_num_threads()
     progress(Notice(f"model {model.name} ({model.source}), {model.dtype} on {model.device}, "
                     f"{threads} thread{'s' if threads > 1 else ''}"))  # fmt: skip
@@ -211,7 +211,7 @@ def residue_units(stage: str, lengths: Sequence[int], ranges: Sequence[tuple[int
 
 
 def file_notes(model: ModelInfo, folder: ResultFolder) -> dict[str, str]:
-    """What the files of a result say of their origin; the same texts whichever run of the job writes them."""
+    """The origin of the results, for their files; the same texts in every run of the job."""
     return {
         "model": str(folder.settled.get("model", model.name)),
         "model_sha256": model.sha256,

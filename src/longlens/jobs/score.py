@@ -1,4 +1,4 @@
-"""Zero-shot effects of variants (Meier et al. 2021, doi 10.1101/2021.07.09.450648): what a model thinks of a mutation.
+"""Formulas of zero-shot variant effects (Meier et al. 2021, doi 10.1101/2021.07.09.450648) from a model's predictions.
 
     wt-marginals       sum over mutations of log p(mutant | protein) - log p(wild type | protein), one pass
     masked-marginals   the same with the position masked, one mutation at a time
@@ -27,7 +27,7 @@ STRATEGIES = ("wt-marginals", "masked-marginals", "pseudo-ppl")
 
 
 def refuse_unknown(model: MaskedLM, mutations: Sequence[Mutation], where: str) -> None:
-    """Raise `SequenceError` where the model has no token for a residue: its score would be that of "unknown"."""
+    """Raise `SequenceError` if the model has no token for a residue, whose score would be that of "unknown"."""
     for mutation in mutations:
         for residue in (mutation.wild, mutation.mutant):
             if model.alphabet.number(residue) == model.alphabet.unknown:
@@ -62,9 +62,9 @@ def position_log_probabilities(
     attend: Attend | None = None,
     budget: int = 16_384,
 ) -> NDArray[np.float32]:
-    """Log-probabilities (P, V) at positions of a protein, each masked in turn, or all from one pass that sees them.
+    """Log-probabilities (P, V) at positions of a protein, each masked in turn, or all from one pass without masking.
 
-    `sequence` is cleaned; `budget` bounds the tokens of masked copies held at a time.
+    `sequence` is cleaned; `budget` is the most tokens of masked copies that are held at a time.
     """
     tokens = model.alphabet.encode(sequence)
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def position_log_probabilities(
 
 
 def mutate(sequence: str, variant: Sequence[Mutation]) -> str:
-    """The protein with the mutations made."""
+    """The sequence with the mutations applied."""
     residues = list(sequence)
     for mutation in variant:
         residues[mutation.position] = mutation.mutant

@@ -1,4 +1,4 @@
-"""Effects of variants, zero-shot: `longlens.score` and `longlens score`. Formulas: `longlens.jobs.score`."""
+"""The job that scores variants: `longlens.score` and `longlens score`. Formulas: `longlens.jobs.score`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FIGURE = "scores.png"
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How to score. `budget`: tokens of masked copies at a time; `offset`: number of the first residue."""
+    """The options of scoring. `budget`: tokens of masked copies at a time; `offset`: number of the first residue."""
 
     strategy: str = "masked-marginals"
     method: str = "exact"
@@ -58,10 +58,10 @@ class ScoreOptions:
 
 @dataclass
 class _ScoreJob(Job):
-    """What both kinds of scoring share: log-probabilities at places of proteins, some at a time.
+    """What all scoring jobs share: log-probabilities at positions of proteins, some at a time.
 
-    A unit of work is as many places of one protein (or one variant of it) as fit into a batch when each is masked in a
-    copy of its own, or, without masking, all places of a protein.
+    A unit of work is as many positions of one protein (or one variant of it) as fit into a batch when each is masked in
+    a separate copy, or, without masking, all positions of a protein.
     """
 
     model: ModelInfo
@@ -70,7 +70,7 @@ class _ScoreJob(Job):
 
     @cached_property
     def language_model(self) -> MaskedLM:
-        """The model, as what it is."""
+        """The model with its type."""
         assert isinstance(self.model.module, MaskedLM)
         return self.model.module
 
@@ -89,7 +89,7 @@ class _ScoreJob(Job):
         return {"model": self.model.name}
 
     def _chunks(self, protein: int, length: int, first: int, places: int, total: int) -> Iterator[Unit]:
-        """Units for `places` places of a protein of `length` residues, the rows first..first + places of the array."""
+        """Units for `places` positions of a protein of `length` residues: rows first..first + places of the array."""
         masked = self.options.strategy != "wt-marginals"
         size = max(1, self.options.budget // (length + 2)) if masked else max(1, places)
         for start in range(first, first + places, size):
@@ -126,7 +126,7 @@ class VariantJob(_ScoreJob):
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each group's rows begin, and where the last one's end."""
+        """The first row of each protein's group, and the end of the last."""
         return [0, *np.cumsum([len(group.positions) for group in self.variants.groups]).tolist()]
 
     def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
@@ -165,13 +165,13 @@ class PseudoPplJob(VariantJob):
 
     @cached_property
     def owners(self) -> list[tuple[int, int]]:
-        """Group and number within it of each variant, in the order of the rows."""
+        """Group, and number within the group, of each variant, in the order of the rows."""
         groups = self.variants.groups
         return [(place, number) for place, group in enumerate(groups) for number in range(len(group.variants))]
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each variant's rows begin, and where the last one's end."""
+        """The first row of each variant, and the end of the last."""
         lengths = [len(self.variants.groups[place].sequence) for place, _ in self.owners]
         return [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
 
@@ -269,17 +269,17 @@ def score(
         variants: a CSV or TSV file with a column of variants, or a list of them: "K2A", "K2A:T3S", "p.Lys2Ala", "WT".
             None: all substitutions of one protein.
         model: a model, or what `longlens.load` takes.
-        output: a CSV file, beside which its manifest is written; a job that was stopped there continues. None: no file.
+        output: a CSV file, with its manifest beside it; an interrupted job continues. None: no file.
         scoring_strategy: "masked-marginals", "wt-marginals" or "pseudo-ppl" (`longlens.jobs.score`).
         mutation_col, protein_col: columns of the variants and, where there are several proteins, of their ids.
         offset_idx: number of the first residue.
         on_error: "stop", or "skip": variants that cannot be scored get a reason and no score.
         tokens_per_batch: of masked copies at a time.
         figure: also draw all substitutions as a heat map: the output's name with .png.
-        method: of attention.
+        method: method of attention.
         dtype, device: as `longlens.load` takes them.
-        threads: of PyTorch; None leaves its setting.
-        progress: takes the events of the job.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
 
     Raises:
         InputError: options that do not exist, a protein or variant that cannot be read.
@@ -298,19 +298,19 @@ def score(
     if on_error not in ("stop", "skip"):
         raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
     if str(variants) == "-" == str(proteins if isinstance(proteins, str | Path) else [*proteins][0:1]):
-        raise InputError("give the variants or the proteins by standard input, one of the two")
+        raise InputError("expected either the variants or the proteins on standard input, got both")
     with threads_set(threads), open_proteins(proteins) as source:
         table = None
         if variants is None:
             refuse_several(source, "all substitutions are scored for one protein at a time")
         else:
-            # everything that can be wrong with the table is found before the model is loaded
+            # all faults of the table are reported before the model is loaded
             table = read_variants(
                 variants, source, mutation_col=mutation_col, protein_col=protein_col, offset=offset_idx,
                 skip_errors=on_error == "skip",
             )  # fmt: skip
         loaded = load_model(model, dtype, device)
-        # refused here, before a folder is made
+        # raises its error before a folder is made
         loaded.require_head()
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
@@ -322,7 +322,7 @@ def score(
             _refuse_unknown(loaded, table)
             kind = PseudoPplJob if scoring_strategy == "pseudo-ppl" else VariantJob
             job = kind(info, source, options, table)
-            # refused here, before a folder is made
+            # raises its error before a folder is made
             assert job.column
         target = None if output is None else Path(output)
         beside = {FIGURE: target.with_suffix(".png")} if figure and target is not None else {}
@@ -340,7 +340,7 @@ def _refuse_unknown(model: MaskedLM, table: VariantTable) -> None:
 
 
 def _announce_cleaning(source: ProteinSource, progress: ProgressCallback) -> None:
-    """Positions are counted in the cleaned protein."""
+    """Report gaps and changed residues, since positions are counted in the cleaned protein."""
     for entry in source.survey.entries:
         place = f"{entry.source}, record {entry.number} ({entry.id or 'no name'})"
         if entry.gaps:

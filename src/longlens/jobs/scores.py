@@ -1,4 +1,4 @@
-"""The results of `longlens.score`: a score for each variant, or the matrix of all substitutions."""
+"""The result objects of `longlens.score`: a score for each variant, or the matrix of all substitutions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Scores:
-    """Scores of variants, in the order of their table. `text` is the file, `manifest` says how it was made.
+    """Scores of variants, in the order of their table. `text` is the content of the file, `manifest` its origin.
 
     scores.scores                               # (V,), NaN where a variant was skipped
     scores["K2A"]
@@ -43,7 +43,7 @@ class Scores:
 
     @property
     def skipped(self) -> int:
-        """How many variants have no score."""
+        """The number of variants without a score."""
         return sum(problem != "" for problem in self.problems)
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Scores:
         return iter(self.variants)
 
     def __getitem__(self, variant: str) -> float:
-        """The score of a variant as it is written in the table; the first one's where it stands there twice."""
+        """The score of a variant as it is written in the table; of the first one if it occurs twice."""
         if variant not in self.variants:
             raise KeyError(variant)
         return float(self.scores[self.variants.index(variant)])
@@ -78,7 +78,7 @@ class Scores:
 class Substitutions:
     """Scores of all substitutions of one protein: `matrix` (L, 20), columns as `residues`; 0 where a residue stays.
 
-    `text` is the file, `manifest` says how it was made, `first` is the number of the first residue.
+    `text` is the content of the file, `manifest` its origin, `first` the number of the first residue.
 
     substitutions["K2A"]
     substitutions.to_frame()                    # pandas: a row for each position

@@ -1,4 +1,4 @@
-"""Jobs whose result is one file, with its manifest beside it: a hidden folder holds the work until it is done."""
+"""Jobs whose result is one file, with its manifest beside it; a hidden folder holds the work until it is done."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from longlens.jobs.runner import Job, run, writing
 def run_to_file(
     job: Job, name: str, output: Path | None, progress: ProgressCallback, beside: Mapping[str, Path] | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Run a job that makes the file `name`: its bytes, and the manifest; both are written where there is an `output`.
+    """Run a job that makes the file `name`; returns its bytes and the manifest, and writes both if `output` is given.
 
-    `beside`: other files that the job makes, and where they go. Stopped at any moment, the same call continues.
+    `beside`: other files of the job, and their paths. After an interruption the same call continues.
     """
     with _work_folder(name, output) as folder:
         run(job, folder.path, progress)
@@ -48,7 +48,7 @@ def refuse_folder(output: Path) -> None:
 
 @contextmanager
 def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
-    """A hidden folder beside the output, from which a job that was stopped continues, or a temporary one."""
+    """A hidden folder beside the output, from which an interrupted job continues, or a temporary folder."""
     if output is None:
         with output_folder(None) as folder:
             yield folder
@@ -58,6 +58,6 @@ def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
     manifest = path / MANIFEST
     complete = manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["complete"]
     if complete and not (path / name).exists():
-        # a run was killed after its file had been moved into place
+        # an earlier run was killed after its file had been moved into place
         rmtree(path)
     yield OutputFolder(path)

@@ -1,4 +1,4 @@
-"""What the results of every job over proteins have: a folder, its manifest, and a table with a row for each record."""
+"""The base of result objects over proteins: a folder, its manifest, and a table with a row for each record."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from longlens.io.results import MANIFEST
 from longlens.jobs.output import OutputFolder
 from longlens.report.tables import html_table
 
-# what of the table a notebook shows
+# the columns of the table that a notebook shows
 SHOWN = ("id", "length", "perplexity", "pairs", "problem")
 
 
 class TableResults:
-    """A folder of results with `index.parquet`. It keeps a temporary folder alive for as long as it is used."""
+    """A folder of results with `index.parquet`. A temporary folder exists as long as this object is used."""
 
     kind: ClassVar[str]
 
@@ -29,12 +29,12 @@ class TableResults:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What was run: the model, the options, the command, the machine, the dates."""
+        """The origin of the results: the model, the options, the command, the machine, the dates."""
         return json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each record, those that were skipped last, with a `problem`."""
+        """A row for each record; skipped records come last and have a `problem`."""
         return pq.read_table(self.folder / "index.parquet").to_pylist()
 
     @property
@@ -44,7 +44,7 @@ class TableResults:
 
     @property
     def ids(self) -> list[str]:
-        """Of the proteins that were read, in order."""
+        """The ids of the proteins that were read, in order."""
         return [row["id"] for row in self.table if row["problem"] is None]
 
     @property
@@ -53,11 +53,11 @@ class TableResults:
         return [row for row in self.table if row["problem"] is not None]
 
     def __len__(self) -> int:
-        """How many proteins were read."""
+        """The number of proteins that were read."""
         return len(self.ids)
 
     def row(self, protein: str | int) -> dict[str, Any]:
-        """The table's row of a protein, by its id or its number (from 0). Raises `InputError` for none or several."""
+        """The table's row of a protein, by its id or number (from 0). Raises `InputError` unless just one matches."""
         if isinstance(protein, int):
             if not -len(self) <= protein < len(self):
                 raise InputError(f"expected a protein's number in 0..{len(self) - 1}, got {protein}")
@@ -79,7 +79,7 @@ class TableResults:
         return html_table(shown, title=title, total=len(self.table), picture=self._picture())
 
     def _picture(self) -> str | None:
-        """HTML below the table."""
+        """The HTML below the table."""
         return None
 
     def __repr__(self) -> str:

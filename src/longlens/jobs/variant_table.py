@@ -1,4 +1,4 @@
-"""A table of variants, read and checked against its proteins before any work."""
+"""A table of variants, read and compared with its proteins before any computation."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class ProteinVariants:
 
     @property
     def positions(self) -> list[int]:
-        """Those that are mutated, in order."""
+        """The mutated positions, in order."""
         return sorted({mutation.position for variant in self.variants for mutation in variant})
 
 
 @dataclass(frozen=True)
 class VariantTable:
-    """`problems`, one for each row and empty where there is none, exists where faulty rows are skipped."""
+    """`problems` has a text for each row, empty for valid rows; it is None unless faulty rows are skipped."""
 
     table: DelimitedTable
     column: str
@@ -42,7 +42,7 @@ class VariantTable:
     problems: list[str] | None
 
     def new_column(self, model: str, strategy: str) -> str:
-        """The name of the column of scores. Raises `SequenceError` where all names are taken."""
+        """The name of the column of scores. Raises `SequenceError` if all names are taken."""
         for name in (model, f"{model}_{strategy}"):
             if name not in self.table.columns:
                 return name
@@ -106,7 +106,7 @@ def _is_table(name: str) -> bool:
 
 
 def _numbers(source: ProteinSource, protein_col: str | None) -> dict[str, int]:
-    """Each protein's number by its id; the only one's by "" where no column names them."""
+    """Each protein's number by its id; by "" if there is one protein and no column of ids."""
     ids = [entry.id for entry in source.survey.entries]
     if protein_col is None:
         refuse_several(source, "say with --protein-col which row means which")
@@ -118,7 +118,7 @@ def _numbers(source: ProteinSource, protein_col: str | None) -> dict[str, int]:
 
 
 def refuse_several(source: ProteinSource, advice: str) -> None:
-    """Raise `SequenceError` where there is more than one protein."""
+    """Raise `SequenceError` if there is more than one protein."""
     count = len(source.survey.entries)
     if count != 1:
         raise SequenceError(f"expected one protein, found {count}; {advice}")

@@ -19,7 +19,7 @@ from longlens.models.checkpoints.build import build
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
-from longlens.models.checkpoints.hub import fetch
+from longlens.models.checkpoints.hub import fetch, fetch_config
 from longlens.models.checkpoints.names import TRANSFORMERS_ESM
 from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
@@ -55,8 +55,8 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
 
 
 def read_config(name_or_path: str | Path) -> EncoderConfig:
-    """The shape of a model, without its weights. Arguments and errors: `load`. A hub's files are fetched first."""
-    return _read(name_or_path).config
+    """The shape of a model, without its weights, which are not fetched from a hub. Arguments and errors: `load`."""
+    return fetch_config(str(name_or_path)) if _of_hub(name_or_path) else _read(name_or_path).config
 
 
 def choose_device(device: str) -> torch.device:
@@ -109,6 +109,13 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     (folder / "model.safetensors").write_bytes(save_tensors(theirs, metadata={"format": "pt"}))
 
 
+def _of_hub(name_or_path: str | Path) -> bool:
+    """Whether a name is looked for on the hub: nothing in this package or on the disk is meant by it."""
+    path = Path(name_or_path)
+    local = path.exists() or path.suffix == ".pt" or str(name_or_path).startswith((".", "/", "~"))
+    return not local and name_or_path not in ("tiny", "antiberty")
+
+
 def _read(name_or_path: str | Path) -> Checkpoint:
     path = Path(name_or_path)
     if name_or_path == "tiny":
@@ -121,6 +128,6 @@ def _read(name_or_path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a model's folder; give {path.parent}, which holds its config.json too")
     if path.is_file():
         return read_fair_esm(path)
-    if path.suffix == ".pt" or str(name_or_path).startswith((".", "/", "~")):
-        raise CheckpointError(f"expected a model's folder or fair-esm file, found nothing at {path}")
-    return replace(read_folder(fetch(str(name_or_path))), source=str(name_or_path))
+    if _of_hub(name_or_path):
+        return replace(read_folder(fetch(str(name_or_path))), source=str(name_or_path))
+    raise CheckpointError(f"expected a model's folder or fair-esm file, found nothing at {path}")

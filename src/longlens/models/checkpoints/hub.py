@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longlens.errors import CheckpointError
 from longlens.models.checkpoints.configuration import encoder_config, read_json
+from longlens.models.encoder import EncoderConfig
 
 _SMALL_FILES = ["config.json", "vocab.txt"]
 # the hub's other formats of the same weights are not fetched
@@ -21,6 +22,21 @@ def fetch(name: str) -> Path:
 
     Raises `CheckpointError` if they cannot be fetched, and for another architecture, before its weights are fetched.
     """
+    config = _small_files(name) / "config.json"
+    if config.is_file():
+        encoder_config(read_json(config), Path(name))
+    return _snapshot(name, _FILES)
+
+
+def fetch_config(name: str) -> EncoderConfig:
+    """The shape of a model, of whose files its configuration alone is fetched. Errors: `fetch`."""
+    config = _small_files(name) / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{name}: expected a model of the hub to have a config.json, found none")
+    return encoder_config(read_json(config), Path(name))
+
+
+def _small_files(name: str) -> Path:
     if _FAIR_ESM.fullmatch(name):
         raise CheckpointError(
             f"found no file or folder {name!r}; on the Hugging Face hub that model is called facebook/{name}: give "
@@ -30,10 +46,7 @@ def fetch(name: str) -> Path:
         raise CheckpointError(
             f"found no file or folder {name!r}; to take it from the Hugging Face hub, pip install 'longlens[hub]'"
         )
-    config = _snapshot(name, _SMALL_FILES) / "config.json"
-    if config.is_file():
-        encoder_config(read_json(config), Path(name))
-    return _snapshot(name, _FILES)
+    return _snapshot(name, _SMALL_FILES)
 
 
 def _snapshot(name: str, files: list[str]) -> Path:
