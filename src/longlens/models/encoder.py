@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from longlens.errors import InputError
+from longlens.models.linear import apply_linear, apply_linear_gelu
 from longlens.models.observers import Observers, Telling
 from longlens.models.rotary import Rotary, rotate
 from longlens.ops.attention import attention
@@ -246,7 +246,7 @@ class Layer(nn.Module):
             return self._add_feed_forward(x)
         heads, width = self.config.heads, self.config.head_width
         qkv = torch.empty(3, heads, x.shape[0], width, dtype=x.dtype, device=x.device)
-        chunks = [slice(start, start + CHUNK) for start in range(0, x.shape[0], CHUNK)]
+        chunks = _chunks(x.shape[0])
         for rows in chunks:
             part = None if angles is None else (angles[0][rows], angles[1][rows])
             qkv[:, :, rows] = self._project(x[rows], part).permute(1, 2, 0, 3)
@@ -259,7 +259,7 @@ class Layer(nn.Module):
     def _project(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries, keys and values: (T, 3, H, D)."""
         normed = self.attention_norm(x) if self.config.pre_norm else x
-        qkv = self.qkv(normed).view(len(x), 3, self.config.heads, self.config.head_width)
+        qkv = apply_linear(self.qkv, normed).view(len(x), 3, self.config.heads, self.config.head_width)
         if angles is None:
             return qkv
         if qkv.requires_grad:
@@ -274,13 +274,24 @@ class Layer(nn.Module):
         return out.squeeze(0).transpose(0, 1).flatten(1)
 
     def _add_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + self.out(mixed)
+        x = x + apply_linear(self.out, mixed)
         return x if self.config.pre_norm else self.attention_norm(x)
 
     def _add_feed_forward(self, x: Tensor) -> Tensor:
         normed = self.feed_norm(x) if self.config.pre_norm else x
-        out = x + self.down(F.gelu(self.up(normed)))
+        out = x + apply_linear(self.down, apply_linear_gelu(self.up, normed))
         return out if self.config.pre_norm else self.feed_norm(out)
+
+
+def _chunks(tokens: int) -> list[slice]:
+    """Ranges of at most `CHUNK` tokens, as few as that takes, and of nearly equal length.
+
+    A last chunk of one or two tokens would be multiplied by another kernel, with other rounding: a sequence's vectors
+    would then depend on what it was packed with.
+    """
+    count = -(-tokens // CHUNK)
+    bounds = [tokens * part // count for part in range(count)] if count else []
+    return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], tokens], strict=True)] if count else []
 
 
 def _positions(packed: Packed, config: EncoderConfig) -> Tensor:
