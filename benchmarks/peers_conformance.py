@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from harness import DOCS, HERE, facts, fill, today, write_json
 from longlens import attention
-from longlens.testing import Claims, Report, check_names, claims_of, measure_errors, run_conformance, run_method
+from longlens.testing import (
+    Claims,
+    ConformanceReport,
+    check_names,
+    claims_of,
+    measure_errors,
+    run_conformance,
+    run_method,
+)
 
 PAGE = DOCS / "conformance.md"
 LANDMARKS, RANK, LONGEST = 16, 32, 16384
@@ -147,13 +155,13 @@ PEERS = {
 }
 
 
-def run_peer(name: str) -> Report:
+def run_peer(name: str) -> ConformanceReport:
     function, target, claims = PEERS[name]
     only = ["cross lengths", "causality", "masked NaN"] if name.endswith("our causal") else None
     return run_conformance(function, claims=claims, target=target, name=name, checks=only)
 
 
-def run_ours() -> list[Report]:
+def run_ours() -> list[ConformanceReport]:
     sys.path.insert(0, str(HERE.parent / "tests"))
     from methods import METHODS
 
@@ -192,7 +200,7 @@ def main() -> None:
 WORDS = {"pass": "pass", "fail": "**FAIL**", "not claimed": "-", "not run": "not run"}
 
 
-def _peer_table(reports: list[Report]) -> str:
+def _peer_table(reports: list[ConformanceReport]) -> str:
     reports = [report for report in reports if len(report.results) > 5]
     lines = ["| check | " + " | ".join(report.subject for report in reports) + " |"]
     lines.append("|---" * (len(reports) + 1) + "|")
@@ -209,7 +217,7 @@ def _peer_table(reports: list[Report]) -> str:
     return "\n".join(lines)
 
 
-def _our_table(reports: list[Report]) -> str:
+def _our_table(reports: list[ConformanceReport]) -> str:
     lines = ["| method | passed | failed | not claimed | error, bidirectional | error, causal |", "|---" * 6 + "|"]
     for report in reports:
         count = {word: sum(result.status == word for result in report.results) for word in WORDS}

@@ -1,4 +1,4 @@
-"""The main job on real proteins: embed them, show where the model errs along the longest, and what memory it took.
+"""The main job on real proteins: embed them, draw the surprise along the longest, and print the memory that it took.
 
 python examples/demo.py [OUTPUT]
 """
@@ -24,7 +24,7 @@ SMOOTH = 50
 
 
 def main() -> None:
-    """Run `longlens embed`, draw, and say what memory it took."""
+    """Run `longlens embed`, draw the figure, and print the peak memory."""
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     again = (output / "manifest.json").is_file()
     proteins = HERE / "proteins.fasta.gz"
@@ -48,17 +48,17 @@ def main() -> None:
     needed = standard_bytes(config, row["length"] + 2, 4)
     print(f"figure      {figure}")
     if again:
-        print(f"The results were there already; remove {output} to see them made.")
+        print(f"These results were computed earlier; remove the folder {output} to compute them again.")
     else:
-        print(f"peak memory {format_bytes(peak_memory())} for the whole process, PyTorch among it")
+        print(f"peak memory {format_bytes(peak_memory())} for the whole process, including PyTorch")
     print(
-        f"N x N path  {format_bytes(needed)} for one layer's attention of the longest protein, "
-        f"{format_bytes(config.layers * needed)} to keep all {config.layers} layers"
+        f"in contrast {format_bytes(needed)} for the N x N attention weights of one layer for the longest protein, "
+        f"{format_bytes(config.layers * needed)} for all {config.layers} layers"
     )
 
 
 def draw(results: longlens.Results, row: dict[str, object], path: Path) -> Path:
-    """Surprise along a protein, beside what the model expected of itself."""
+    """Surprise along a protein, beside the entropy of the prediction, which is the surprise that the model expects."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -73,16 +73,22 @@ def draw(results: longlens.Results, row: dict[str, object], path: Path) -> Path:
         np.convolve(surprise, kernel, "valid"),
         color="tab:red",
         lw=1,
-        label="surprise, residue in sight",
+        label="surprise (the model sees the residue)",
     )
-    axes.plot(places[middle], np.convolve(entropy, kernel, "valid"), color="tab:blue", lw=1, label="expected (entropy)")
+    axes.plot(
+        places[middle],
+        np.convolve(entropy, kernel, "valid"),
+        color="tab:blue",
+        lw=1,
+        label="expected (entropy)",
+    )
     # room above for the legend
     axes.set(
         xlabel="residue", ylabel="nats", xlim=(1, len(surprise)), ylim=(0, 1.25 * max(surprise.max(), entropy.max()))
     )
     title = f"{row['id']}  {row['description']}"
     axes.set_title(textwrap.shorten(title, 110), fontsize=9, loc="left")
-    axes.legend(title=f"mean of {SMOOTH} residues; model tiny, N = {len(surprise):,}", fontsize=8, title_fontsize=8,
+    axes.legend(title=f"mean over {SMOOTH} residues; model tiny, N = {len(surprise):,}", fontsize=8, title_fontsize=8,
                 ncols=2, loc="upper right")  # fmt: skip
     figure.savefig(path, dpi=150)
     return path

@@ -1,4 +1,4 @@
-"""What the heads of MiniLM and AntiBERTy look at: the figures and the tables of docs/findings.md.
+"""What the heads of MiniLM and AntiBERTy attend to: the figures and the tables of docs/findings.md.
 
 python examples/findings.py [FOLDER OF THE FIGURES]
 
@@ -60,7 +60,7 @@ def of_text(folder: Path) -> None:
         "first two paragraphs": see_text(model, "\n\n".join(paragraphs[:2])),
         "whole": see_text(model, whole),
     }
-    title(f"{MINILM}: mean weight over all heads, and the head with the most of it")
+    title(f"{MINILM}: mean weight over all heads, and the head with the largest")
     rows = []
     for name, profile in seen.items():
         marks = sum_received(profile, is_mark(profile))
@@ -91,14 +91,14 @@ def of_text(folder: Path) -> None:
 
 
 def see_text(model: TextModel, text: str) -> Profile:
-    """Everything that `longlens look` collects of a text."""
+    """Everything that `longlens look` collects for a text."""
     options = text_options(model, LookOptions(figures=False))
     tokens = model.tokenize(text, "text.txt")
     return look_at_text(model, tokens, options, title="Pride and Prejudice, opening", name=MINILM)
 
 
 def first_tokens(model: TextModel, text: str, longest: int) -> str:
-    """So many words of a text that it has at most `longest` tokens."""
+    """As many words of a text as have at most `longest` tokens."""
     words = text.split()
     while len(model.tokenizer(" ".join(words), verbose=False)["input_ids"]) > longest:
         words.pop()
@@ -136,7 +136,7 @@ def of_antibodies(folder: Path) -> None:
         name: look_at_protein(model, text, options, title=f"{name}, heavy chain", name=ANTIBERTY)
         for name, text in chains.items()
     }
-    title(f"{ANTIBERTY}: mean weight over all heads, and the head with the most of it")
+    title(f"{ANTIBERTY}: mean weight over all heads, and the head with the largest")
     show(["chain", "N", "[CLS]", "[SEP]", "previous", "next"], [
         [name, len(profile.sequence), *(best(profile, profile.overview()[what])
                                       for what in ("first", "separators", "previous", "next"))]
@@ -144,21 +144,19 @@ def of_antibodies(folder: Path) -> None:
     ])  # fmt: skip
     title(f"{ANTIBERTY}, trastuzumab: mean over the heads of each layer")
     show_layers(seen["trastuzumab"], {"[CLS]": "first", "[SEP]": "separators"}, {})
-    title("The two cysteines: the largest weight in any head, its place among all pairs as far apart")
+    title("The two cysteines: the largest weight in any head, and its rank among all pairs at the same distance")
     show(
-        ["chain", "C22 looks at C96", "C96 looks at C22"],
+        ["chain", "C22 attends to C96", "C96 attends to C22"],
         [[name, *linked(model, text)] for name, text in chains.items()],
     )
-    title("The model's probability of a cysteine that is hidden, with the other one there, and with serine for it")
+    title("Probability of a masked cysteine, with the other one present, and with serine in its place")
     show(["chain", "C96", "C96, C22 is S", "C22", "C22, C96 is S"], [
         [name, *(f"{value:.3f}" for value in needed(model, text))] for name, text in chains.items()
     ])  # fmt: skip
-    title("Weight of framework residues on each binding loop: the head with the most, and the mean over heads")
+    title("Weight of framework residues on each binding loop: the head with the largest, and the mean over heads")
     show(["chain", "H1", "H2", "H3", "head 6.5 on H3"],
          [[name, *on_loops(model, text, LOOPS[name])] for name, text in chains.items()])  # fmt: skip
-    title(
-        "Attention received and what the model is unsure of (entropy of its prediction): rank correlation over residues"
-    )
+    title("Attention received and entropy of the prediction: rank correlation over residues")
     show(["chain", "correlation"], [[name, f"{unsure(profile):.2f}"] for name, profile in seen.items()])
     title("Links over at least 30 residues: the strongest of each head")
     show(["chain", "1st", "2nd", "3rd", "4th"], [[name, *far_links(profile, 30, 4)] for name, profile in seen.items()])
@@ -175,11 +173,11 @@ def weights_of(model: Any, sequence: str) -> np.ndarray:
 
 
 def linked(model: Any, sequence: str) -> list[str]:
-    """The largest weight between the cysteines, there and back, in any head, and how many pairs do better."""
+    """The largest weight between the cysteines in any head, in both directions, and its rank at that distance."""
     weights = weights_of(model, sequence)
     first, second = CYSTEINES
     apart = second - first
-    said = []
+    cells = []
     for sign in (1, -1):
         # row by row: each residue's weight on the one that lies as far away on the same side
         others = weights.diagonal(sign * apart, axis1=2, axis2=3)[..., 1:-1].max((0, 1))
@@ -187,25 +185,25 @@ def linked(model: Any, sequence: str) -> list[str]:
         own = weights[:, :, query, key]
         layer, head = np.unravel_index(own.argmax(), own.shape)
         rank = int((others > own.max()).sum()) + 1
-        said.append(f"{own.max():.3f} (head {layer}.{head}), {rank} of {len(others)}")
-    return said
+        cells.append(f"{own.max():.3f} (head {layer}.{head}), {rank} of {len(others)}")
+    return cells
 
 
 def needed(model: Any, sequence: str) -> list[float]:
     """Probabilities of each cysteine when it is masked, with and without the other."""
-    found = []
+    probabilities = []
     for hidden, other in ((CYSTEINES[1], CYSTEINES[0]), CYSTEINES):
         for text in (sequence, f"{sequence[: other - 1]}S{sequence[other:]}"):
             packed = model.pack([text])
             packed.tokens[hidden] = model.alphabet.mask
             with torch.no_grad():
                 logits = model.logits(model(packed).last[hidden : hidden + 1]).float()
-            found.append(float(logits.softmax(-1)[0, model.alphabet.number("C")]))
-    return found
+            probabilities.append(float(logits.softmax(-1)[0, model.alphabet.number("C")]))
+    return probabilities
 
 
 def on_loops(model: Any, sequence: str, loops: Sequence[tuple[int, int]]) -> list[str]:
-    """For each loop: what residues outside all loops spend on it."""
+    """For each loop: the weight that residues outside all loops give to it."""
     tokens = model.pack([sequence])
     spans = [((first, last + 1),) for first, last in loops]
     with torch.no_grad(), longlens.watch(model, [Mass(segments=span) for span in spans]) as seen:
@@ -213,14 +211,14 @@ def on_loops(model: Any, sequence: str, loops: Sequence[tuple[int, int]]) -> lis
     outside = np.ones(len(tokens.tokens), bool)
     for first, last in loops:
         outside[first : last + 1] = False
-    said = []
+    cells = []
     for span in spans:
         mass = getattr(seen, Mass(segments=span).name)
         shares = np.stack([mass[layer][0].numpy() for layer in seen.layers])[..., outside].mean(-1)
         layer, head = np.unravel_index(shares.argmax(), shares.shape)
         even = (span[0][1] - span[0][0]) / len(outside)
-        said.append(f"{shares.max():.2f} (head {layer}.{head}), {shares.mean():.2f}, even {even:.2f}")
-    return [*said, f"{shares[6, 5]:.2f}"]
+        cells.append(f"{shares.max():.2f} (head {layer}.{head}), {shares.mean():.2f}, even {even:.2f}")
+    return [*cells, f"{shares[6, 5]:.2f}"]
 
 
 def unsure(profile: Profile) -> float:
@@ -239,14 +237,14 @@ def far_links(profile: Profile, apart: int, count: int) -> list[str]:
     special = profile.sequence.special
     far = (np.abs(index - tokens) >= apart) & (index >= 0) & ~special[tokens] & ~special[index]
     strongest = np.where(far, weight, 0.0)
-    found = []
+    links = []
     for layer, head in np.ndindex(strongest.shape[:2]):
         query, place = np.unravel_index(strongest[layer, head].argmax(), strongest.shape[2:])
         key = int(index[layer, head, query, place])
-        found.append((float(strongest[layer, head, query, place]), layer, head, int(query), key))
+        links.append((float(strongest[layer, head, query, place]), layer, head, int(query), key))
     return [
         f"{profile.sequence.caption(query)} to {profile.sequence.caption(key)} {value:.2f} ({layer}.{head})"
-        for value, layer, head, query, key in sorted(found, reverse=True)[:count]
+        for value, layer, head, query, key in sorted(links, reverse=True)[:count]
     ]
 
 
@@ -260,7 +258,7 @@ def place_of(profile: Profile, values: np.ndarray) -> tuple[int, int]:
 
 
 def best(profile: Profile, values: np.ndarray) -> str:
-    """The mean over heads, and the head with the most."""
+    """The mean over heads, and the head with the largest value."""
     layer, head = place_of(profile, values)
     return f"{values.mean():.2f}, {values.max():.2f} (head {layer}.{head})"
 
@@ -279,12 +277,12 @@ def show_layers(profile: Profile, names: dict[str, str], more: dict[str, np.ndar
 
 
 def title(text: str) -> None:
-    """A line above a table."""
+    """Print a line above a table."""
     print(f"\n{text}\n")
 
 
 def show(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table in Markdown."""
+    """Print a table in Markdown."""
     print("| " + " | ".join(names) + " |")
     print("|" + "---|" * len(names))
     for row in rows:
@@ -294,7 +292,7 @@ def show(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def draw(
     folder: Path, name: str, profile: Profile, tokens: Sequence[int], chosen: Sequence[tuple[int, int, str]] = ()
 ) -> None:
-    """The figures, small enough for a page; maps of the heads that stand out, `chosen` in place of the last ones."""
+    """The figures, small enough for a page: maps of the heads that stand out, with `chosen` in place of the last."""
     heads = [*profile.telling_heads(6 - len(chosen)), *chosen]
     drawn = {
         "overview": profile.draw_overview(),

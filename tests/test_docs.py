@@ -96,7 +96,46 @@ def test_a_page_that_is_wrong_is_found(tmp_path: Path, block: str, said: str) ->
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    outside_code = "".join(page.read_text().split("```")[::2])
-    for target in re.findall(r"\]\(([^)\s]+)\)", outside_code):
-        if not re.match(r"[a-z]+:|#", target):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target}"
+    for target in re.findall(r"\]\(([^)\s]+)\)", outside_code(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, heading = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if heading:
+            assert heading in anchors(file), f"{page.name}: {target}"
+
+
+def outside_code(page: Path) -> str:
+    return "".join(page.read_text().split("```")[::2])
+
+
+def anchors(page: Path) -> set[str]:
+    """What links name the headings of a page by, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", outside_code(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_file_tree_of_the_readme_is_the_tree() -> None:
+    block = (ROOT / "README.md").read_text().partition("## Files")[2].split("```")[1]
+    named = set(re.findall(r"(?<![\w/])(\w+\.py|\w+/)(?=[\s,;]|$)", block, re.MULTILINE))
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in (ROOT / "src").rglob("*")}
+    top = {f"{path.name}/" for path in ROOT.iterdir() if path.is_dir()} | {"methods.py", "harness/"}
+    assert named <= there | top
+    package = ROOT / "src" / "longlens"
+    wanted = [*package.glob("*.py"), *package.glob("ops/*.py"), *package.glob("*/__init__.py")]
+    modules = {f"{path.parent.name}/" if path.name == "__init__.py" else path.name for path in wanted}
+    assert modules - {"longlens/", "ops/", "__main__.py"} <= named
+
+
+TAGLINE = (
+    "Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they "
+    "attend to and how surprised they are"
+)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "pyproject.toml", "src/longlens/__init__.py", "src/longlens/cli/main.py"]
+)
+def test_the_tagline_is_the_same_everywhere(page: str) -> None:
+    assert TAGLINE in " ".join((ROOT / page).read_text().split())

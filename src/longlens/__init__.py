@@ -1,4 +1,5 @@
-"""Transformers over long sequences in memory linear in their length, and a look at what they attend to.
+"""Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they attend
+to and how surprised they are.
 
     longlens.attention(query, key, value, method="window:256")
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from longlens import testing as testing
     from longlens.io.reading import Results as Results
     from longlens.io.reading import open_results as open_results
+    from longlens.jobs.contacts import contacts as contacts
+    from longlens.jobs.embed import embed as embed
+    from longlens.jobs.look_job import look as look
+    from longlens.jobs.score_job import score as score
     from longlens.lens.scan import scan as scan
     from longlens.models.pretrained import load as load
     from longlens.ops.approximate.cosformer import CosFormer as CosFormer
@@ -81,16 +86,20 @@ _HOMES: dict[str, str | None] = {
     "Taylor": "longlens.ops.approximate.taylor",
     "Window": "longlens.ops.sparse.window",
     "attention": "longlens.ops.attention",
+    "contacts": "longlens.jobs.contacts",
+    "embed": "longlens.jobs.embed",
     "errors": None,
     "explain": "longlens.ops.explain",
     "hf": None,
     "lens": None,
     "load": "longlens.models.pretrained",
     "observe": "longlens.watching",
+    "look": "longlens.jobs.look_job",
     "open_results": "longlens.io.reading",
     "parse_method": "longlens.ops.registry",
     "record": "longlens.watching",
     "scan": "longlens.lens.scan",
+    "score": "longlens.jobs.score_job",
     "testing": None,
     "trajectories": "longlens.watching",
     "watch": "longlens.watching",
@@ -108,9 +117,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'longlens' has no attribute {name!r}")
     home = _HOMES[name]
-    found = import_module(f"longlens.{name}") if home is None else getattr(import_module(home), name)
-    globals()[name] = found
-    return found
+    value = import_module(f"longlens.{name}") if home is None else getattr(import_module(home), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 # what a machine with a GPU may lack, and what the steps must not need
 ABSENT = ("pyarrow", "Bio", "click", "rich", "transformers", "matplotlib", "h5py", "safetensors", "psutil")
-ALLOWED = {"ops", "lens", "models", "testing", "io", "report", "shapes", "errors"}
+ALLOWED = {"hf", "watching", "ops", "lens", "models", "testing", "io", "report", "shapes", "errors"}
 PROGRAM = """
 import runpy, sys
 for name in {absent!r}:

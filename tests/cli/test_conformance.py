@@ -76,7 +76,7 @@ def test_a_file_in_the_current_folder_hides_no_module(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "expected MODULE:FUNCTION or --method"),
+        ((), "expected either MODULE:FUNCTION or --method"),
         (("torch",), "expected MODULE:FUNCTION, got 'torch'"),
         (("no_such_module_here:f",), "no module 'no_such_module_here'"),
         (("torch:no_such_name",), "module 'torch' has no 'no_such_name'"),
@@ -86,7 +86,7 @@ def test_a_file_in_the_current_folder_hides_no_module(
         ((SDPA, "--claim", "colour=red"), "expected --claim NAME=VALUE with a name among kind"),
         ((SDPA, "--claim", "causal=middle"), "expected causal 'bottom-right', 'top-left' or None"),
         ((SDPA, "--claims", "torch:float32"), "to name a longlens.testing.Claims, got a dtype"),
-        ((SDPA, "--check", "beauty"), "no checks ['beauty']"),
+        ((SDPA, "--check", "beauty"), ", got beauty"),
     ],
 )
 def test_what_is_asked_wrongly_exits_with_2(words: tuple[str, ...], message: str) -> None:

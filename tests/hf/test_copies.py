@@ -206,7 +206,7 @@ def test_a_wrapped_model_is_attached_watched_and_recorded():
         with longlens.watch(model, [Entropy()]) as seen:
             torch.testing.assert_close(model(ids).last_hidden_state, plain, rtol=1e-5, atol=2e-5)
         for layer in (0, 1):
-            torch.testing.assert_close(seen.entropy[layer].values, expected.entropy[layer])
+            torch.testing.assert_close(seen.entropy[layer].values, expected.entropy[layer].values)
         assert seen.names[0] == "base_model.model.encoder.layer.0.attention.self"
         with attach(model, "window:1"):
             near = model(ids).last_hidden_state

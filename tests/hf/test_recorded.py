@@ -125,9 +125,9 @@ def test_weights_times_the_norms_of_what_they_move(name):
     for layer, (p, value, projection) in enumerate(zip(weights, values, projections, strict=True)):
         moved = torch.einsum("bhjd,xhd->bhjx", value, projection.unflatten(1, (4, -1)))
         by_head = p * moved.norm(dim=-1).unsqueeze(2)
-        close(seen.received_norm[layer], by_head.sum(2))
+        close(seen.received_norm[layer][:], by_head.sum(2))
         close(seen.top_keys_norm[layer].weight, by_head.topk(3).values)
-        close(some.received_norm[layer], by_head[:, [2, 0]].sum(2))
+        close(some.received_norm[layer][:], by_head[:, [2, 0]].sum(2))
         together = torch.einsum("bhij,bhjx->bijx", p, moved).norm(dim=-1)
         close(seen.received_joint_norm[layer][:, 0], together.sum(1))
 

@@ -106,8 +106,8 @@ def test_targets_may_be_shifted_with_none_at_the_end():
 @pytest.mark.parametrize(
     ("model", "inputs", "error", "said"),
     [
-        (bert, {"input_ids": tokens()}, UnsupportedError, "BertModel: where its last norm .* GPT2LMHeadModel"),
-        (gpt2, tokens(), InputError, "expected the mapping"),
+        (bert, {"input_ids": tokens()}, UnsupportedError, "expected one of .*GPT2LMHeadModel.*, got BertModel"),
+        (gpt2, tokens(), InputError, "expected a mapping"),
         (gpt2, {"input_ids": tokens(), "labels": tokens()}, InputError, "give targets="),
         (gpt2, {"input_ids": tokens(), "attention_mask": torch.ones(2, 1, 21, 21)}, InputError, r"\(2, 1, 21, 21\)"),
     ],
@@ -133,7 +133,7 @@ class Doubled(tf.LlamaForCausalLM):
 
 def test_a_head_that_is_not_the_models_own_is_noticed():
     model = Doubled(tf.LlamaConfig(**DECODER)).eval()
-    with pytest.raises(LensError, match="Doubled: the norm and head that were found give"):
+    with pytest.raises(LensError, match="Doubled: expected the norm and head to give the model's own output"):
         trajectories(model, {"input_ids": tokens()})
     assert all(not module._forward_hooks for module in model.modules())
 
@@ -153,5 +153,5 @@ class OtherNorm(tf.EsmForMaskedLM):
 
 def test_a_norm_that_is_not_the_models_own_is_noticed():
     model = OtherNorm(tf.EsmConfig(**ESM)).eval()
-    with pytest.raises(LensError, match="OtherNorm: the norm and head"):
+    with pytest.raises(LensError, match="OtherNorm: expected the norm and head"):
         trajectories(model, {"input_ids": tokens()})

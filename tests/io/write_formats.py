@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from longlens.io.formats import Finished, write_arrays
+from longlens.io.formats import ResultArrays, write_arrays
 from longlens.io.results import ArraySpec
-from longlens.io.row_array import FlatArray
+from longlens.io.row_array import RowArray
 
 
 def write(format: str, residues: int) -> Callable[[], object]:
     """Arrays of `residues` rows of 2 KiB, proteins of 500 residues."""
     folder = tempfile.TemporaryDirectory()
-    rows = FlatArray(Path(folder.name) / "rows", "float32", (512,))
+    rows = RowArray(Path(folder.name) / "rows", "float32", (512,))
     for start in range(0, residues, 500):
         rows.write(start, np.full((500, 512), start, np.float32))
     starts = np.arange(0, residues + 1, 500)
@@ -26,6 +26,8 @@ def write(format: str, residues: int) -> Callable[[], object]:
     def call() -> object:
         made = Path(folder.name) / "made"
         made.mkdir(exist_ok=True)
-        return write_arrays(Finished([spec], {spec.name: rows.read(residues)}, starts, names), format, made)
+        return write_arrays(
+            ResultArrays([spec], {spec.name: rows.read(residues)}, starts, names, {"model": "none"}), format, made
+        )
 
     return call

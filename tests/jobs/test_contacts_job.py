@@ -15,6 +15,7 @@ from scipy import sparse
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError, SequenceError
+from longlens.jobs import contact_writers as writers
 from longlens.jobs import contacts as job
 from longlens.models.pretrained import load
 
@@ -101,7 +102,7 @@ def test_a_threshold_a_band_and_the_strongest(model, fasta, maps, tmp_path, form
     assert table["form"] == [form] * 4
     assert table["id"][0] == "protein/40"
     assert table["pairs"] == [len(pairs(tmp_path / "top", place)) for place in range(4)]
-    assert ("4 in linear memory" if form == "kept" else "4 maps made whole") in said
+    assert ("4 in linear memory" if form == "kept" else "4 maps computed whole") in said
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -109,7 +110,7 @@ def test_whole_maps(model, fasta, maps, tmp_path, form, monkeypatch):
     if form == "kept":
         monkeypatch.setattr(job, "choose_form", lambda *_: "kept")
     monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
-    monkeypatch.setattr(job, "CHUNK", 32)
+    monkeypatch.setattr(writers, "CHUNK", 32)
     make(model, fasta, tmp_path / "half", "--format", "zarr")
     make(model, fasta, tmp_path / "single", "--format", "zarr", "--array-dtype", "float32")
     for place, found in enumerate(maps):
@@ -149,7 +150,7 @@ def test_killed_at_any_unit_it_goes_on_to_the_same_files(model, fasta, tmp_path,
     assert not [name for name in names if "half" in name or name == ".work"]
     jobs = [json.loads((folder / "manifest.json").read_text()) for folder in (output, tmp_path / "whole")]
     # the memory that was free when each began
-    assert all(job.pop("settled") for job in jobs)
+    assert all(job.pop("settled") and job.pop("runs") for job in jobs)
     assert jobs[0] == jobs[1]
     for name in set(names) - {"manifest.json"}:
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -170,14 +171,14 @@ def test_the_form_follows_the_memory_allowed(model):
 
 
 def test_the_picture_holds_the_largest_of_each_cell(model, maps, monkeypatch):
-    monkeypatch.setattr(job, "CELLS", 25)
+    monkeypatch.setattr(writers, "CELLS", 25)
     monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)
     loaded = load(model)
     from longlens.lens.contacts import ContactObserver, WholeMap
 
     contact_map = WholeMap(120, loaded.contact_regression(), loaded.device)
     loaded(loaded.pack([protein(120, 120)]), observers=[ContactObserver([contact_map])])
-    picture = job.Picture(120)
+    picture = writers.MapPreview(120)
     for rows in contact_map.rows():
         picture.take(rows)
     want = maps[2].reshape(24, 5, 24, 5).max((1, 3))

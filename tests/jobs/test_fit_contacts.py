@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import CheckpointError, InputError, SequenceError
-from longlens.io.structures import Example, read_pairs, read_structure
+from longlens.io.structures import ProteinContacts, read_pairs, read_structure
 from longlens.jobs.fit_contacts import FitOptions, fit_head, load_head, pair_features, sample_pairs, save_head
 from longlens.models.pretrained import load
 
@@ -51,7 +51,9 @@ def examples_of(pair, count=6):
         channel = dense_features(*pair, sequence)[..., 5]
         i, j = np.triu_indices(60, 6)
         best = np.argsort(-channel[i, j].numpy())[:60]
-        found.append(Example(f"p{seed}", sequence, np.stack([i[best], j[best]], 1)[np.lexsort((j[best], i[best]))]))
+        found.append(
+            ProteinContacts(f"p{seed}", sequence, np.stack([i[best], j[best]], 1)[np.lexsort((j[best], i[best]))])
+        )
     return found
 
 
@@ -85,7 +87,7 @@ def load_copy(pair, folder):
 
 
 def test_samples_stand_for_all_pairs():
-    example = Example("p", protein(50, 0), np.array([[0, 10], [3, 40], [5, 8]]))
+    example = ProteinContacts("p", protein(50, 0), np.array([[0, 10], [3, 40], [5, 8]]))
     generator = np.random.default_rng(0)
     for negatives in (10, 400, 10**6):
         pairs, truth, weight = sample_pairs(example, FitOptions(negatives=negatives), generator)
@@ -172,7 +174,7 @@ def test_the_command(pair, tmp_path):
 
 def test_nothing_in_contact_is_said(pair):
     with pytest.raises(InputError, match="expected pairs in contact"):
-        fit_head(pair[1], [Example("p", protein(40, 0), np.empty((0, 2), np.int64))], FitOptions())
+        fit_head(pair[1], [ProteinContacts("p", protein(40, 0), np.empty((0, 2), np.int64))], FitOptions())
 
 
 def test_a_head_that_uses_nothing_is_refused(pair):
@@ -187,7 +189,7 @@ def test_a_head_that_is_right_only_where_it_was_fitted_is_refused(pair):
     examples = []
     for seed in range(3):
         chosen = np.sort(generator.permutation(len(i))[:12])
-        examples.append(Example(f"p{seed}", protein(60, seed), np.stack([i[chosen], j[chosen]], 1)))
+        examples.append(ProteinContacts(f"p{seed}", protein(60, seed), np.stack([i[chosen], j[chosen]], 1)))
     in_sample = fit_head(pair[1], examples[:1], FitOptions(strength=1e4))
     assert not in_sample.held_out
     assert in_sample.precision[0].mean > in_sample.precision[0].chance
@@ -197,5 +199,7 @@ def test_a_head_that_is_right_only_where_it_was_fitted_is_refused(pair):
 
 def test_proteins_that_are_alike_are_held_out_together(pair):
     first = examples_of(pair, 1)[0]
-    fitted = fit_head(pair[1], [first, Example("copy", first.sequence, first.contacts)], FitOptions(strength=1.0))
+    fitted = fit_head(
+        pair[1], [first, ProteinContacts("copy", first.sequence, first.contacts)], FitOptions(strength=1.0)
+    )
     assert not fitted.held_out

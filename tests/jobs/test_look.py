@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import logging
 
 import numpy as np
@@ -18,7 +19,7 @@ from esm_peer import esm, protein, save
 from longlens.cli.look import look as command
 from longlens.errors import CheckpointError, InputError, MethodError, SequenceError, UnsupportedError
 from longlens.io.alphabet import ESM
-from longlens.jobs import look as job
+from longlens.jobs import look_job as job
 
 PROTEINS = {"one": protein(30, 1), "an/odd id": protein(17, 2), "last": protein(40, 3)}
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", ".", ",", "##s", "dog")
@@ -214,7 +215,10 @@ def test_what_is_collected_is_what_is_asked(model_folder, fasta, tmp_path):
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["runs"]
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in names} | {"manifest": manifest}
 
 
 def test_a_job_that_was_stopped_goes_on_with_what_is_left(model_folder, fasta, tmp_path, monkeypatch):

@@ -16,11 +16,10 @@ from longlens.cli.main import cli
 from longlens.cli.plan import plan as command
 from longlens.errors import InputError
 from longlens.io.survey import survey
-from longlens.jobs.embed import EmbedOptions, outputs
-from longlens.jobs.embed_plan import embedding_outputs, plan_embedding
+from longlens.jobs.embed_plan import plan_embedding
 from longlens.jobs.memory import MIB, model_size, process_bytes
 from longlens.jobs.plan import (
-    Outputs,
+    BatchOutputs,
     batch_bytes,
     make_batches,
     masked_operations,
@@ -28,7 +27,6 @@ from longlens.jobs.plan import (
     operations,
     parse_bytes,
 )
-from longlens.models.pretrained import load
 from longlens.testing import peak_growths
 
 
@@ -67,7 +65,7 @@ def test_memory_is_linear_and_near_what_was_predicted():
     for smaller, larger in pairwise(found[:3]):
         assert larger <= 2.1 * smaller
     for case, growth in zip(cases, found, strict=True):
-        predicted = batch_bytes(CONFIG, sum(case) + 2 * len(case), 4, Outputs(0, 0))
+        predicted = batch_bytes(CONFIG, sum(case) + 2 * len(case), 4, BatchOutputs(0, 0))
         assert 0.6 * predicted <= growth <= 1.05 * predicted
 
 
@@ -129,14 +127,8 @@ def test_masked_surprise_counts_a_pass_for_each_residue(tmp_path):
     plain, hidden = (plan_embedding(size, source, include=["surprise"], masked=masked) for masked in (False, True))
     assert hidden.operations == pytest.approx(51 * plain.operations)
     assert hidden.peak.batch > plain.peak.batch
-    with pytest.raises(InputError, match="--include surprise"):
+    with pytest.raises(InputError, match="add surprise to --include"):
         run(tmp_path / "p.fasta", "-m", folder, "--surprise", "masked")
-
-
-def test_outputs_are_those_of_the_job():
-    model = load("tiny")
-    for include in (("mean",), ("per-tok", "bos"), ("mean", "logits", "surprise"), ("surprise",)):
-        assert embedding_outputs(model.config, include) == outputs(model, EmbedOptions(include=include))
 
 
 def test_a_rate_is_measured_for_every_kind_of_model():

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from esm_peer import esm, literal, protein, save
 from longlens.cli.score import score as command
-from longlens.errors import SequenceError
+from longlens.errors import InputError, SequenceError
 from longlens.io.alphabet import STANDARD
 from longlens.io.variants import Mutation
-from longlens.jobs.score import score_variants
+from longlens.jobs.score_job import score as score_variants
 from longlens.models.pretrained import load
 
 WILD = protein(40, 7).replace("X", "A")
@@ -32,6 +32,10 @@ def pair(tmp_path_factory):
 def variants():
     single = [(Mutation(WILD[p], p, "W" if WILD[p] != "W" else "A"),) for p in (0, 13, 39)]
     return [*single, (single[0][0], single[2][0])]
+
+
+def names(offset=1):
+    return [":".join(f"{m.wild}{m.position + offset}{m.mutant}" for m in variant) for variant in variants()]
 
 
 def log_p(theirs, ours, text, masked=None):
@@ -58,7 +62,7 @@ def test_scores_are_the_literal_ones(pair, strategy):
     theirs, ours, _ = pair
     wanted = [by_definition(theirs, ours, variant, strategy) for variant in variants()]
     # a small budget: the masked copies come in several packs
-    found = score_variants(ours, WILD, variants(), strategy, budget=100)
+    found = score_variants(WILD, names(), model=ours, scoring_strategy=strategy, tokens_per_batch=100).scores
     assert np.abs(found - np.array(wanted)).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
 
 
@@ -68,9 +72,8 @@ def run(*arguments):
 
 def test_a_csv_comes_back_with_a_column_more(pair, tmp_path):
     theirs, ours, folder = pair
-    names = [":".join(f"{m.wild}{m.position + 10}{m.mutant}" for m in variant) for variant in variants()]
     source = tmp_path / "variants.csv"
-    source.write_text("mutant,note\n" + "".join(f"{name},n{i}\n" for i, name in enumerate(names)))
+    source.write_text("mutant,note\n" + "".join(f"{name},n{i}\n" for i, name in enumerate(names(10))))
     run(source, "--sequence", WILD, "--model", folder, "--scoring_strategy", "wt-marginals", "--offset-idx", 10,
         "-o", tmp_path / "out.csv")  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
@@ -82,7 +85,7 @@ def test_a_csv_comes_back_with_a_column_more(pair, tmp_path):
 def test_all_substitutions(pair, tmp_path):
     theirs, ours, folder = pair
     result = run("--all", "--sequence", WILD, "--model", folder, "--scoring-strategy", "masked-marginals")
-    rows = list(csv.DictReader(result.output.splitlines()))
+    rows = list(csv.DictReader(result.stdout.splitlines()))
     assert [row["wild_type"] for row in rows] == list(WILD)
     assert all(float(row[row["wild_type"]]) == 0 for row in rows if row["wild_type"] in STANDARD)
     row = log_p(theirs, ours, WILD, 13)[14]
@@ -99,7 +102,7 @@ def test_several_proteins_by_a_column(pair, tmp_path):
         "-o", tmp_path / "out.csv")  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert float(rows[0][folder.name]) == pytest.approx(
-        score_variants(ours, "MKTAYI", [(Mutation("M", 0, "A"),)])[0], abs=1e-5
+        score_variants("MKTAYI", ["M1A"], model=ours).scores[0], abs=1e-5
     )
 
 
@@ -109,7 +112,7 @@ def score(*arguments):
 
 def test_what_is_wrong_with_a_table_is_found_before_any_work(pair, tmp_path, monkeypatch):
     folder = pair[2]
-    monkeypatch.setattr("longlens.cli.score.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("longlens.jobs.score_job.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     table, fasta = tmp_path / "v.csv", tmp_path / "p.fasta"
     fasta.write_text(f">a\n{WILD}\n>b\n{WILD}\n")
     good = f"{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}"
@@ -171,20 +174,32 @@ def test_variants_come_by_standard_input_and_gzipped(pair, tmp_path):
     outputs = []
     for name, data in (("v.csv", text), ("v.csv.gz", gzip.compress(text))):
         (tmp_path / name).write_bytes(data)
-        outputs.append(score(tmp_path / name, "--sequence", WILD, "-m", pair[2]).output)
+        outputs.append(score(tmp_path / name, "--sequence", WILD, "-m", pair[2]).stdout)
         given = CliRunner().invoke(command, ["-", "--sequence", WILD, "-m", str(pair[2])], input=data)
-        outputs.append(given.output)
+        outputs.append(given.stdout)
     assert outputs[0].startswith("mutant,")
     assert set(outputs) == {outputs[0]}
 
 
 def test_pseudo_ppl_of_the_wild_type_is_its_own(pair):
     _, ours, _ = pair
-    same = (Mutation(WILD[0], 0, WILD[0]),)
-    scores = score_variants(ours, WILD, [(), same], "pseudo-ppl")
+    same = f"{WILD[0]}1{WILD[0]}"
+    scores = score_variants(WILD, ["WT", same], model=ours, scoring_strategy="pseudo-ppl").scores
     assert scores[0] == scores[1] < 0
 
 
 def test_gaps_that_shift_the_numbering_are_said(pair, tmp_path):
     result = CliRunner().invoke(command, ["--all", "--sequence", "M-KT", "-m", str(pair[2])])
     assert "1 gaps are left out; positions count without them" in result.output
+
+
+def test_all_substitutions_as_a_figure(pair, tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = pair[2]
+    score("--all", "--sequence", WILD, "-m", folder, "-o", tmp_path / "m.csv", "--figure")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"m.csv", "m.csv.manifest.json", "m.png"}
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    for arguments in (["--all"], [tmp_path / "m.csv", "-o", tmp_path / "n.csv"]):
+        with pytest.raises(InputError, match="a figure is drawn of all substitutions"):
+            score(*arguments, "--sequence", WILD, "-m", folder, "--figure")

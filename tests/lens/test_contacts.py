@@ -15,6 +15,7 @@ from longlens.errors import InputError
 from longlens.lens import contacts
 from longlens.lens.contacts import ContactObserver, KeptMap, WholeMap
 from longlens.models.pretrained import load
+from longlens.ops.observe import ForwardObserver, Observer
 from longlens.testing import peak_growths
 
 # layers, width, heads: ESM-2's
@@ -87,13 +88,37 @@ def test_tiles_of_any_size_give_the_same(tmp_path, monkeypatch):
     assert torch.equal(expected, expected.T)
 
 
-def test_bfloat16_weights_still_sum_to_one(tmp_path):
-    """The maps of the same queries and keys in float32, and not those of a coarser normaliser."""
-    ours = load(save(peer(2, 64, 4), tmp_path))
-    expected = ours.predict_contacts([protein(200, 2)])[0]
-    found = load(tmp_path, dtype="bfloat16").predict_contacts([protein(200, 2)])[0]
+class Kept(Observer):
+    """The attention calls of a forward pass, in float64."""
+
+    needs_lse = True
+
+    def __init__(self):
+        self.layers = []
+
+    def begin(self):
+        forward = ForwardObserver()
+        forward.attended = lambda call: self.layers.append((call.query[0].double(), call.key[0].double()))
+        return forward
+
+
+def test_bfloat16_maps_are_those_of_their_own_queries_and_keys(tmp_path, monkeypatch):
+    """The log-sum-exp comes with the attention, without a second pass, and is as accurate as the weights need."""
+    ours = load(save(peer(2, 64, 4), tmp_path), dtype="bfloat16")
+    packed, calls = ours.pack([protein(200, 2)]), Kept()
+    monkeypatch.setattr(contacts, "attention", None)
+    contact_map = WholeMap(200, ours.contact_regression(), ours.device)
+    with torch.no_grad():
+        ours(packed, observers=[calls, ContactObserver([contact_map])])
+    logits = torch.full((200, 200), ours.contact_regression().bias, dtype=torch.float64)
+    for weight, (query, key) in zip(ours.contact_regression().weight.double(), calls.layers, strict=True):
+        both = (query @ key.mT * 16**-0.5).softmax(-1)[:, 1:-1, 1:-1]
+        both = both + both.mT
+        product = both.sum(2, keepdim=True) * both.sum(1, keepdim=True) / both.sum((1, 2), keepdim=True)
+        logits += torch.tensordot(weight, both - product, 1)
+    found = contact_map.finish()
     assert found.dtype == torch.float32
-    assert (found - expected).abs().mean() <= 0.02
+    assert (found - logits.sigmoid()).abs().max() <= 1e-4
 
 
 def test_transformers_model_gets_its_contacts(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from longlens.errors import InputError
-from longlens.lens.profile import Links, Maps, Profile, Tokens
+from longlens.lens.profile import Links, Maps, Profile, TokenLabels
 from longlens.report import figures
 
 mpl = pytest.importorskip("matplotlib")
@@ -31,7 +31,7 @@ def made(residues=True, labels=None, causal=False):
     order = np.argsort(-weights, -1)[..., :8]
     back = np.argsort(-weights.swapaxes(-1, -2), -1)[..., :8]
     return Profile(
-        "a model", Tokens("a protein", tuple(labels), special, residues), LAYERS, HEADS,
+        "a model", TokenLabels("a protein", tuple(labels), special, residues), LAYERS, HEADS,
         by_token={
             "entropy": -(weights * np.log(np.where(weights > 0, weights, 1))).sum(-1).astype(np.float32),
             "distance": (weights * np.abs(positions[:, None] - positions)).sum(-1).astype(np.float32),
@@ -144,7 +144,7 @@ def test_long_lines_are_drawn_as_running_means_too():
     count = 1200
     special = np.arange(count) % (count - 1) == 0
     long = replace(
-        profile, sequence=Tokens("long", ("<cls>", *"A" * (count - 2), "<eos>"), special, True),
+        profile, sequence=TokenLabels("long", ("<cls>", *"A" * (count - 2), "<eos>"), special, True),
         by_token={"received": np.tile(np.arange(count, dtype=np.float32) + 1, (2, 3, 1))},
         predicted={name: np.where(np.arange(count) == 0, np.nan, 2.0) for name in ("surprise", "expected")},
     )  # fmt: skip

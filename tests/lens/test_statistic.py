@@ -8,12 +8,12 @@ import torch
 
 import longlens
 from longlens.errors import InputError
-from longlens.lens import Entropy, Pooled, Received, TopKeys, TopQueries, WeightHistogram, predictions, trajectories
+from longlens.lens import Entropy, Pooled, Received, TopKeys, TopQueries, WeightHistogram, predictions
 from longlens.lens.collect.maps import Cells
 from longlens.lens.results import PooledMap, RowValues
 from longlens.lens.scan import scan
 from longlens.lens.statistic import DRAWN, Statistic
-from longlens.lens.watch import watch
+from longlens.watching import trajectories, watch
 
 TEXTS = ["MKTAYIAKQRQISFVKSHFSRQ", "GAVLI"]
 COLLECT = (

@@ -124,8 +124,32 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(CheckpointError, match="seed was 0, is 1"):
         run(tmp_path, replace(SMALL, seed=1))
-    # more steps go on from what is there
-    assert run(tmp_path, replace(SMALL, steps=8)) is not None
+
+
+@pytest.mark.parametrize("stopped", [2, 5, None])
+def test_more_steps_in_the_same_folder_give_what_they_give_from_the_beginning(tmp_path, stopped):
+    longer, notes, seen = replace(SMALL, steps=12), [], []
+    run(tmp_path / "parts", stop=lambda: seen.append(1) or len(seen) == stopped)
+    again = run(tmp_path / "parts", longer, note=notes.append)
+    # the learning rate of 6 steps begins to fall after the third
+    assert len(notes) == (stopped != 2)
+    whole = run(tmp_path / "whole", longer)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    steps = [[line["step"] for line in log] for log in logs]
+    assert steps[0] == [3, 6, 9, 12]
+    assert [step for step in steps[1] if step != 2] == steps[0]
+    assert logs[0][-1]["held_out"] == logs[1][-1]["held_out"]
+
+
+def test_fewer_steps_than_a_run_has_settled_on_are_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a run of 6 steps that has reached step 6, past the point .*step 2"):
+        run(tmp_path, replace(SMALL, steps=4))
 
 
 def test_training_learns(tmp_path):

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from longlens.cli.options import load_model, memory_limits, model_options, readable_input
+from longlens.cli.options import as_paths, choose_threads, model_options, on_error_option, warn_of_default_model
+from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from longlens.io.survey import Entry, Survey
-    from longlens.models.language_model import MaskedLM
-
-# finished, but records were skipped
-SKIPPED = 3
+    from longlens.jobs.contact_maps import ContactMaps
+    from longlens.jobs.fit_contacts import FittedHead
 
 
 class _MapByDefault(click.Group):
     """`longlens contacts FASTA` is `longlens contacts map FASTA`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `map` before anything that is no command of the group."""
+        """Insert `map` before an argument that is not a command of the group."""
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = ["map", *args]
         return super().parse_args(ctx, args)
@@ -36,27 +29,32 @@ class _MapByDefault(click.Group):
 def contacts() -> None:
     """Contact maps of proteins from a model's attention: `longlens contacts FASTA... -o OUTPUT`.
 
-    `map` (which need not be written) makes the maps; `fit` makes a contact head for a model that has none. `longlens
-    contacts map --help` lists the options.
+    `map` (the default) makes the maps; `fit` fits a contact head for a model that has none. `longlens contacts map
+    --help` lists the options.
     """
 
 
 @contacts.command("map")
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--format", "format_", type=click.Choice(["parquet", "npz", "zarr"]), default="parquet",
               show_default=True, help="parquet, npz: chosen pairs; zarr: the whole map.")  # fmt: skip
 @click.option("--threshold", type=float, default=None, help="Keep pairs of at least this probability. [default: 0.3]")
 @click.option("--top", type=int, default=None, help="Keep each residue's K strongest partners.")
-@click.option("--band", type=int, default=None, help="Keep pairs at most W apart.")
-@click.option("--min-separation", type=int, default=6, show_default=True, help="Leave out pairs closer than this.")
+@click.option("--band", type=int, default=None, help="Keep pairs at most W positions apart.")
+@click.option(
+    "--min-separation",
+    type=int,
+    default=6,
+    show_default=True,
+    help="Leave out pairs that are closer than this in the sequence.",
+)
 @click.option("--array-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Of whole maps.")  # fmt: skip
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="A contact head made by `contacts fit`.")
 @click.option("--figure", is_flag=True, help="Also draw each map.")
-@click.option("--max-memory", default=None, help="Such as 16G. [default: 80 % of what is free]")
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
-              help="What to do with a record that cannot be read.")  # fmt: skip
+@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
+@on_error_option
 @model_options
 def map_(
     fasta: tuple[str, ...],
@@ -74,58 +72,47 @@ def map_(
     model: str,
     dtype: str,
     device: str,
+    threads: int | None,
 ) -> int:
     """Contact probabilities of the proteins of FASTA files ("-" is standard input), by ESM-2's contact head.
 
-    A map whose T x T numbers fit in memory is made whole, a longer one a stretch of rows at a time, in memory linear in
-    its length; the table says which. Killed at any moment, the same command goes on where it stopped. Exit: 0 done,
-    2 wrong input, 3 done but for skipped records.
+    A map whose L x L numbers fit in memory is computed whole, a larger one some rows at a time in memory linear in L;
+    the table says which. An interrupted run continues when the same command is given again. Exit status: 0 done, 2
+    wrong input, 3 done except for skipped records, 130 interrupted.
     """
-    from longlens.errors import InputError
-    from longlens.io.results import ResultFolder
-    from longlens.io.survey import survey
-    from longlens.jobs import contacts as job
-    from longlens.jobs.plan import Outputs
+    from longlens.jobs.contacts import contacts as run_contacts
+    from longlens.jobs.runner import SKIPPED
 
-    if threshold is None and top is None and band is None and format_ != "zarr":
-        threshold = 0.3
-    options = job.ContactOptions(
-        format=format_, threshold=threshold, top=top, band=band, separation=min_separation, array_dtype=array_dtype,
-        figure=figure,
-    )  # fmt: skip
-    with readable_input(fasta) as paths:
-        found = survey(paths, skip_errors=on_error == "skip")
-        loaded = load_model(model, dtype, device, max_memory)
-        if head is not None:
-            from longlens.jobs.fit_contacts import load_head
-
-            load_head(loaded, head)
-        # refused here, before a folder is made
-        loaded.contact_regression()
-        draw = _drawing(loaded) if figure else None
-        limit, _ = memory_limits(loaded, Outputs(0, 0), max_memory, "auto")
-        identity = job.identity(loaded, found, options)
-        job.refuse_too_long(loaded, found, limit)
-        with _progress(found) as report:
-            try:
-                with closing(ResultFolder(output, identity, [], {"memory": limit})) as folder:
-                    job.contacts(loaded, paths, found, options, folder, draw, report)
-            except OSError as error:
-                raise InputError(
-                    f"{output}: cannot be written ({error.strerror or error}); nothing is lost: once there is room, "
-                    "the same command goes on"
-                ) from error
-    _summary(found, output)
-    return SKIPPED if found.skipped else 0
+    warn_of_default_model()
+    with shown_progress() as progress:
+        maps = run_contacts(
+            as_paths(fasta), model=model, output=output, format=format_, threshold=threshold, top=top, band=band,
+            min_separation=min_separation, array_dtype=array_dtype, head=head, figure=figure, max_memory=max_memory,
+            on_error=on_error, dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+        )  # fmt: skip
+    _summary(maps)
+    return SKIPPED if maps.skipped else 0
 
 
 @contacts.command("fit")
 @click.argument("structures", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The head, a .safetensors file.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="File for the head, .safetensors.")
 @click.option("--fasta", type=click.Path(path_type=Path), default=None,
-              help="The proteins of contact lists (structures bring their own).")  # fmt: skip
-@click.option("--strength", type=float, default=0.15, show_default=True, help="C of the L1 penalty; less is sparser.")
-@click.option("--min-separation", type=int, default=6, show_default=True, help="Pairs closer than this do not count.")
+              help="The proteins of contact lists; structures contain theirs.")  # fmt: skip
+@click.option(
+    "--strength",
+    type=float,
+    default=0.15,
+    show_default=True,
+    help="Inverse strength C of the L1 penalty; a smaller C gives a sparser head.",
+)
+@click.option(
+    "--min-separation",
+    type=int,
+    default=6,
+    show_default=True,
+    help="Leave out pairs that are closer than this in the sequence.",
+)
 @click.option("--negatives", type=int, default=20_000, show_default=True, help="Pairs without contact taken from each "
               "protein at most.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -141,21 +128,32 @@ def fit(
     model: str,
     dtype: str,
     device: str,
+    threads: int | None,
 ) -> None:
     """Fit a contact head: logistic regression with an L1 penalty on a model's attention (Rao et al. 2020).
 
     STRUCTURES are .pdb or .cif files (contact: C-beta atoms less than 8 Angstrom apart), or tables (.csv, .tsv) of the
-    columns id, i, j (residues from 1), whose proteins --fasta gives. Twenty proteins are enough to begin with. Needs
-    the extra `fit`.
+    columns id, i, j (residues from 1), whose proteins --fasta gives. Twenty proteins are enough to start
+    with. Needs the extra `fit`.
     """
-    from longlens.jobs import fit_contacts as job
+    from longlens.jobs.fit_contacts import FitOptions
+    from longlens.jobs.fit_job import fit_contacts
 
-    examples = job.read_examples([Path(name) for name in structures], fasta)
-    loaded = load_model(model, dtype, device)
-    options = job.FitOptions(strength=strength, separation=min_separation, negatives=negatives, seed=seed)
-    fitted = job.fit_head(loaded, examples, options)
-    job.save_head(loaded, fitted, output)
-    click.echo(f"proteins    {len(examples):,}")
+    warn_of_default_model()
+    with shown_progress() as progress:
+        job = fit_contacts(
+            structures, output=output, fasta=fasta, model=model,
+            options=FitOptions(strength=strength, separation=min_separation, negatives=negatives, seed=seed),
+            dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+        )  # fmt: skip
+    click.echo(f"model       {job.model.name}")
+    click.echo(f"proteins    {len(job.examples):,}")
+    if job.fitted is not None:
+        _print_fit(job.fitted)
+    click.echo(f"head        {output}")
+
+
+def _print_fit(fitted: FittedHead) -> None:
     click.echo(f"pairs       {fitted.contacts:,} contacts, {fitted.others:,} others")
     click.echo(f"heads used  {int((fitted.regression.weight != 0).sum())} of {fitted.regression.weight.numel()}")
     for number, part in enumerate(fitted.precision):
@@ -168,48 +166,20 @@ def fit(
         click.echo("            of proteins held out: each is predicted by a head fitted to others")
     else:
         click.echo("            of the proteins fitted to, which flatters the head: fit to several different proteins")
-    click.echo(f"head        {output}")
 
 
-def _drawing(model: MaskedLM) -> Callable[[Tensor, Entry, Path], None]:
-    """What draws a map's cells. Asked for early, so that a missing package is said at once."""
-    from longlens.report.contacts import draw_contacts
-
-    def draw(cells: Tensor, entry: Entry, path: Path) -> None:
-        draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", Path(model.source).name, path)
-
-    return draw
-
-
-@contextmanager
-def _progress(found: Survey) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; nothing in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(file=sys.stderr)
-    total = sum(entry.length for entry in found.entries)
-    counted = TextColumn("{task.completed:,.0f} of {task.total:,.0f} residues")
-    columns: list[Any] = [TextColumn("contacts"), BarColumn(), counted, TimeElapsedColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("contacts", total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-def _summary(found: Survey, output: Path) -> None:
-    """What was done, on standard output."""
-    import pyarrow.parquet as pq
-
+def _summary(maps: ContactMaps) -> None:
+    """Print a summary on standard output."""
     from longlens.jobs.plan import peak_memory
     from longlens.ops.explain import format_bytes
 
-    table = pq.read_table(output / "index.parquet").to_pydict()
-    lengths = [entry.length for entry in found.entries]
-    kept = sum(form == "kept" for form in table["form"])
-    click.echo(f"proteins    {len(lengths):,} (longest {max(lengths):,} residues)")
-    click.echo(f"pairs       {sum(count or 0 for count in table['pairs']):,}")
-    click.echo(f"form        {len(lengths) - kept:,} maps made whole, {kept:,} in linear memory")
-    if found.skipped:
-        click.echo(f"skipped     {len(found.skipped):,} records: see `problem` in the table")
-    click.echo(f"peak memory {format_bytes(peak_memory())} for the whole process, PyTorch among it")
-    click.echo(f"results     {output / 'index.parquet'}")
+    rows = [row for row in maps.table if row["problem"] is None]
+    linear = sum(row["form"] == "kept" for row in rows)
+    click.echo(f"model       {maps.model}")
+    click.echo(f"proteins    {len(rows):,} (longest {max(row['length'] for row in rows):,} residues)")
+    click.echo(f"pairs       {sum(row['pairs'] for row in rows):,}")
+    click.echo(f"form        {len(rows) - linear:,} maps computed whole, {linear:,} in linear memory")
+    if maps.skipped:
+        click.echo(f"skipped     {len(maps.skipped):,} records: see `problem` in the table")
+    click.echo(f"peak memory {format_bytes(peak_memory())} for the whole process, including PyTorch")
+    click.echo(f"results     {maps.folder / 'index.parquet'}")

@@ -2,73 +2,58 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from longlens.cli.options import WordsCommand, load_model, memory_limits, method_option, model_options, readable_input
+from longlens.cli.options import (
+    LayerNumber,
+    WordsCommand,
+    as_paths,
+    choose_threads,
+    include_option,
+    method_option,
+    model_options,
+    on_error_option,
+    surprise_option,
+    warn_of_default_model,
+)
+from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
-    from longlens.io.survey import Survey
-    from longlens.jobs.embed import Step
-
-# finished, but records were skipped
-SKIPPED = 3
+    from longlens.jobs.embeddings import Embeddings
 
 
 @click.command(cls=WordsCommand)
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
-@click.option(
-    "--include",
-    multiple=True,
-    default=["mean"],
-    metavar="WHAT...",
-    type=click.Choice(["mean", "per-tok", "bos", "logits", "surprise"]),
-    show_default=True,
-    help="What to compute: mean, per-tok, bos, logits, surprise.",
-)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@include_option
 @click.option(
     "--layers",
     "--repr-layers",
     multiple=True,
-    type=int,
+    type=LayerNumber(),
     default=[-1],
     metavar="N...",
     show_default=True,
-    help="Layers; 0 is the embedding, -1 the last.",
+    help="Layers; 0 is the embedding, -1 the last; all.",
 )
 @click.option(
     "--format", "format_", type=click.Choice(["h5", "zarr", "pt", "npz", "parquet"]), default="h5", show_default=True
 )
-@click.option(
-    "--surprise",
-    type=click.Choice(["wt", "masked"]),
-    default="wt",
-    show_default=True,
-    help="wt: one pass; masked: every residue hidden in turn.",
-)
+@surprise_option
 @click.option("--array-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
-@click.option("--max-memory", default=None, help="Such as 16G. [default: 80 % of what is free]")
-@click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="What to do with a record that cannot be read.",
-)
+@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
+@on_error_option
 @model_options
 @method_option
 def embed(
     fasta: tuple[str, ...],
     output: Path,
     include: tuple[str, ...],
-    layers: tuple[int, ...],
+    layers: tuple[int | str, ...],
     format_: str,
     surprise: str,
     array_dtype: str,
@@ -78,98 +63,52 @@ def embed(
     model: str,
     dtype: str,
     device: str,
+    threads: int | None,
     method: str,
 ) -> int:
-    """Embed the proteins of FASTA files ("-" is standard input), plain or gzipped.
+    """Compute vectors, logits and surprise of the proteins in FASTA files ("-" is standard input), plain or compressed.
 
-    OUTPUT gets index.parquet (a row for each record) and the arrays in the chosen format. Killed at any moment, the
-    same command goes on where it stopped, to the same bytes. Exit: 0 done, 2 wrong input, 3 done but for skipped
-    records.
+    OUTPUT receives index.parquet (a row for each record) and the arrays in the chosen format. An interrupted run
+    continues when the same command is given again, with the same bytes as result. Exit status: 0 done, 2 wrong input,
+    3 done except for skipped records, 130 interrupted.
     """
-    from longlens.errors import InputError
-    from longlens.io.results import ResultFolder
-    from longlens.io.survey import survey
-    from longlens.jobs import embed as job
+    from longlens.jobs.embed import embed as run_embed
+    from longlens.jobs.runner import SKIPPED
 
-    options = job.EmbedOptions(
-        include=tuple(dict.fromkeys(include)), layers=layers, format=format_, surprise=surprise, method=method,
-        array_dtype=array_dtype,
-    )  # fmt: skip
-    with readable_input(fasta) as paths:
-        found = survey(paths, skip_errors=on_error == "skip")
-        loaded = load_model(model, dtype, device, max_memory)
-        limit, budget = memory_limits(loaded, job.outputs(loaded, options), max_memory, tokens_per_batch)
-        job.refuse_too_long(loaded, found, options, limit)
-        identity = job.identity(loaded, found, options)
-        # a budget that was chosen by itself is taken over from the run that began; one that was named must be the same
-        if tokens_per_batch != "auto":
-            identity["tokens_per_batch"] = budget
-        settled = {"tokens_per_batch": budget}
-        with _progress(found) as report:
-            try:
-                with closing(ResultFolder(output, identity, job.array_specs(loaded, options), settled)) as folder:
-                    kept = int(folder.settled["tokens_per_batch"])
-                    if not folder.complete:
-                        job.refuse_too_large(loaded, [entry.length for entry in found.entries], options, kept, limit)
-                    job.embed(loaded, paths, found, options, folder, report)
-            except OSError as error:
-                raise InputError(
-                    f"{output}: cannot be written ({error.strerror or error}); nothing is lost: once there is room, "
-                    "the same command goes on"
-                ) from error
-    _summary(found, output, masked=surprise == "masked")
-    return SKIPPED if found.skipped else 0
+    warn_of_default_model()
+    with shown_progress() as progress:
+        embeddings = run_embed(
+            as_paths(fasta), model=model, output=output, include=include, layers=layers, surprise=surprise,
+            format=format_, array_dtype=array_dtype, method=method, tokens_per_batch=tokens_per_batch,
+            max_memory=max_memory, on_error=on_error, dtype=dtype, device=device, threads=choose_threads(threads),
+            progress=progress,
+        )  # fmt: skip
+    _summary(embeddings, masked=surprise == "masked")
+    return SKIPPED if embeddings.skipped else 0
 
 
-@contextmanager
-def _progress(found: Survey) -> Iterator[Callable[[Step], None]]:
-    """A bar with rate and remaining time on a terminal; nothing in a pipe."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(file=sys.stderr)
-    total = sum(entry.length for entry in found.entries)
-    counted = TextColumn("{task.completed:,.0f} of {task.total:,.0f} residues")
-    rate = TextColumn("{task.fields[rate]}")
-    columns = [TextColumn("{task.description}"), BarColumn(), counted, rate, TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks: dict[bool, Any] = {}
-
-        def report(step: Step) -> None:
-            if step.masked not in tasks:
-                kind = "masked" if step.masked else "embed"
-                tasks[step.masked] = bar.add_task(kind, total=total, completed=step.done, rate="")
-            task = bar.tasks[tasks[step.masked]]
-            speed = f"{task.speed:,.0f}/s" if task.speed else ""
-            bar.update(task.id, completed=step.done, rate=speed)
-
-        yield report
-
-
-def _summary(found: Survey, output: Path, *, masked: bool) -> None:
-    """What was done, on standard output."""
-    import pyarrow.parquet as pq
+def _summary(embeddings: Embeddings, *, masked: bool) -> None:
+    """Print a summary on standard output."""
     from rich.console import Console
     from rich.table import Table
 
-    table = pq.read_table(output / "index.parquet").to_pydict()
+    rows = [row for row in embeddings.table if row["problem"] is None]
     shown = Table("", "", show_header=False, box=None, pad_edge=False)
-    lengths = [entry.length for entry in found.entries]
+    lengths = [row["length"] for row in rows]
+    shown.add_row("model", embeddings.model)
     shown.add_row("proteins", f"{len(lengths):,}")
     shown.add_row("residues", f"{sum(lengths):,} (longest {max(lengths):,})")
-    replaced = sum(entry.substituted for entry in found.entries)
-    gaps = sum(entry.gaps for entry in found.entries)
+    replaced, gaps = (sum(row[name] for row in rows) for name in ("substituted", "gaps"))
     if replaced:
         shown.add_row("read as X", f"{replaced:,} residues (J and inner *)")
     if gaps:
         shown.add_row("left out", f"{gaps:,} gaps")
-    if found.skipped:
-        shown.add_row("skipped", f"{len(found.skipped):,} records: see `problem` in the table")
-    values = [value for value in table.get("perplexity", []) if value is not None]
+    if embeddings.skipped:
+        shown.add_row("skipped", f"{len(embeddings.skipped):,} records: see `problem` in the table")
+    values = sorted(row["perplexity"] for row in rows if "perplexity" in row)
     if values:
-        seen = "each residue hidden in turn" if masked else "each residue in the model's sight"
-        shown.add_row("perplexity", f"median {sorted(values)[len(values) // 2]:.2f} ({seen})")
+        seen = "each residue hidden in turn" if masked else "one pass, in which each residue is seen"
+        shown.add_row("perplexity", f"median {values[len(values) // 2]:.2f} ({seen})")
     Console(width=120).print(shown)
-    files = {name for name in table["file"] if name}
-    for name in ["index.parquet", *sorted(files)]:
-        click.echo(f"results     {output / name}")
+    for name in ("index.parquet", *sorted({row["file"] for row in rows})):
+        click.echo(f"results     {embeddings.folder / name}")

@@ -1,4 +1,4 @@
-"""`longlens explain`: what a call of attention would do, from shapes alone."""
+"""`longlens explain`: the path that a call of `attention` would take, from shapes alone."""
 
 from __future__ import annotations
 
@@ -40,21 +40,27 @@ class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic since cli
 
 
 @click.command()
-@click.option("--shape", type=ShapeType(), required=True, help="Of the query: batch, heads, length, width.")
-@click.option("--key-shape", type=ShapeType(), help="Of the key, where it is not the query's.")
-@click.option("--value-width", type=click.IntRange(0), metavar="WIDTH", help="Where it is not the key's.")
+@click.option("--shape", type=ShapeType(), required=True, help="Shape of the query: batch, heads, length, width.")
+@click.option("--key-shape", type=ShapeType(), help="Shape of the key. [default: that of the query]")
+@click.option(
+    "--value-width", type=click.IntRange(0), metavar="WIDTH", help="Shape of the value. [default: that of the key]"
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32", show_default=True
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Need not be present."
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="The device need not be present.",
 )
 @click.option("--method", default="exact", show_default=True, metavar="METHOD",
               help="Such as window:256, performer:features=512, 'window:64|global'; see longlens methods.")  # fmt: skip
 @click.option("--causal", is_flag=True, help="is_causal=True.")
 @click.option("--padded", is_flag=True, help="With a key mask.")
 @click.option(
-    "--packed", type=click.IntRange(1), metavar="SEQUENCES", help="That many sequences of one length, end to end."
+    "--packed", type=click.IntRange(1), metavar="SEQUENCES", help="Number of packed sequences, all of one length."
 )
 @click.option("--dropout", type=float, default=0.0, metavar="P", help="dropout_p.")
 @click.option("--bias", type=click.Choice(["alibi", "tensor"]), help="An additive bias: a rule, or a quadratic tensor.")
@@ -84,17 +90,17 @@ def explain(
     grad: bool,
     as_json: bool,
 ) -> None:
-    """Say what a call of attention would do, without doing it.
+    """Show the path that a call of attention would take, without running it.
 
-    Prints the path that would run, the order of its memory, the bytes it is predicted to take beyond the inputs, and
-    for every other path and method why not, or that it could.
+    Prints the path that would run, the order of its memory, the bytes that it is predicted to take beyond the inputs,
+    and for every other path and method either the reason why it cannot run or that it could.
     """
     import torch
 
     import longlens
 
     key = key_shape or shape
-    said = longlens.explain(
+    explanation = longlens.explain(
         shape,
         key,
         (*key[:3], key[3] if value_width is None else value_width),
@@ -112,11 +118,11 @@ def explain(
         device=device,
         requires_grad=grad,
     )
-    click.echo(json.dumps(asdict(said), indent=2) if as_json else _wrap(str(said)))
+    click.echo(json.dumps(asdict(explanation), indent=2) if as_json else _wrap(str(explanation)))
 
 
 def read_mask(text: str, query: Shape, key: Shape) -> Rule | Tensor:
-    """The mask that `text` names: `"window:256 & prefix:10"`, or `"tensor"`. `MaskError` where there is none."""
+    """The mask that `text` names: `"window:256 & prefix:10"`, or `"tensor"`. Raises `MaskError` if there is none."""
     import torch
 
     import longlens
@@ -150,7 +156,7 @@ def _bias(name: str, query: Shape, key: Shape) -> Bias | Tensor:
 
 
 def _wrap(text: str) -> str:
-    """Lines of the terminal's width, the rest of a long one below its first word's column."""
+    """Wrap lines to the terminal's width, and indent the continuation to the column of the line's second word."""
     width = min(120, shutil.get_terminal_size((120, 24)).columns)
     return "\n".join(
         "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 10, break_on_hyphens=False))

@@ -10,16 +10,16 @@ import click
 from longlens import __version__
 from longlens.errors import LonglensError
 
-# name -> where the command lives, and the line that stands for it in `longlens --help`
+# name -> module and object of the command, and its line in `longlens --help`
 COMMANDS = {
     "conformance": ("longlens.cli.conformance:conformance", "Run an attention function through the conformance suite."),
     "contacts": ("longlens.cli.contacts:contacts", "Contact maps of proteins, in linear memory."),
     "embed": ("longlens.cli.embed:embed", "Proteins to vectors, logits and surprise, in linear memory."),
-    "explain": ("longlens.cli.explain:explain", "Say which path a call of attention would take, and its memory."),
+    "explain": ("longlens.cli.explain:explain", "Show which path a call of attention would take, and its memory."),
     "look": ("longlens.cli.look:look", "Tables and figures of what a model attends to."),
     "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
-    "plan": ("longlens.cli.plan:plan", "Say what embedding a file would take: memory, time, batches."),
-    "score": ("longlens.cli.score:score", "Effects of variants, zero-shot, from a model's predictions."),
+    "plan": ("longlens.cli.plan:plan", "Predict the memory, time and batches of embedding a file."),
+    "score": ("longlens.cli.score:score", "Zero-shot effects of variants from a model's predictions."),
     "train": ("longlens.cli.train:train", "Train a protein language model by masked language modelling."),
 }
 
@@ -32,7 +32,7 @@ class LazyGroup(click.Group):
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command; None where there is none of that name."""
+        """Import the command; None if there is no command of that name."""
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name][0].partition(":")
@@ -41,7 +41,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by the lines above, without importing them."""
+        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
@@ -49,20 +49,25 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="longlens")
 def cli() -> None:
-    """Attention over long sequences in linear memory."""
+    """Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they
+    attend to and how surprised they are.
+    """
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 asked wrongly, 130 interrupted.
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
 
-    A reader that goes away (`longlens methods | head -1`) ends it silently with 1: click sees to that.
+    If the reader of a pipe ends (`longlens methods | head -1`), click ends the command silently with 1.
     """
     try:
         code = cli.main(prog_name="longlens", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        # click replaces the exception of a job by its own and keeps the job's as the cause
+        what = str(stopped.__cause__ or stopped)
+        click.echo(f"longlens: {what or 'interrupted'}", err=True)
         sys.exit(130)
     except LonglensError as error:
         click.echo(f"longlens: {error}", err=True)

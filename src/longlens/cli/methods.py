@@ -21,12 +21,12 @@ masks   any: rules, tensors, additive biases; keys: padding and packing only
 grad    1st: first derivatives; 2nd: second derivatives too
 memory  order in the length N, as for time; other letters are its parameters"""
 
-# columns that the table takes without its papers and with them; a narrower terminal wraps lines, nothing is cut off
+# widths of the table without and with its papers, in characters; a narrower terminal wraps lines, nothing is cut off
 NARROW, WIDE = 78, 120
 
 
 def describe(entry: MethodInfo) -> dict[str, str]:
-    """One method in words, by heading."""
+    """The cells of one method, by heading."""
     return {
         "method": entry.name,
         "family": entry.family,
@@ -41,11 +41,11 @@ def describe(entry: MethodInfo) -> dict[str, str]:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: one object to a method, with every capability.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object for each method, with every capability.")
 def methods(as_json: bool) -> None:
     """List the methods of attention and what each can do.
 
-    On a terminal narrower than 120 columns the papers stand below the table.
+    On a terminal narrower than 120 columns the papers are listed below the table.
     """
     if as_json:
         rows = [{key: value for key, value in asdict(entry).items() if key != "path"} for entry in METHOD_INFOS]
@@ -60,7 +60,7 @@ def methods(as_json: bool) -> None:
         for chosen in tables:
             console.print(_table(chosen))
             console.print()
-    # rich fills each line with blanks up to the table's width
+    # rich pads each line with blanks to the table's width
     lines = [line.rstrip() for line in captured.get().splitlines()]
     click.echo("\n".join([*lines, LEGEND]))
 
@@ -70,6 +70,6 @@ def _table(headings: list[str]) -> Table:
     for heading in headings:
         table.add_column(heading, no_wrap=heading != "paper")
     for entry in METHOD_INFOS:
-        said = describe(entry)
-        table.add_row(*(said[heading] for heading in headings))
+        description = describe(entry)
+        table.add_row(*(description[heading] for heading in headings))
     return table

@@ -3,115 +3,128 @@
 from __future__ import annotations
 
 import re
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import click
-
-if TYPE_CHECKING:
-    from longlens.jobs.plan import Outputs
-    from longlens.models.language_model import MaskedLM
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class WordsCommand(click.Command):
-    """A command whose options of several words are given as `--include mean surprise`, and whose option names may be
-    written with `_` for `-`, as esm-extract's users know them."""
+    """A command whose options take several words (`--include mean surprise`), and whose option names may be written
+    with `_` for `-`, as in esm-extract."""
 
-    # option -> what may follow it
+    # option -> pattern of the words that may follow it
     words: ClassVar[dict[str, str]] = {
         "--include": r"mean|per[-_]tok|bos|logits|surprise",
-        "--layers": r"-?\d+",
-        "--repr-layers": r"-?\d+",
+        "--layers": r"-?\d+|all",
+        "--repr-layers": r"-?\d+|all",
     }
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option before each of its words."""
         out: list[str] = []
-        current, pattern, given = "", "", False
+        current, pattern, has_value = "", "", False
         for arg in args:
             name, equals, value = arg.partition("=")
             if name.startswith("--") and len(name) > 2:
                 name = name.replace("_", "-")
-                current, pattern, given = (name, self.words.get(name, ""), bool(equals))
+                current, pattern, has_value = (name, self.words.get(name, ""), bool(equals))
                 if not pattern or equals:
                     out.append(f"{name}{equals}{value}")
                 continue
             if pattern and re.fullmatch(pattern, arg):
                 out.append(f"{current}={arg.replace('_', '-') if current == '--include' else arg}")
-                given = True
+                has_value = True
                 continue
-            if pattern and not given:
-                # nothing fitting followed: let the option say so
+            if pattern and not has_value:
+                # no fitting word followed: the option itself reports the error
                 out.append(f"{current}={arg}")
                 pattern = ""
                 continue
             pattern = ""
             out.append(arg)
-        if pattern and not given:
+        if pattern and not has_value:
             out.append(current)
         return super().parse_args(ctx, out)
 
 
+class LayerNumber(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or "all"."""
+
+    name = "layer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "all" or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"expected a whole number or all, got {value!r}", param, ctx)
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=None,
+    help="CPU threads. [default: OMP_NUM_THREADS, or all cores that the process may use]",
+)  # fmt: skip
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--model, --dtype, --device."""
+    """--model, --dtype, --device, --threads."""
     wrap: list[Decorator] = [
         click.option("-m", "--model", default="tiny", show_default=True, help="tiny, antiberty, a folder, a file or a "
                      "name on the Hugging Face hub."),
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
                      show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU."),
         click.option("--device", default="auto", show_default=True),
+        threads_option,
     ]  # fmt: skip
     for decorator in reversed(wrap):
         function = decorator(function)
     return function
 
 
-method_option = click.option("--method", default="exact", show_default=True, help="Attention; see `longlens methods`.")
+method_option = click.option(
+    "--method", default="exact", show_default=True, help="Method of attention; see `longlens methods`."
+)
+
+include_option = click.option(
+    "--include", multiple=True, default=["mean"], metavar="WHAT...", show_default=True,
+    type=click.Choice(["mean", "per-tok", "bos", "logits", "surprise"]),
+    help="What to compute: mean, per-tok, bos, logits, surprise.",
+)  # fmt: skip
+
+surprise_option = click.option(
+    "--surprise", type=click.Choice(["wt", "masked"]), default="wt", show_default=True,
+    help="wt: one pass; masked: each residue masked in turn.",
+)  # fmt: skip
+
+on_error_option = click.option(
+    "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+    help="What to do with a record that cannot be read.",
+)  # fmt: skip
 
 
-def load_model(model: str, dtype: str, device: str, max_memory: str | None = None) -> MaskedLM:
-    """The model that the options name; with `max_memory`, refused before it is read where that alone takes more."""
-    from longlens.models.pretrained import load
-
-    if max_memory is not None:
-        from longlens.jobs.memory import model_size, refuse_large_model
-
-        refuse_large_model(model_size(model, dtype, device), max_memory)
-    return load(model, dtype=dtype, device=device)
+def as_paths(names: Sequence[str]) -> list[str | Path]:
+    """Arguments as paths of files, never as sequences; "-" stays standard input."""
+    return [name if name == "-" else Path(name) for name in names]
 
 
-@contextmanager
-def readable_input(paths: Sequence[str]) -> Iterator[list[str]]:
-    """The paths as files that can be read twice: standard input ("-") is kept in a temporary file meanwhile."""
-    if "-" not in paths:
-        yield list(paths)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "standard input"
-        with copy.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield [str(copy) if path == "-" else path for path in paths]
+def choose_threads(threads: int | None) -> int:
+    """What --threads means."""
+    from longlens.jobs.limits import default_threads
+
+    return default_threads() if threads is None else threads
 
 
-def memory_limits(model: MaskedLM, outputs: Outputs, max_memory: str | None, tokens_per_batch: str) -> tuple[int, int]:
-    """Bytes that a batch may take, and tokens to a batch. Raises `InputError`."""
-    from longlens.errors import InputError
-    from longlens.jobs.memory import batch_limit, process_bytes, total_limit
-    from longlens.jobs.plan import token_budget
-
-    total = total_limit(max_memory, model.device)
-    on_cpu = model.device.type == "cpu"
-    held = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
-    limit = batch_limit(total, held, model.device)
-    if tokens_per_batch == "auto":
-        return limit, token_budget(model, limit, outputs)
-    if not tokens_per_batch.isdigit() or int(tokens_per_batch) < 1:
-        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens_per_batch!r}")
-    return limit, int(tokens_per_batch)
+def warn_of_default_model() -> None:
+    """Warn on standard error if the model is the default."""
+    context = click.get_current_context()
+    if context.get_parameter_source("model") == click.core.ParameterSource.DEFAULT:
+        click.echo(
+            "longlens: warning: no --model was named, so `tiny` is used: a small model to try commands with, not one "
+            "for research",
+            err=True,
+        )

@@ -1,25 +1,30 @@
-"""`longlens plan`: what embedding a file would take, before it is done."""
+"""`longlens plan`: the memory and time that embedding a file would take."""
 
 from __future__ import annotations
 
 import click
 
-from longlens.cli.options import WordsCommand, model_options, readable_input
+from longlens.cli.options import (
+    WordsCommand,
+    as_paths,
+    choose_threads,
+    include_option,
+    model_options,
+    on_error_option,
+    surprise_option,
+)
 
-# the job does not fit into the memory that is allowed; 2 is wrong input, as everywhere
+# the job does not fit into the allowed memory; 2 means wrong input, as for all commands
 DOES_NOT_FIT = 1
 
 
 @click.command(cls=WordsCommand)
 @click.argument("fasta", nargs=-1, required=True)
-@click.option("--include", multiple=True, default=["mean"], metavar="WHAT...", show_default=True,
-              type=click.Choice(["mean", "per-tok", "bos", "logits", "surprise"]),
-              help="What to compute: mean, per-tok, bos, logits, surprise.")  # fmt: skip
-@click.option("--surprise", type=click.Choice(["wt", "masked"]), default="wt", show_default=True,
-              help="wt: one pass; masked: every residue hidden in turn.")  # fmt: skip
-@click.option("--max-memory", default=None, help="Of the whole process, such as 16G. [default: 80 % of what is free]")
+@include_option
+@surprise_option
+@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
 @click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+@on_error_option
 @model_options
 def plan(
     fasta: tuple[str, ...],
@@ -31,35 +36,35 @@ def plan(
     model: str,
     dtype: str,
     device: str,
+    threads: int | None,
 ) -> int:
-    """Say how much memory and time embedding FASTA files would take with exact attention, and what N x N weights would.
+    """Predict the memory and time of embedding FASTA files with exact attention, and the memory of N x N weights.
 
-    Memory is that of the whole process at its peak, PyTorch and the weights among it. Neither are weights read nor
-    proteins run; time is an estimate from a layer of random weights that is timed now. Exit: 0 it fits, 1 it does not
-    fit into the memory allowed, 2 wrong input.
+    Memory is the peak of the whole process, including PyTorch and the weights. No weights are read and no proteins are
+    run; time is estimated from a layer of random weights that is timed now. Exit status: 0 if the job fits into the
+    allowed memory, 1 if it does not, 2 wrong input.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from longlens.errors import InputError
-    from longlens.io.survey import survey
     from longlens.jobs.embed_plan import plan_embedding
+    from longlens.jobs.inputs import open_proteins
+    from longlens.jobs.limits import threads_set
     from longlens.jobs.memory import model_size
     from longlens.jobs.plan import measure_rate
     from longlens.ops.explain import format_bytes
 
-    masked = surprise == "masked"
-    if masked and "surprise" not in include:
-        raise InputError("expected --include surprise with --surprise masked, which does nothing without it")
-    with readable_input(fasta) as paths:
-        proteins = survey(paths, skip_errors=on_error == "skip")
+    with open_proteins(as_paths(fasta), on_error=on_error) as source:
+        proteins = source.survey
     size = model_size(model, dtype, device)
     planned = plan_embedding(
-        size, proteins, include=include, masked=masked, max_memory=max_memory, tokens_per_batch=tokens_per_batch
-    )
+        size, proteins, include=include, masked=surprise == "masked", max_memory=max_memory,
+        tokens_per_batch=tokens_per_batch,
+    )  # fmt: skip
     lengths = [entry.length for entry in proteins.entries]
     longest = max(proteins.entries, key=lambda entry: entry.length)
-    seconds = planned.operations / measure_rate(size.config, size.dtype, size.device)
+    with threads_set(choose_threads(threads)):
+        seconds = planned.operations / measure_rate(size.config, size.dtype, size.device)
     peak = planned.peak
     transient = max((peak.batch, "the largest batch"), (peak.loading, "loading"), (peak.writing, "writing the results"))
     table = Table("", "", show_header=False, box=None, pad_edge=False)
@@ -72,12 +77,14 @@ def plan(
         ("allowed", format_bytes(planned.limit)),
         ("time", f"about {_duration(seconds)} on this machine ({size.device.type}, {str(size.dtype)[6:]}), estimated "
                  "from one layer; without start and loading"),
-        ("N x N way", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
+        ("in contrast", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
                       f"{format_bytes(planned.standard * size.config.layers)} for all layers"),
         ("fits", f"no: {planned.refusal}" if planned.refusal else "yes"),
     ):  # fmt: skip
         table.add_row(name, text)
     Console(width=120).print(table)
+    for warning in proteins.warnings:
+        click.echo(f"longlens: warning: {warning}", err=True)
     if proteins.skipped:
         click.echo(f"{len(proteins.skipped)} records cannot be read; the first: {proteins.skipped[0].reason}", err=True)
     return DOES_NOT_FIT if planned.refusal else 0

@@ -1,4 +1,4 @@
-"""transformers models: our attention in them, and what they attend to.
+"""Models of transformers: run them on longlens' attention, and observe what they attend to.
 
     with longlens.hf.attach(model, method="exact"):
         model(**inputs)

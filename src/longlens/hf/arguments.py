@@ -1,4 +1,4 @@
-"""One call of transformers' attention function, as arguments of `longlens.attention` and of the lens."""
+"""The arguments of transformers' attention function, as arguments of `longlens.attention` and of the lens."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import MaskError, UnsupportedError
-from longlens.hf.masks import DeferredMask, Plan
+from longlens.hf.masks import DeferredMask, MaskRules
 from longlens.ops.attention import attention
 from longlens.ops.exact.exact import Exact
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 
-# what some models hand to their attention function and no rule of ours can express
+# keywords that some models hand to their attention function and that longlens cannot express
 UNSERVED = ("head_mask", "alibi", "block_table", "layer_head_mask")
 
 
 @dataclass(frozen=True)
 class AttentionArguments:
-    """Checked arguments of one call. Layout (B, H, N, D); `documents` (B, N) numbers packed sequences."""
+    """The checked arguments of one call. Layout (B, H, N, D); `documents` (B, N) numbers packed sequences."""
 
     query: Tensor
     key: Tensor
@@ -36,7 +36,7 @@ class AttentionArguments:
     dropout: float = 0.0
     softcap: float | None = None
     sinks: Tensor | None = None
-    # keys before the first one here were dropped: by a cache, or since no window reaches them
+    # earlier keys were dropped, by a cache or because no window reaches them
     trimmed: bool = False
 
     def settings(self, method: Method) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class AttentionArguments:
         """(B, H, Nq, Dv) by `method`."""
         if self.trimmed and not isinstance(method, Exact) and not (isinstance(method, Rule) and method.shift_invariant):
             raise UnsupportedError(
-                f"method '{method}' depends on where the text begins, and this model's sliding window has dropped the "
+                f"method '{method}' needs the beginning of the text, and this model's sliding window has dropped the "
                 "first keys from its cache; use exact, window or dilated, or run without a cache (use_cache=False)"
             )
         output = attention(self.query, self.key, self.value, **self.settings(method))
@@ -64,7 +64,7 @@ class AttentionArguments:
 
     @cached_property
     def cu_seqlens(self) -> Tensor | None:
-        """(S + 1,) int32 boundaries of packed sequences, along the batch rows laid end to end."""
+        """(S + 1,) int32 boundaries of packed sequences, along the concatenated batch rows."""
         if self.documents is None:
             return None
         batch, length = self.documents.shape
@@ -83,9 +83,9 @@ def read_arguments(
     scaling: float | None,
     keywords: dict[str, Any],
 ) -> AttentionArguments:
-    """What transformers hands to an attention function, as `AttentionArguments`. `keywords`: its further keywords.
+    """The arguments that transformers gives to an attention function. `keywords`: its further keywords.
 
-    Raises `UnsupportedError` for what cannot be served, by name.
+    Raises `UnsupportedError`, which names the argument, for anything that is not supported.
     """
     where = type(module).__name__
     _refuse(where, keywords)
@@ -113,7 +113,7 @@ def read_arguments(
     trimmed = cut.start > 0 or (isinstance(attention_mask, DeferredMask) and attention_mask.kv_offset > 0)
     documents = _packing(where, plan, query, key, keywords)
     if documents is not None and bias is not None and len(query) > 1:
-        raise UnsupportedError(f"{where}: packed sequences with an additive bias are served at batch size 1 alone")
+        raise UnsupportedError(f"{where}: packed sequences with an additive bias are supported at batch size 1 only")
     return AttentionArguments(
         query, key, value, scaling, is_causal=plan.causal, attn_mask=rule, key_mask=key_mask, documents=documents,
         bias=bias, dropout=float(dropout), softcap=keywords.get("softcap"), sinks=keywords.get("s_aux"),
@@ -125,47 +125,47 @@ def _refuse(where: str, keywords: dict[str, Any]) -> None:
     if keywords.get("output_attentions"):
         raise no_weights(where)
     if keywords.get("cache") is not None:
-        raise UnsupportedError(f"{where}: continuous batching keeps its keys in a paged cache, which is not served")
+        raise UnsupportedError(f"{where}: continuous batching keeps its keys in a paged cache, which is not supported")
     for name in UNSERVED:
         if keywords.get(name) is not None:
-            raise UnsupportedError(f"{where}: its attention takes '{name}', which is not served")
+            raise UnsupportedError(f"{where}: its attention takes '{name}', which is not supported")
 
 
 def no_weights(where: str) -> UnsupportedError:
-    """The refusal of `output_attentions=True`."""
+    """The error for `output_attentions=True`."""
     return UnsupportedError(
-        f"{where}: output_attentions=True asks for the N x N weights, which never exist under longlens.hf.attach; use "
+        f"{where}: output_attentions=True asks for N x N weights, which longlens.hf.attach never computes; use "
         "longlens.watch(model, collect=[...]) for statistics, or Cells(queries=...) for exact rows of them"
     )
 
 
 def _without_deferred_mask(
     module: nn.Module, query: Tensor, key: Tensor, attention_mask: Any, keywords: dict[str, Any]
-) -> Plan:
-    """A call without a mask of ours: a user's 4-D tensor, or a model that makes no mask at all."""
+) -> MaskRules:
+    """A call without a `DeferredMask`: it has a 4-D tensor of the user, or the model makes no mask at all."""
     whole = slice(0, key.shape[2])
     where = type(module).__name__
     if attention_mask is not None:
         if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 4:
             got = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
             raise UnsupportedError(f"{where}: expected a mask of four axes (B, H, Nq, Nk), got {got}")
-        return Plan(whole)
+        return MaskRules(whole)
     causal = keywords.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if not causal or query.shape[2] == 1:
-        return Plan(whole)
-    # as transformers does with its fused attention: queries stand at the first keys
-    return Plan(slice(0, min(query.shape[2], key.shape[2])), causal=True)
+        return MaskRules(whole)
+    # as transformers does with its fused attention: queries are aligned with the first keys
+    return MaskRules(slice(0, min(query.shape[2], key.shape[2])), causal=True)
 
 
-def _packing(where: str, plan: Plan, query: Tensor, key: Tensor, keywords: dict[str, Any]) -> Tensor | None:
+def _packing(where: str, plan: MaskRules, query: Tensor, key: Tensor, keywords: dict[str, Any]) -> Tensor | None:
     """(B, N) numbers of packed sequences: from restarting positions, or from boundaries given to the model."""
     bounds, others = keywords.get("cu_seq_lens_q"), keywords.get("cu_seq_lens_k")
     if bounds is None or others is None:
         return plan.documents
     if query.shape[0] != 1 or query.shape[2] != key.shape[2] or not torch.equal(bounds, others):
         raise UnsupportedError(
-            f"{where}: cu_seq_lens_q and cu_seq_lens_k are served where they are equal, with batch size 1 and as many "
+            f"{where}: cu_seq_lens_q and cu_seq_lens_k must be equal, with batch size 1 and as many "
             f"queries as keys; got batch size {query.shape[0]}, {query.shape[2]} queries and {key.shape[2]} keys"
         )
     if plan.closure:

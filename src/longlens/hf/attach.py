@@ -1,8 +1,8 @@
-"""Run a transformers model on our attention, for as long as it is attached.
+"""Run a transformers model on longlens' attention, for as long as it is attached.
 
-The model's configuration is switched to an attention function of ours, registered together with the mask function that
-tells it about padding, windows, packing and caches (without one, transformers hands over no mask at all, and says
-nothing). What the model computes stays the same with method "exact", up to rounding.
+The model's configuration is switched to an attention function that is registered together with a mask function; the
+latter describes padding, windows, packing and caches (without one, transformers silently passes no mask at all). With
+method "exact" the model computes the same as before, up to rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.arguments import no_weights, read_arguments
-from longlens.hf.copies import AttachedName, Hook
+from longlens.hf.copies import AttachedName, ForwardHook
 from longlens.hf.masks import DeferredMask
 from longlens.hf.modules import attention_modules, inner_models
 from longlens.hf.subscription import Subscription
@@ -26,7 +26,7 @@ from longlens.ops.attention import resolve_method
 from longlens.ops.method import Method
 from longlens.ops.observe import keep_in_graph
 
-# a name for each attachment, so that several can stand at once, each with its method
+# a name for each attachment, so that several can exist at once, each with its method
 _numbers = count()
 
 
@@ -36,12 +36,13 @@ def attach(model: nn.Module, method: Method | str = "exact") -> Attachment:
         with longlens.hf.attach(model, "window:256"):
             model(**inputs)
 
-    Served: padding on either side, sliding windows, packed sequences (restarting `position_ids`, or `cu_seq_lens_q` and
-    `cu_seq_lens_k`), dynamic and static caches, `generate`, grouped heads, capped scores, sinks, dropout, and mask
-    functions of the model's own. What the model itself makes N x N stays so: T5's `position_bias`, a 4-D mask.
+    Supported are padding on either side, sliding windows, packed sequences (restarting `position_ids`, or
+    `cu_seq_lens_q` and `cu_seq_lens_k`), dynamic and static caches, `generate`, grouped heads, capped scores, sinks,
+    dropout, and the model's own mask functions. N x N tensors that the model itself makes stay N x N: T5's
+    `position_bias`, or a 4-D mask.
 
-    A copy of an attached model is not attached. `model.set_attn_implementation(...)` switches to another attention;
-    what it set stays after `.detach()`.
+    A copy of an attached model is not attached. `model.set_attn_implementation(...)` switches to another attention,
+    which stays after `.detach()`.
 
     Args:
         model: a transformers model whose attention goes through `AttentionInterface` (ESM, BERT, Llama, ...), or a
@@ -49,21 +50,21 @@ def attach(model: nn.Module, method: Method | str = "exact") -> Attachment:
         method: as `longlens.attention` takes it.
 
     Raises:
-        UnsupportedError: a model that has an attention of its own (Longformer, BigBird, DeBERTa, ...); later, from the
-            model's forward, what cannot be served, `output_attentions=True` among it.
-        InputError: no transformers model.
+        UnsupportedError: a model with its own attention code (Longformer, BigBird, DeBERTa, ...); later, from the
+            model's forward, arguments that are not supported, such as `output_attentions=True`.
+        InputError: the model is not one of transformers.
     """
     return Attachment(model, method)
 
 
 class Attachment:
-    """A model that runs on our attention. Made by `attach`; a context manager."""
+    """A model that runs on longlens' attention. Made by `attach`; a context manager."""
 
     def __init__(self, model: nn.Module, method: Method | str, observed: Sequence[Subscription] = ()) -> None:
         self.method = resolve_method(method)
         models = list(inner_models(model))
         _check_model(model, models)
-        # who observed before goes on observing
+        # observers of the attachment before stay subscribed
         outer: Attachment | None = attachment_of(model)
         self._subscriptions: tuple[Subscription, ...] = (*(() if outer is None else outer._subscriptions), *observed)
         self._kind = type(models[0]).__name__
@@ -72,7 +73,7 @@ class Attachment:
         self._configs = _configs(models)
         self._hooks: list[Any] = []
         self.attached = True
-        # where the model, and with it the attachment, is dropped without having been detached
+        # for a model that is dropped, together with its attachment, without having been detached
         self._forget = finalize(self, _forget, self._name, self._configs)
         self._forget.atexit = False
         try:
@@ -84,27 +85,27 @@ class Attachment:
     def _switch(self, models: list[Any]) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
 
-        # transformers' registry shall not keep the model
+        # a weak reference, so that transformers' registry does not keep the model alive
         attend: WeakMethod[Any] = WeakMethod(self._attend)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         def registered(*args: Any, **keywords: Any) -> tuple[Tensor, None]:
-            own = attend()
-            assert own is not None
-            return own(*args, **keywords)
+            attend_or_none = attend()
+            assert attend_or_none is not None
+            return attend_or_none(*args, **keywords)
 
         AttentionInterface.register(self._name, registered)
         AttentionMaskInterface.register(self._name, _make_mask)
         for config in self._configs:
-            # the attribute itself: the setter would reach into further configurations
+            # set the attribute itself, because the setter would change further configurations
             before = config._attn_implementation_internal
             config._attn_implementation_internal = AttachedName(self._name, before, self)
-        # the hooks keep the attachment for as long as there is the model
-        hook = Hook(self._refuse_weights)
+        # the hooks keep the attachment alive for as long as the model exists
+        hook = ForwardHook(self._refuse_weights)
         self._hooks = [inner.register_forward_pre_hook(hook, with_kwargs=True) for inner in models]
 
     def detach(self) -> None:
-        """Put the model back as it was, unless `set_attn_implementation` changed it. A second call does nothing."""
+        """Restore the attention that the model had, unless `set_attn_implementation` changed it. May be repeated."""
         if not self.attached:
             return
         names = [config._attn_implementation_internal for config in self._configs]
@@ -140,9 +141,9 @@ class Attachment:
         """transformers' attention function: (B, H, N, D) in, (B, Nq, H, Dv) out, and no weights."""
         if module not in self._modules:
             raise UnsupportedError(
-                f"{type(module).__name__}: this is not part of the attached {self._kind}, but of another model that "
-                "was built from the same configuration object and so was switched with it; build each from a copy of "
-                "its own (copy.deepcopy(config))"
+                f"{type(module).__name__}: expected a part of the attached {self._kind}, got a part of another model "
+                "that was built from the same configuration object and so was switched with it; build each model "
+                "from its own copy (copy.deepcopy(config))"
             )
         arguments = read_arguments(module, query, key, value, attention_mask, dropout, scaling, keywords)
         output = arguments.attend(self.method)
@@ -158,7 +159,7 @@ class Attachment:
 
 
 def _forget(name: str, configs: list[Any]) -> None:
-    """Take an attachment out of transformers' registries, and out of the configurations that still name it."""
+    """Remove an attachment from transformers' registries and from the configurations that still name it."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for config in configs:
@@ -173,20 +174,20 @@ def _forget(name: str, configs: list[Any]) -> None:
 def _make_mask(**keywords: Any) -> DeferredMask:
     """transformers' mask function."""
     if "cache_position" in keywords:
-        # transformers 5.0 says where the queries stand by their positions, later ones by length and offset
+        # transformers 5.0 describes the queries by their positions, later versions by length and offset
         places = keywords.pop("cache_position")
         keywords |= {"q_length": len(places), "q_offset": int(places[0])}
     return DeferredMask(**keywords)
 
 
 def attached_method(model: nn.Module) -> Method | None:
-    """The method that a transformers model is attached to at present; None where it is not."""
+    """The method that a transformers model is attached to at present; None if it is not attached."""
     attachment = attachment_of(model)
     return None if attachment is None else attachment.method
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:
-    """The attachment that the model runs on at present, the last of several; None where there is none."""
+    """The attachment that the model runs on at present, the last of several; None if there is none."""
     inner: Any = next(inner_models(model), None)
     name = None if inner is None else inner.config._attn_implementation_internal
     return name.attachment() if isinstance(name, AttachedName) else None
@@ -199,8 +200,8 @@ def _check_model(model: nn.Module, models: list[Any]) -> None:
     if without or not attention_modules(model):
         names = ", ".join(without) or type(model).__name__
         raise UnsupportedError(
-            f"{names}: its attention does not go through transformers' AttentionInterface (it has code of its own, as "
-            "Longformer, BigBird, Reformer and DeBERTa have), so no other attention can be put in its place"
+            f"{names}: its attention does not use transformers' AttentionInterface (it has its own code, as Longformer "
+            "and DeBERTa have), so it cannot be replaced; use a model that supports attn_implementation"
         )
     for inner in models:
         if getattr(inner.config, "output_attentions", False):
@@ -208,17 +209,17 @@ def _check_model(model: nn.Module, models: list[Any]) -> None:
 
 
 def _configs(models: list[Any]) -> list[Any]:
-    """The configurations of all models, sub-configurations too, each once."""
+    """The configurations of all models, including sub-configurations, each once."""
     return list({id(config): config for config in _walk_configs(models)}.values())
 
 
 def _walk_configs(models: list[Any]) -> Iterator[Any]:
-    todo, known = [inner.config for inner in models], set[int]()
-    while todo:
-        config = todo.pop()
-        if id(config) in known:
+    pending, visited = [inner.config for inner in models], set[int]()
+    while pending:
+        config = pending.pop()
+        if id(config) in visited:
             continue
-        known.add(id(config))
+        visited.add(id(config))
         yield config
         parts = (getattr(config, name, None) for name in getattr(config, "sub_configs", ()))
-        todo.extend(part for part in parts if part is not None)
+        pending.extend(part for part in parts if part is not None)

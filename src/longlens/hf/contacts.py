@@ -24,7 +24,7 @@ def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor
         input_ids, attention_mask: (B, N), start and end tokens included, padded on the right.
 
     Raises:
-        InputError: no contact head; a mask of another kind.
+        InputError: the model has no contact head, or the mask has another form.
     """
     head = next((module for name, module in model.named_modules() if name.endswith("contact_head")), None)
     if head is None:
@@ -50,7 +50,7 @@ def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor
 
 
 def _lengths(input_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
-    """Tokens of each row, start and end included."""
+    """The number of tokens in each row, including start and end."""
     if input_ids.ndim != 2:
         raise InputError(f"expected input_ids (B, N), got {tuple(input_ids.shape)}")
     keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask

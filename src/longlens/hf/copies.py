@@ -1,7 +1,7 @@
-"""What an attachment leaves on a model, in a form that copies of the model do not share.
+"""The marks of an attachment on a model, in a form that copies of the model do not share.
 
-A copy of an attached model (`copy.deepcopy`, `pickle`, `torch.save`, its configuration) is not attached: it runs on
-what the model ran on before.
+A copy of an attached model (`copy.deepcopy`, `pickle`, `torch.save`, its configuration) is not attached: it runs on the
+attention that the model had before.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from weakref import ref
 
 
 class AttachedName(str):
-    """The name of an attachment's attention function in a configuration. `before`: the name that stood there."""
+    """The name of an attachment's attention function in a configuration. `before`: the name that it replaced."""
 
     before: str | None
     attachment: ref[Any]
 
     def __new__(cls, name: str, before: str | None, attachment: object) -> Self:
-        made = super().__new__(cls, name)
-        made.before, made.attachment = before, ref(attachment)
-        return made
+        instance = super().__new__(cls, name)
+        instance.before, instance.attachment = before, ref(attachment)
+        return instance
 
     def restored(self) -> str | None:
-        """The name of the attachment before that still stands, or the one before all attachments."""
+        """The name of the last earlier attachment that is still attached, or the name before all attachments."""
         before = self.before
         while isinstance(before, AttachedName):
             outer = before.attachment()
@@ -42,7 +42,7 @@ class AttachedName(str):
         return _plain, (self.__deepcopy__({}),)
 
 
-class Hook:
+class ForwardHook:
     """A hook on a module of an attached model; in a copy it does nothing."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -59,7 +59,7 @@ class Hook:
 
 
 def do_nothing(*args: Any) -> None:
-    """A hook's place in a copy."""
+    """Takes the place of a hook in a copy, and does nothing."""
 
 
 def _get_nothing() -> Callable[..., None]:

@@ -1,10 +1,10 @@
-"""What a transformers model says about who may attend to whom, without the N x N mask.
+"""The masks of a transformers model as rules, without the N x N mask.
 
-transformers asks the mask function of the chosen attention for a mask once per kind of layer, and hands whatever it
-gets to the attention function. Ours gets a `DeferredMask`: a key mask (B, Nk), offsets, and the closure
-`f(b, h, q, k) -> bool` that says the rest. `DeferredMask.plan` reads the closures that transformers itself composes
-(causal, sliding windows, packed sequences) as rules that skip what is masked; any other closure is kept and evaluated
-tile by tile, which costs time N^2 but no memory.
+transformers asks the mask function of the chosen attention for a mask once for each kind of layer, and hands the result
+to the attention function. Here the result is a `DeferredMask`: a key mask (B, Nk), offsets, and the closure
+`f(b, h, q, k) -> bool` that decides the rest. `DeferredMask.plan` translates the closures that transformers itself
+composes (causal, sliding windows, packed sequences) into rules that skip masked pairs; any other closure is kept and
+evaluated tile by tile, which takes time N^2 but no memory.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from longlens.ops.sparse.window import Window
 
 Closure = Callable[[Any, Any, Any, Any], Any]
 
-# the module whose closures we know how to read
+# the module whose closures are translated into rules
 HOME = "transformers.masking_utils"
 
 
 @dataclass(frozen=True)
-class Plan:
+class MaskRules:
     """A deferred mask in the terms of `longlens.attention`, for keys `keys` of the call.
 
-    The last query stands at the last of these keys (bottom-right alignment). `documents` (B, N): tokens with different
-    numbers lie in different sequences, and all other rules count within a sequence.
+    The last query is aligned with the last of these keys (bottom-right alignment). `documents` (B, N): tokens with
+    different numbers belong to different sequences, and all other rules count within a sequence.
     """
 
     keys: slice
@@ -42,13 +42,13 @@ class Plan:
     rule: Rule | None = None
     key_mask: Tensor | None = None
     documents: Tensor | None = None
-    # the rule is a closure on positions in the whole, which cannot be cut at sequences
+    # the rule is a closure on positions in the whole row, which cannot be split into sequences
     closure: bool = False
 
 
 @dataclass
-class _Read:
-    """What was read from a closure. `left` (causal) and `both` are windows; `rest` could not be read."""
+class _ClosureRules:
+    """The rules of a closure. `left` (causal) and `both` are windows; `rest` are closures without a rule."""
 
     causal: bool = False
     left: int | None = None
@@ -59,10 +59,11 @@ class _Read:
 
 
 class DeferredMask(BlockMask):
-    """Stands where a model keeps its mask of shape (B, 1, Nq, Nk), and holds O(Nk).
+    """Takes the place of a model's mask of shape (B, 1, Nq, Nk), in memory O(Nk).
 
-    A `BlockMask` by type alone: that is the one kind of mask beside a tensor which transformers passes on untouched
-    where a mask was prepared before (generation with a static cache). A model that computes with its mask is refused.
+    It is a `BlockMask` by type alone, because that is the only kind of mask beside a tensor that transformers passes on
+    unchanged if a mask was prepared before (generation with a static cache). A model that computes with its mask raises
+    `UnsupportedError`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class DeferredMask(BlockMask):
         **_: Any,
     ) -> None:
         self.extent = (int(batch_size), 1, int(q_length), int(kv_length))
-        # a static cache hands out its own counter, which it advances before attention runs: read it now
+        # a static cache passes its own counter, which it advances before attention runs, so it is read now
         self.q_offset, self.kv_offset = int(q_offset), int(kv_offset)
         self.closure = mask_function
         self.vmapped = use_vmap
@@ -104,12 +105,12 @@ class DeferredMask(BlockMask):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Bool, True = attend, were it a tensor."""
+        """The dtype of the mask as a tensor: bool, True = attend."""
         return torch.bool
 
     @property
     def device(self) -> torch.device:
-        """Where the model's hidden states are."""
+        """The device of the model's hidden states."""
         return self.place
 
     def contiguous(self) -> DeferredMask:
@@ -117,7 +118,7 @@ class DeferredMask(BlockMask):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> DeferredMask:
-        """Itself: what it holds follows the query's device when it is used."""
+        """The mask itself, since its contents are moved to the query's device when they are used."""
         return self
 
     def __repr__(self) -> str:
@@ -138,11 +139,11 @@ class DeferredMask(BlockMask):
         raise _no_tensor(f"calls {getattr(function, '__name__', function)} on it")
 
     @cached_property
-    def plan(self) -> Plan:
-        """The same in the terms of `longlens.attention`; worked out once for all layers."""
+    def plan(self) -> MaskRules:
+        """The same in the terms of `longlens.attention`; computed once for all layers."""
         batch, _, queries, keys = self.extent
         read = read_closure(self.closure)
-        # query i stands at key i + shift
+        # query i is aligned with key i + shift
         shift = self.q_offset - self.kv_offset
         start, stop = 0, keys
         if read.causal and 0 <= shift + queries <= keys:
@@ -151,7 +152,7 @@ class DeferredMask(BlockMask):
         structured = read.causal or read.both is not None or read.documents is not None
         square = queries == keys and shift == 0
         if (structured and stop - queries != shift) or (read.documents is not None and (read.rest or not square)):
-            read = _Read(rest=[self.closure])
+            read = _ClosureRules(rest=[self.closure])
             stop = keys
         rules: list[Rule] = []
         if read.left is not None:
@@ -166,7 +167,7 @@ class DeferredMask(BlockMask):
         rule = None
         for more in rules:
             rule = more if rule is None else rule & more
-        return Plan(
+        return MaskRules(
             slice(start, stop),
             causal=read.causal,
             rule=rule,
@@ -176,47 +177,47 @@ class DeferredMask(BlockMask):
         )
 
     def _kept(self, batch: int, start: int, stop: int) -> Tensor | None:
-        """The key mask of keys start..stop; None where all are kept."""
+        """The key mask of keys start..stop; None if all are kept."""
         if self.key_mask is None:
             return None
         mask = self.key_mask[:, start + self.kv_offset : stop + self.kv_offset]
-        # a static cache is longer than the mask: what the mask does not reach is not there yet
+        # a static cache is longer than the mask: keys beyond the mask are not written yet
         mask = F.pad(mask, (0, stop - start - mask.shape[1])).expand(batch, -1)
         return None if bool(mask.all()) else mask
 
 
-def read_closure(closure: Closure) -> _Read:
-    """What a mask closure means, as far as it is one of those that transformers composes; the rest as closures."""
+def read_closure(closure: Closure) -> _ClosureRules:
+    """The rules of a mask closure that transformers composes; parts that it does not compose stay closures."""
     return _intersection(closure, [_read(closure)])
 
 
-def _read(closure: Closure) -> _Read:
-    """One closure, or a composition; parts that mean something only together are checked by `_intersection`."""
+def _read(closure: Closure) -> _ClosureRules:
+    """Read one closure or a composition; `_intersection` checks the parts that have a meaning only together."""
     name, variables = _known(closure)
     if name == "causal_mask_function":
-        return _Read(causal=True)
+        return _ClosureRules(causal=True)
     if name == "bidirectional_mask_function":
-        return _Read()
+        return _ClosureRules()
     if name == "sliding_window_overlay":
-        return _Read(left=int(variables["sliding_window"]) - 1)
+        return _ClosureRules(left=int(variables["sliding_window"]) - 1)
     if name == "sliding_window_bidirectional_overlay":
-        return _Read(both=int(variables["sliding_window"]))
+        return _ClosureRules(both=int(variables["sliding_window"]))
     if name == "packed_sequence_mask_function":
-        return _Read(documents=variables["packed_sequence_mask"])
+        return _ClosureRules(documents=variables["packed_sequence_mask"])
     if name == "remap_positions_for_packed_sequence":
         # positions rise by 1 within a sequence, so rules on distances stay what they are
         inner = read_closure(variables["mask_function"])
         if inner.rest:
-            return _Read(rest=[closure])
+            return _ClosureRules(rest=[closure])
         inner.remapped = True
         return inner
     if name == "and_masks":
         return _intersection(closure, [_read(member) for member in variables["mask_functions"]])
-    return _Read(rest=[closure])
+    return _ClosureRules(rest=[closure])
 
 
 def _known(closure: Closure) -> tuple[str, dict[str, Any]]:
-    """The transformers function that made the closure, and what it holds; ("", {}) for any other."""
+    """The transformers function that made the closure, and its variables; ("", {}) for any other closure."""
     code = getattr(closure, "__code__", None)
     if code is None or getattr(closure, "__module__", None) != HOME:
         return "", {}
@@ -225,7 +226,7 @@ def _known(closure: Closure) -> tuple[str, dict[str, Any]]:
     return closure.__qualname__.partition(".")[0], variables
 
 
-def _intersection(closure: Closure, members: list[_Read]) -> _Read:
+def _intersection(closure: Closure, members: list[_ClosureRules]) -> _ClosureRules:
     both = [member.both for member in members if member.both is not None]
     left = [member.left for member in members if member.left is not None]
     documents = [member.documents for member in members if member.documents is not None]
@@ -234,8 +235,8 @@ def _intersection(closure: Closure, members: list[_Read]) -> _Read:
     # a one-sided window is read together with causality, remapped positions together with their sequences, and there
     # is one set of sequences
     if (left and not causal) or remapped != bool(documents) or len(documents) > 1:
-        return _Read(rest=[closure])
-    return _Read(
+        return _ClosureRules(rest=[closure])
+    return _ClosureRules(
         causal=causal,
         left=min(left) if left else None,
         both=min(both) if both else None,
@@ -246,25 +247,23 @@ def _intersection(closure: Closure, members: list[_Read]) -> _Read:
 
 
 def _positioned(closure: Closure, query_lead: int, key_lead: int, vmapped: bool) -> Closure:
-    """The closure on our positions: it counts queries and keys from the beginning of the text."""
+    """The closure on positions in the call; the original counts queries and keys from the beginning of the text."""
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        # masks are made for one head and used for all
+        # transformers makes masks for one head and uses them for all
         h = torch.zeros_like(h[:, :1])
         q, k = q + query_lead, k + key_lead
         if not vmapped:
             return closure(b, h, q, k)
         if q.ndim != 2 or k.ndim != 2:
-            raise UnsupportedError(
-                "a model's own mask function is served by methods whose heads share their keys: exact"
-            )
+            raise UnsupportedError("a model's own mask function needs a method whose heads share their keys: use exact")
         return _mapped(closure)(b.flatten(), h.flatten(), q.flatten(), k.flatten())
 
     return allowed
 
 
 def _mapped(closure: Closure) -> Closure:
-    """A closure that is written for single numbers, over all four axes."""
+    """A closure for single numbers, evaluated over all four axes."""
     from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 
     for axes in ((None, None, None, 0), (None, None, 0, None), (None, 0, None, None), (0, None, None, None)):
@@ -279,6 +278,6 @@ def _mapped(closure: Closure) -> Closure:
 
 def _no_tensor(does: str) -> UnsupportedError:
     return UnsupportedError(
-        f"this model computes with its attention mask itself ({does}), which needs the N x N mask; longlens hands over "
-        "a rule instead and cannot serve it"
+        f"this model computes with its attention mask itself ({does}), which needs the N x N mask; longlens passes a "
+        "rule instead, so this model is not supported: run it without longlens.hf.attach"
     )

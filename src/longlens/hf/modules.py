@@ -1,4 +1,4 @@
-"""What a transformers model consists of: models inside it, attention modules, and the projections that follow them."""
+"""The parts of a transformers model: models inside it, attention modules, and the projections that follow them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# the linear layer that takes an attention's output, by its name in the attention module; in BERT and its kin it stands
-# in the neighbouring module `output`
+# the linear layer that takes an attention's output, by its name in the attention module; in BERT and related models it
+# is in the neighbouring module `output`
 PROJECTIONS = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "o", "dense", "proj")
 
 
 def is_transformers_model(model: object) -> bool:
-    """Whether `model` is one of transformers' models, asked without importing transformers."""
+    """Whether `model` is a model of transformers, determined without importing transformers."""
     return _comes_from(type(model), "PreTrainedModel")
 
 
 def inner_models(model: nn.Module) -> Iterator[Any]:
-    """Every transformers model inside `model`, itself among them, the outer ones first."""
+    """Every transformers model inside `model`, including `model` itself, the outer ones first."""
     return (module for module in model.modules() if is_transformers_model(module))
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Name and module of every attention that goes through transformers' interface, in the order of the modules."""
+    """Name and module of every attention that uses transformers' interface, in the order of the modules."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -33,12 +33,12 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def attends_in_parts(module: nn.Module) -> bool:
-    """Whether the attention cuts its tokens at boundaries itself and attends to each part (Qwen2.5-VL's images)."""
+    """Whether the attention itself splits its tokens and attends within each part (images in Qwen2.5-VL)."""
     return "cu_seqlens" in inspect.signature(type(module).forward).parameters
 
 
 def projection_of(model: nn.Module, name: str) -> nn.Module | None:
-    """The linear layer that takes the output of the attention module `name`; None where it is not known."""
+    """The linear layer that takes the output of the attention module `name`; None if it is not known."""
     module = model.get_submodule(name)
     parent = model.get_submodule(name.rpartition(".")[0])
     beside = getattr(parent, "output", None)
@@ -51,7 +51,7 @@ def projection_of(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def projection_weight(layer: nn.Module | None) -> Tensor | None:
-    """(d, H Dv) of a linear layer, also of GPT-2's, which holds it the other way round; None for anything else."""
+    """(d, H Dv) of a linear layer, also of GPT-2's, whose weight is transposed; None for anything else."""
     weight: Any = getattr(layer, "weight", None)
     # a subclass may add to the product (an adapter)
     if type(layer) is nn.Linear:

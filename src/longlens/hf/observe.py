@@ -1,4 +1,4 @@
-"""A transformers model as `longlens.ops.observe.Observable`: its attention runs attached, and each call is told."""
+"""A transformers model as `longlens.ops.observe.Observable`: it runs attached, and observers receive each call."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from longlens.ops.observe import Observer
 
 
 class ObservedModel:
-    """`model`, one of transformers' or a module that holds some, for observers.
+    """A model of transformers, or a module that contains some, for observers.
 
-    Layers are numbered by their modules, since not every model tells its attention which layer it is.
+    Layers are numbered by their modules, since not every model passes its attention the number of the layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,7 +32,7 @@ class ObservedModel:
 
     @contextmanager
     def observed(self, observer: Observer, method: Method | str | None = None) -> Iterator[None]:
-        """Attach the model, to `method` or what it is attached to already or exact attention, and tell `observer`."""
+        """Subscribe `observer`; the model runs by `method`, else as it is attached already, else by exact attention."""
         chosen = method if method is not None else attached_method(self.model) or "exact"
         subscription = Subscription(self.model, observer)
         with Attachment(self.model, chosen, [subscription]), subscription.told():

@@ -1,4 +1,4 @@
-"""What one observer is told of a transformers model, while it is attached."""
+"""The subscription of one observer to a transformers model that is attached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.arguments import AttentionArguments
-from longlens.hf.copies import AttachedName, Hook
+from longlens.hf.copies import AttachedName, ForwardHook
 from longlens.hf.modules import (
     attends_in_parts,
     attention_modules,
@@ -26,19 +26,19 @@ from longlens.ops.method import Method
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 
 
-class _Pass(local):
-    """The forward pass that runs in this thread: models that were entered, the outermost first, and what was told."""
+class _ForwardPass(local):
+    """The forward pass of this thread: the models that were entered, the outermost first, and the calls so far."""
 
     def __init__(self) -> None:
         self.entered: list[nn.Module] = []
         self.forward: ForwardObserver | None = None
         self.layers: set[int] = set()
-        # calls of an attention that attends in parts, until it has returned
+        # the calls of an attention that attends in parts, until it has returned
         self.parts: list[AttentionCall] | None = None
 
 
 class Subscription:
-    """What one observer is told of one model. The outermost of nested models begins and ends a forward pass."""
+    """One observer of one model. The outermost of nested models begins and ends a forward pass."""
 
     def __init__(self, model: nn.Module, observer: Observer) -> None:
         self.observer = observer
@@ -48,19 +48,19 @@ class Subscription:
         })  # fmt: skip
         self._models = list(inner_models(model))
         self._in_parts = [module for module in modules.values() if attends_in_parts(module)]
-        self._pass = _Pass()
+        self._pass = _ForwardPass()
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """Follow the model's forward passes with hooks until the end of the `with`."""
+        """Observe the model's forward passes by hooks until the end of the `with`."""
         hooks: list[Any] = []
         try:
             for module, begin, end in (
                 *((inner, self._begin, self._end) for inner in self._models),
                 *((module, self._begin_parts, self._end_parts) for module in self._in_parts),
             ):
-                hooks.append(module.register_forward_pre_hook(Hook(torch.compiler.disable(begin))))
-                hooks.append(module.register_forward_hook(Hook(torch.compiler.disable(end)), always_call=True))
+                hooks.append(module.register_forward_pre_hook(ForwardHook(torch.compiler.disable(begin))))
+                hooks.append(module.register_forward_hook(ForwardHook(torch.compiler.disable(end)), always_call=True))
             yield
         finally:
             for hook in hooks:
@@ -68,20 +68,20 @@ class Subscription:
 
     def _begin(self, module: Any, args: Any) -> None:
         now = self._pass
-        # a model that is entered again inside itself: the pass before was interrupted and never left
+        # a model that is entered again inside itself: the pass before was interrupted and did not end
         if module in now.entered:
             now.entered = []
         if not now.entered:
             if not isinstance(module.config._attn_implementation_internal, AttachedName):
                 raise InputError(
-                    f"{type(module).__name__}: set_attn_implementation was called while the model is observed, and its "
-                    "attention can no longer be seen; call it before or after"
+                    f"{type(module).__name__}: set_attn_implementation was called while the model was observed, so its "
+                    "attention can no longer be observed; call it before or after"
                 )
             now.forward, now.layers, now.parts = self.observer.begin(), set(), None
         now.entered.append(module)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        # also called after a pass that failed; `output` is then None
+        # called after a pass that failed, too; `output` is then None
         now = self._pass
         while now.entered and now.entered.pop() is not module:
             pass
@@ -100,9 +100,9 @@ class Subscription:
                 self._tell(_joined(parts))
 
     def attended(self, module: nn.Module, arguments: AttentionArguments, method: Method, output: Tensor) -> None:
-        """One attention ran: tell the observer, if a pass of this model is under way in this thread."""
+        """Send one attention call to the observer, if a pass of this model is running in this thread."""
         now, place = self._pass, self._places.get(module)
-        # outside of any pass, layers are recomputed for the backward pass; another model's are not ours to see
+        # outside of any pass, layers are recomputed for the backward pass; calls of another model are not observed
         if place is None or now.forward is None:
             return
         number, name, projection = place
@@ -122,7 +122,7 @@ class Subscription:
         if call.layer in now.layers:
             raise UnsupportedError(
                 f"layer {call.layer} ({call.name}) attends more than once in a forward pass: layers that share their "
-                "weights (ALBERT) cannot be told apart, so this model cannot be watched"
+                "weights (ALBERT) cannot be distinguished, so this model cannot be watched"
             )
         now.layers.add(call.layer)
         with torch.no_grad():
@@ -130,15 +130,16 @@ class Subscription:
 
 
 def _joined(parts: list[AttentionCall]) -> AttentionCall:
-    """Calls of one layer on parts of its tokens, one after the other, as one call on packed sequences."""
+    """Successive calls of one layer on parts of its tokens, as one call on packed sequences."""
     first = parts[0]
     if len(parts) == 1:
         return first
     plain = {"scale", "method", "is_causal", "dropout_p", "softcap"}
-    odd = {name for part in parts for name, value in part.settings.items() if name not in plain and value is not None}
-    if odd or any(len(part.query) != 1 or part.query.shape[2] != part.key.shape[2] for part in parts):
+    all_settings = {name for part in parts for name, value in part.settings.items() if value is not None}
+    unserved = all_settings - plain
+    if unserved or any(len(part.query) != 1 or part.query.shape[2] != part.key.shape[2] for part in parts):
         raise UnsupportedError(
-            f"layer {first.layer} ({first.name}) attends to its tokens in parts, each with a mask or keys of its own, "
+            f"layer {first.layer} ({first.name}) attends to its tokens in parts that have different masks or keys, "
             "which cannot be watched"
         )
     lengths = torch.tensor([0, *(part.query.shape[2] for part in parts)], device=first.query.device)

@@ -1,4 +1,4 @@
-"""Texts for a transformers model: the model and its tokenizer from a folder or the hub, and a text as its tokens."""
+"""Texts for a transformers model: the model and its tokenizer from a folder or the hub, and the tokens of a text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longlens.hf.trajectories import SERVED, trajectories_transformers
 from longlens.lens.predict.vocabulary import NO_TARGET, Predictions
 from longlens.models.pretrained import choose_device, choose_dtype
 
-# a class that is loaded by the end of the name that the configuration gives
+# the class that loads a model, by the end of the class name in the configuration
 _CLASSES = {
     "ForMaskedLM": "AutoModelForMaskedLM", "ForCausalLM": "AutoModelForCausalLM", "LMHeadModel": "AutoModelForCausalLM",
 }  # fmt: skip
@@ -26,7 +26,7 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text as the model takes it: `inputs` (1, N), and each token's label and whether it is special."""
+    """A text as input of the model: `inputs` (1, N), each token's label, and whether it is special."""
 
     inputs: dict[str, Tensor]
     labels: tuple[str, ...]
@@ -47,22 +47,22 @@ class TextModel:
 
     @property
     def layers(self) -> int:
-        """How many attentions there are."""
+        """The number of attention layers."""
         return len(attention_modules(self.model))
 
     @property
     def heads(self) -> int:
-        """How many query heads each has."""
+        """The number of query heads in each layer."""
         config: Any = self.model.config
         return config.num_attention_heads
 
     @property
     def predicts(self) -> bool:
-        """Whether `surprise` can be had: the model has a language model's head, and it is known where."""
+        """Whether the model has a language model's head that longlens knows, so that surprise can be computed."""
         return any(base.__name__ in SERVED for base in type(self.model).__mro__)
 
     def tokenize(self, text: str, place: str) -> TokenizedText:
-        """The text as one sequence. Raises `InputError` where it is empty or longer than the model's positions."""
+        """The text as one sequence. Raises `InputError` if it is empty or longer than the model's positions."""
         encoded = self.tokenizer(text, truncation=False, padding=False, return_special_tokens_mask=True, verbose=False)
         numbers = encoded["input_ids"]
         special = tuple(map(bool, encoded["special_tokens_mask"]))
@@ -73,7 +73,7 @@ class TextModel:
                 f"{place}: expected at most {self.longest:,} tokens, as many as {self.name} has positions, got "
                 f"{len(numbers):,}; give a part of the text, or a model with more positions"
             )
-        # one at a time: joined, they would lose the marks of a word's beginning and inside
+        # one at a time, since joined tokens lose the marks of a word's beginning and middle
         labels = tuple(self.tokenizer.decode([number], clean_up_tokenization_spaces=False) for number in numbers)
         device = next(self.model.parameters()).device
         inputs = {
@@ -83,10 +83,10 @@ class TextModel:
         return TokenizedText(inputs, labels, special)
 
     def read(self, text: TokenizedText, *, predict: bool) -> Predictions | None:
-        """Run the model once; with `predict` (where it `predicts`), what its head says of each token.
+        """Run the model once; with `predict` (if it `predicts`), return what its head predicts for each token.
 
-        A masked model sees the token it predicts; a causal one predicts it from those before, so the first has no
-        surprise; row t is that of token t all the same.
+        A masked model sees the token that it predicts; a causal one predicts it from those before, so the first token
+        has no surprise. In both, row t belongs to token t.
         """
         with torch.no_grad():
             if not predict:
@@ -125,7 +125,7 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
         UnsupportedError: an encoder with a decoder, or an attention that cannot be watched.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise CheckpointError("expected transformers for a model of text, found none; pip install 'longlens[hf]'")
+        raise CheckpointError("a model of text needs transformers, which is not installed; pip install 'longlens[hf]'")
     import transformers
 
     chosen = choose_device(device)
@@ -139,7 +139,7 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedError(
-            f"{name}: expected an encoder or a decoder, got both in one; call longlens.watch yourself"
+            f"{name}: expected an encoder or a decoder, got an encoder-decoder; call longlens.watch in Python"
         )
     architecture = (getattr(config, "architectures", None) or [""])[0]
     kind = next((kind for end, kind in _CLASSES.items() if architecture.endswith(end)), "AutoModel")
@@ -150,20 +150,22 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name}: its weights cannot be read ({error})") from error
-    # a pooler comes after all attention, and not every checkpoint has one
+    # a pooler follows all attention layers, and not every checkpoint has one
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
         raise CheckpointError(f"{name}: expected all weights of {type(model).__name__}, found none for {missing[:5]}")
     model = model.to(chosen).eval().requires_grad_(False)
     if not attention_modules(model):
-        raise UnsupportedError(f"{name}: {type(model).__name__} has an attention of its own, which cannot be watched")
+        raise UnsupportedError(
+            f"{name}: {type(model).__name__} has its own attention code, which cannot be watched; use another model"
+        )
     return TextModel(model, tokenizer, name, _longest(model))
 
 
 def _longest(model: Any) -> int | None:
     most = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
-        # RoBERTa and its kin begin counting behind the padding token
+        # RoBERTa and related models number positions from after the padding token
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return module.num_embeddings - module.padding_idx - 1
     return most

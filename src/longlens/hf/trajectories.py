@@ -20,9 +20,9 @@ from longlens.ops.observe import Observer
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Names of a model's parts: the list of layers, the norm after them (None: each layer ends in its own), the head;
-    `causal` models can be asked for the logits of the last token alone."""
+class ModelParts:
+    """Names of a model's parts: the list of layers, the norm after them (None: each layer ends with its own), the head;
+    `causal` models can compute the logits of the last token alone."""
 
     layers: str
     norm: str | None
@@ -30,12 +30,12 @@ class Anatomy:
     causal: bool
 
 
-_LLAMA = Anatomy("model.layers", "model.norm", "lm_head", causal=True)
-_ROBERTA = Anatomy("roberta.encoder.layer", None, "lm_head", causal=False)
-SERVED: Mapping[str, Anatomy] = MappingProxyType({
-    "BertForMaskedLM": Anatomy("bert.encoder.layer", None, "cls.predictions", causal=False),
-    "EsmForMaskedLM": Anatomy("esm.encoder.layer", "esm.encoder.emb_layer_norm_after", "lm_head", causal=False),
-    "GPT2LMHeadModel": Anatomy("transformer.h", "transformer.ln_f", "lm_head", causal=True),
+_LLAMA = ModelParts("model.layers", "model.norm", "lm_head", causal=True)
+_ROBERTA = ModelParts("roberta.encoder.layer", None, "lm_head", causal=False)
+SERVED: Mapping[str, ModelParts] = MappingProxyType({
+    "BertForMaskedLM": ModelParts("bert.encoder.layer", None, "cls.predictions", causal=False),
+    "EsmForMaskedLM": ModelParts("esm.encoder.layer", "esm.encoder.emb_layer_norm_after", "lm_head", causal=False),
+    "GPT2LMHeadModel": ModelParts("transformer.h", "transformer.ln_f", "lm_head", causal=True),
     "Gemma2ForCausalLM": _LLAMA,
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
@@ -56,12 +56,12 @@ def trajectories_transformers(
 ) -> Trajectories:
     """`longlens.trajectories` for a transformers model; arguments as there.
 
-    Attention is the model's own: inside `longlens.hf.attach(model)` it is linear in memory too. What the last layer
-    gives is compared with the model's own output at the last position.
+    Attention is the model's own; inside `longlens.hf.attach(model)` it is linear in memory. The prediction of the last
+    layer is compared with the model's own output at the last position.
 
     Raises:
-        UnsupportedError: a model whose norm and head are not known here.
-        LensError: the norm and head that were found do not give the model's own output.
+        UnsupportedError: a model whose norm and head longlens does not know.
+        LensError: the norm and head do not give the model's own output.
     """
     model = _language_model(model)
     anatomy = _anatomy(model)
@@ -71,9 +71,9 @@ def trajectories_transformers(
     blocks = list(model.get_submodule(anatomy.layers).children())
     norm = None if anatomy.norm is None else model.get_submodule(anatomy.norm)
     head = _head(model, anatomy)
-    wanted = None if targets is None else targets.flatten()[rows]
-    places = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
-    reading = Reading(head, wanted, places, top, chunk, rows)
+    flat_targets = None if targets is None else targets.flatten()[rows]
+    positions = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
+    reading = Reading(head, flat_targets, positions, top, chunk, rows)
     observer = TrajectoryObserver(reading, norm, len(blocks), layers)
     last: list[Tensor] = []
 
@@ -83,9 +83,9 @@ def trajectories_transformers(
     hook = blocks[-1].register_forward_hook(keep_last)
     try:
         with torch.no_grad(), _observed_stream(blocks, observer):
-            own = _run(model, inputs, anatomy)
+            model_output = _run(model, inputs, anatomy)
             stream = last[-1] if norm is None else norm(last[-1])
-            _check(type(model).__name__, head(stream) if anatomy.causal else stream, own)
+            _check(type(model).__name__, head(stream) if anatomy.causal else stream, model_output)
     finally:
         hook.remove()
     return observer.trajectories()
@@ -93,7 +93,7 @@ def trajectories_transformers(
 
 @contextmanager
 def _observed_stream(blocks: list[nn.Module], observer: Observer) -> Iterator[None]:
-    """One forward pass: tell `observer` of the residual stream before the first of `blocks`, and after each."""
+    """One forward pass: send `observer` the residual stream before the first of `blocks`, and after each."""
     forward = observer.begin()
 
     def before(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -113,29 +113,29 @@ def _observed_stream(blocks: list[nn.Module], observer: Observer) -> Iterator[No
 
 
 def _stream(output: Any) -> Tensor:
-    """A layer's output without what some versions give beside it."""
+    """A layer's output, without the further values that some versions return."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def _language_model(model: nn.Module) -> nn.Module:
-    """The transformers model itself, out of a wrapper (a `PeftModel`)."""
+    """The transformers model inside a wrapper such as a `PeftModel`."""
     return model if is_transformers_model(model) else next(inner_models(model), model)
 
 
-def _anatomy(model: nn.Module) -> Anatomy:
+def _anatomy(model: nn.Module) -> ModelParts:
     for base in type(model).__mro__:
         if base.__name__ in SERVED and base.__module__.partition(".")[0] == "transformers":
             return SERVED[base.__name__]
     raise UnsupportedError(
-        f"{type(model).__name__}: where its last norm and its head are is not known here; served are "
-        f"{', '.join(SERVED)}. For others call longlens.lens.predictions on their hidden vectors"
+        f"expected one of {', '.join(SERVED)}, got {type(model).__name__}, whose last norm and head longlens does "
+        "not know; for such a model call longlens.lens.predictions on its hidden vectors"
     )
 
 
 def _tokens(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """`input_ids` (B, N), and the places in the flattened batch that are no padding."""
+    """`input_ids` (B, N), and the positions in the flattened batch that are not padding."""
     if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
-        raise InputError(f"expected the mapping that the model is called with, input_ids in it, got {type(inputs)}")
+        raise InputError(f"expected a mapping of the model's inputs with input_ids, got {type(inputs)}")
     if "labels" in inputs:
         raise InputError("expected inputs without labels, whose loss would need all logits; give targets= instead")
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
@@ -146,13 +146,13 @@ def _tokens(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return ids, mask.flatten().nonzero().squeeze(1)
 
 
-def _head(model: nn.Module, anatomy: Anatomy) -> Head:
-    """The head as a product with the vocabulary and what comes before it."""
+def _head(model: nn.Module, anatomy: ModelParts) -> Head:
+    """The head as a product with the vocabulary and the layers before it."""
     module: Any = model.get_submodule(anatomy.head)
     if isinstance(module, nn.Linear):
         config: Any = model.config
         return Head(module.weight, module.bias, softcap=getattr(config, "final_logit_softcapping", None))
-    # ESM adds a bias of the head's own, the others have tied it to the decoder's
+    # ESM adds a separate bias; in the other models the bias is tied to the decoder's
     bias = module.bias if module.decoder.bias is None else module.decoder.bias
     head = Head(module.decoder.weight, bias, _transform(module))
     sample = torch.linspace(-1, 1, head.weight.shape[1], dtype=head.weight.dtype, device=head.weight.device)[None]
@@ -167,19 +167,21 @@ def _transform(module: Any) -> Callable[[Tensor], Tensor]:
     return lambda hidden: module.layer_norm(F.gelu(module.dense(hidden)))
 
 
-def _run(model: nn.Module, inputs: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
-    """Run the model without the logits of all tokens: its own logits (causal) or last vectors at the last position."""
+def _run(model: nn.Module, inputs: Mapping[str, Any], anatomy: ModelParts) -> Tensor:
+    """Run the model without the logits of all tokens: returns its logits (causal) or vectors at the last position."""
     if anatomy.causal:
         return model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
     inner: Any = model.base_model
     return inner(**inputs).last_hidden_state[:, -1]
 
 
-def _check(name: str, got: Tensor, own: Tensor) -> None:
+def _check(name: str, got: Tensor, expected: Tensor) -> None:
     """Raise `LensError` unless both are equal up to rounding."""
-    scale = own.abs().amax().clamp(min=1.0)
-    if not torch.allclose(got / scale, own / scale, rtol=0, atol=64 * torch.finfo(own.dtype).eps, equal_nan=True):
+    scale = expected.abs().amax().clamp(min=1.0)
+    tolerance = 64 * torch.finfo(expected.dtype).eps
+    if not torch.allclose(got / scale, expected / scale, rtol=0, atol=tolerance, equal_nan=True):
         raise LensError(
-            f"{name}: the norm and head that were found give {float((got - own).abs().amax()):.2g} other values than "
-            "the model itself; its class was changed, or another version of transformers computes them otherwise"
+            f"{name}: expected the norm and head to give the model's own output, got values that differ by up to "
+            f"{float((got - expected).abs().amax()):.2g}; the class of the model was changed, or this version of "
+            "transformers computes them differently: call longlens.lens.predictions on its hidden vectors instead"
         )

@@ -1,1 +1,1 @@
-"""Files and alphabets; imports no torch."""
+"""Input files, result files and alphabets. Nothing here imports torch when it is imported."""

@@ -1,4 +1,4 @@
-"""Residues and tokens: cleaning a protein sequence, telling it from DNA and prose, and numbering its residues.
+"""Residues and tokens: cleaning a protein sequence, recognising DNA and prose, and numbering the residues.
 
 Every sequence that enters a model, from the command line or from Python, goes through `clean_protein`.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from longlens.errors import SequenceError
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
-# selenocysteine, pyrrolysine, and the ambiguous ones: D or N, E or Q, any
+# selenocysteine, pyrrolysine, and the ambiguous codes: D or N, E or Q, any residue
 RARE = "UOBZX"
 GAPS = "-."
 
@@ -30,12 +30,12 @@ _DROP_BLANKS = str.maketrans("", "", string.whitespace)
 
 Kind = Literal["protein", "dna", "text", "aligned"]
 
-# records of a file that are looked at to tell an alignment
+# how many records of a file are examined to recognise an alignment
 _LOOKED_AT = 100
-# letters below which nothing is said about a sequence's kind: short peptides may spell anything
+# shorter sequences are not classified, since a short peptide may spell anything
 _LEAST = 20
 # per cent of each letter in English prose (Norvig 2012) and in UniProtKB/Swiss-Prot (release statistics); letters that
-# proteins have almost nowhere count as 1 per cent, so that a few odd residues do not make a text
+# proteins hardly have count as 1 per cent, so that a few unusual residues do not make a text
 _ENGLISH = dict(zip(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     (8.04, 1.48, 3.34, 3.82, 12.49, 2.40, 1.87, 5.05, 7.57, 0.16, 0.54, 4.07, 2.51, 7.23, 7.64, 2.14, 0.12, 6.28, 6.51,
@@ -49,7 +49,7 @@ _SWISS_PROT = dict.fromkeys("ABCDEFGHIJKLMNOPQRSTUVWXYZ", 1.0) | dict(zip(
 
 
 @dataclass(frozen=True)
-class Protein:
+class CleanedProtein:
     """A cleaned sequence and what cleaning did to it.
 
     `substituted` residues became X (J and inner stops), `gaps` were dropped; a trailing stop is dropped uncounted.
@@ -63,8 +63,8 @@ class Protein:
         return len(self.sequence)
 
 
-def clean_protein(raw: str, record: str = "the sequence") -> Protein:
-    """Upper case, without blanks, gaps and trailing stops, J and inner stops as X.
+def clean_protein(raw: str, record: str = "the sequence") -> CleanedProtein:
+    """The sequence in upper case, without blanks, gaps and trailing stops, and with J and inner stops replaced by X.
 
     Raises `SequenceError` for an empty sequence and for any other character; the message names `record`, the position
     (from 1, blanks not counted) and the character.
@@ -75,7 +75,7 @@ def clean_protein(raw: str, record: str = "the sequence") -> Protein:
     substituted = gaps = 0
     if unknown:
         gaps = sum(map(sequence.count, GAPS))
-        # gaps may stand after the stop
+        # gaps may follow the stop
         sequence = sequence.translate(str.maketrans("", "", GAPS)).rstrip("*")
         substituted = sequence.count("J") + sequence.count("*")
         sequence = sequence.translate(str.maketrans("J*", "XX"))
@@ -84,13 +84,13 @@ def clean_protein(raw: str, record: str = "the sequence") -> Protein:
                 _refuse(letters, record)
     if not sequence:
         raise SequenceError(f"{record}: expected at least one residue, got none; remove the record or skip it")
-    return Protein(sequence, substituted, gaps)
+    return CleanedProtein(sequence, substituted, gaps)
 
 
 def _refuse(letters: str, record: str) -> None:
-    known = _KEPT | set("J*" + GAPS)
+    accepted = _KEPT | set("J*" + GAPS)
     place, character = next(
-        (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in known
+        (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in accepted
     )
     hint = "; split a complex into its chains, one record each" if character == ":" else ""
     raise SequenceError(
@@ -101,11 +101,11 @@ def _refuse(letters: str, record: str) -> None:
 def clean_proteins(sequences: str | Iterable[str]) -> list[str]:
     """The cleaned sequences of one protein (a string) or of several, as `clean_protein` cleans them.
 
-    Warns where residues were replaced by X or gaps were left out, since positions then differ from those of the input.
+    Warns if residues were replaced by X or gaps were left out, since positions then differ from those of the input.
 
     Raises:
-        SequenceError: no protein at all, something that is no string, or what `clean_protein` refuses; the message
-            names the sequence by its number (from 1), the position and the character.
+        SequenceError: there is no protein, an item is not a string, or `clean_protein` refuses it; the message gives
+            the number of the sequence (from 1), the position and the character.
     """
     cleaned = []
     for number, raw in enumerate([sequences] if isinstance(sequences, str) else sequences, 1):
@@ -125,10 +125,9 @@ def clean_proteins(sequences: str | Iterable[str]) -> list[str]:
 
 
 def kind_of(sequence: str) -> Kind:
-    """What a raw sequence (not cleaned) looks like: "text", "dna", "aligned", or "protein" where nothing speaks
-    against it.
+    """What a raw sequence (not cleaned) looks like: "text", "dna", "aligned", or otherwise "protein".
 
-    A guess from its letters, for warnings and refusals; sequences of fewer than 20 letters are "protein" or "aligned".
+    A guess from its letters, for warnings and errors; sequences of fewer than 20 letters are "protein" or "aligned".
     """
     if looks_like_text(sequence):
         return "text"
@@ -140,7 +139,7 @@ def kind_of(sequence: str) -> Kind:
 def looks_like_dna(sequence: str) -> bool:
     """Whether at least 20 letters, 95 per cent of them A, C, G, T, U or N, make this DNA or RNA.
 
-    At least three of A, C, G and T (or U) have to be there: stretches of one or two residues are found in proteins.
+    At least three of A, C, G and T (or U) must occur, because proteins have stretches of one or two residues.
     """
     counts = Counter(character for character in sequence.upper() if character.isalpha())
     bases = {base: counts[base] for base in "ACGTUN"}
@@ -150,10 +149,10 @@ def looks_like_dna(sequence: str) -> bool:
 
 def looks_like_text(sequence: str) -> bool:
     """Whether this is prose, of at least 20 letters: words of different lengths between blanks, or letters with the
-    frequencies of English rather than of proteins, among them B, J, O, U and Z, which proteins have almost nowhere.
+    frequencies of English rather than of proteins, including B, J, O, U and Z, which proteins hardly have.
 
-    FASTA readers drop the blanks of a sequence, so that letters alone have to do. Sequences written in groups of equal
-    length, or letter by letter, are no prose.
+    FASTA readers drop the blanks of a sequence, so the letters alone must decide. Sequences written in groups of equal
+    length, or letter by letter, are not prose.
     """
     counts = Counter(character for character in sequence.upper() if character in _ENGLISH)
     letters = counts.total()
@@ -170,7 +169,7 @@ def looks_like_alignment(sequences: Iterable[str]) -> bool:
     """Whether raw sequences of a file are rows of one alignment: aligned FASTA (all of one length, some with gaps), or
     a3m, in which lower-case letters are insertions that have no column.
 
-    Looks at the first 100; one sequence alone is no alignment.
+    Examines the first 100 sequences. A single sequence is not an alignment.
     """
     columns: set[int] = set()
     gaps = count = 0
@@ -187,7 +186,7 @@ def looks_like_alignment(sequences: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Alphabet:
-    """A model's tokens in order, and the numbers of those with a meaning of their own."""
+    """A model's tokens in order, and the numbers of its special tokens."""
 
     tokens: tuple[str, ...]
     start: int
@@ -200,11 +199,11 @@ class Alphabet:
         return len(self.tokens)
 
     def number(self, token: str) -> int:
-        """The number of a token; that of `unknown` where the model has none."""
+        """The number of a token; the number of `unknown` if the model does not have the token."""
         return self._numbers.get(token, self.unknown)
 
     def encode(self, sequence: str) -> NDArray[np.int64]:
-        """Start, one token per residue, end: (len + 2,). `sequence` is cleaned (`clean_protein`).
+        """Start token, one token for each residue, end token: (len + 2,). `sequence` is cleaned (`clean_protein`).
 
         Raises `SequenceError` for a character that cleaning would have changed or refused.
         """
@@ -235,7 +234,7 @@ class Alphabet:
 
     @cached_property
     def _table(self) -> NDArray[np.int64]:
-        """Token number of each ASCII code; -1 for those that are no residue."""
+        """Token number of each ASCII code; -1 for characters that are not residues."""
         return np.array([self.number(chr(code)) if chr(code) in _KEPT else -1 for code in range(128)], dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Input files, plain or compressed by gzip, bzip2 or xz: told by their first bytes, whatever their names say."""
+"""Input files, plain or compressed by gzip, bzip2 or xz, recognised by their first bytes, not by their names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import BinaryIO, cast
 
 from longlens.errors import SequenceError
 
-# bytes that tell a format
+# the first bytes of each format
 _HEAD = 10
 _GZIP = b"\x1f\x8b"
 _XZ = b"\xfd7zXZ\x00"
-# a level, then the first block's mark or that of the end: a text may begin with BZh
+# a level, then the mark of the first block or of the end: a text may begin with BZh
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _UNREAD = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf\x27\x1c": "7z"}
 
@@ -26,7 +26,7 @@ READ_FAULTS = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 def decompressed(file: io.RawIOBase | BinaryIO, name: str) -> BinaryIO:
-    """The plain bytes of an open file. `name` is for messages.
+    """The plain bytes of an open file. `name` is used in messages.
 
     Reading raises one of `READ_FAULTS` where the data is cut off or broken. Raises `SequenceError` at once for zip,
     zstd and 7z.
@@ -35,7 +35,7 @@ def decompressed(file: io.RawIOBase | BinaryIO, name: str) -> BinaryIO:
     head = buffered.peek(_HEAD)[:_HEAD]
     for magic, kind in _UNREAD.items():
         if head.startswith(magic):
-            raise SequenceError(f"{name}: expected a file that is plain or packed by gzip, bzip2 or xz, got {kind}; "
+            raise SequenceError(f"{name}: expected a plain file or one compressed by gzip, bzip2 or xz, got {kind}; "
                                 "unpack it first")  # fmt: skip
     if head.startswith(_GZIP):
         return cast(BinaryIO, gzip.GzipFile(fileobj=buffered))
@@ -52,7 +52,7 @@ def is_broken(error: BaseException) -> bool:
 
 
 def read_bytes(path: Path | str, name: str, count: int = -1) -> bytes:
-    """The first `count` plain bytes of a file, all by default. Raises `SequenceError` for one that cannot be read."""
+    """The first `count` plain bytes of a file, by default all. Raises `SequenceError` if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return decompressed(file, name).read(count)

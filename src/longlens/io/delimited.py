@@ -27,11 +27,11 @@ class DelimitedTable:
     delimiter: str
 
     def place(self, row: int) -> str:
-        """Where row `row` (from 0) stands, for messages."""
+        """The file and line of row `row` (from 0), for messages."""
         return f"{self.name}, line {self.lines[row]}"
 
     def require(self, columns: Sequence[str]) -> None:
-        """Raise `SequenceError` where a column is not there."""
+        """Raise `SequenceError` if a column is missing."""
         for column in columns:
             if column not in self.columns:
                 raise SequenceError(

@@ -19,7 +19,7 @@ STANDARD_INPUT = "standard input"
 
 
 @dataclass(frozen=True)
-class Record:
+class FastaRecord:
     """One entry of a FASTA file: `id` is the header's first word, `description` the rest, `number` counts from 1."""
 
     id: str
@@ -30,20 +30,20 @@ class Record:
 
     @property
     def place(self) -> str:
-        """Where it stands, for messages."""
+        """The file and number of the record, for messages."""
         return f"{self.source}, record {self.number} ({self.id or 'no name'})"
 
 
-def read_fasta(path: Path | str) -> Iterator[Record]:
+def read_fasta(path: Path | str) -> Iterator[FastaRecord]:
     """Records of a FASTA file, plain or compressed by gzip, bzip2 or xz (told by its first bytes); "-" is standard
     input.
 
-    Raises `SequenceError` for a file that cannot be read or is no FASTA, and `TruncatedInputError` for one whose
-    compressed data is cut off or broken, which tells how many records came before: those have been yielded by then.
+    Raises `SequenceError` for a file that cannot be read or is not FASTA, and `TruncatedInputError` for one whose
+    compressed data is cut off or broken. The latter says how many records came before; they have been yielded by then.
     """
-    # a copy of standard input stands for it
+    # messages name standard input, not the temporary copy of it
     name = STANDARD_INPUT if str(path) == "-" or Path(path).name == STANDARD_INPUT else str(path)
-    last: Record | None = None
+    last: FastaRecord | None = None
     residues = 0
     try:
         with _open(path, name) as lines:
@@ -66,7 +66,7 @@ def read_fasta(path: Path | str) -> Iterator[Record]:
         ) from error  # fmt: skip
 
 
-def _records(lines: TextIO, name: str) -> Iterator[Record]:
+def _records(lines: TextIO, name: str) -> Iterator[FastaRecord]:
     first = _first_line(lines)
     if not first:
         return
@@ -74,7 +74,7 @@ def _records(lines: TextIO, name: str) -> Iterator[Record]:
         raise SequenceError(f"{name}: expected FASTA, whose first line starts with '>', got {first[:40]!r}")
     for number, (header, sequence) in enumerate(SimpleFastaParser(_Chained(first, lines)), 1):
         words = header.split(None, 1)
-        yield Record(
+        yield FastaRecord(
             id=words[0] if words else "",
             description=words[1].strip() if len(words) > 1 else "",
             sequence=sequence,

@@ -1,40 +1,60 @@
 """Final files from raw arrays: HDF5, Zarr, NumPy, Parquet, or one PyTorch file for each protein as fair-esm writes.
 
-The same arrays give the same bytes: no times, no names of the machine. Rows are copied a stretch at a time.
+The same arrays give the same bytes: no times, no names of the machine. Rows are copied a stretch at a time. Every file
+names its model and has the proteins' ids and lengths (HDF5, Zarr and NumPy under `about/`).
 """
 
 from __future__ import annotations
 
 import io
+import json
 import mmap
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longlens.errors import InputError
 from longlens.io.results import ArraySpec
 
+ABOUT = "about/"
 FORMATS = ("h5", "zarr", "pt", "npz", "parquet")
 # bytes copied at a time
 STRETCH = 2**24
 
 
 @dataclass(frozen=True)
-class Finished:
-    """Raw arrays, mapped, and for each protein its place: residues [starts[i], starts[i + 1])."""
+class ResultArrays:
+    """Raw arrays, memory-mapped; protein i has the residues [starts[i], starts[i + 1]).
+
+    `about`: the model and the versions, as names and texts.
+    """
 
     specs: list[ArraySpec]
     arrays: Mapping[str, NDArray[Any]]
     starts: NDArray[np.int64]
     ids: list[str]
+    about: Mapping[str, str]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Residues of each protein."""
+        return np.diff(self.starts)
 
 
-def write_arrays(finished: Finished, format: str, folder: Path) -> Path:
+def require_zarr() -> None:
+    """Raise `InputError` if Zarr is not installed; called before any computation."""
+    if find_spec("zarr") is None:
+        raise InputError("expected zarr to be installed for the format zarr; install longlens[zarr], or choose another")
+
+
+def write_arrays(finished: ResultArrays, format: str, folder: Path) -> Path:
     """Write all arrays to `folder` in a format of `FORMATS`; returns the file or folder made."""
     target = folder / ("proteins" if format == "pt" else f"arrays.{format}")
     {"h5": _write_h5, "zarr": _write_zarr, "npz": _write_npz, "parquet": _write_parquet, "pt": _write_pt}[format](
@@ -51,49 +71,60 @@ def _stretches(array: NDArray[Any]) -> Iterator[slice]:
 
 
 def _release(array: NDArray[Any]) -> None:
-    """Let go of the pages of a mapped array that were read: they count as memory of the process until then."""
+    """Release the pages of a mapped array that were read: until then they count as memory of the process."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def _write_h5(finished: Finished, target: Path) -> None:
+def _write_h5(finished: ResultArrays, target: Path) -> None:
     import h5py
 
     with h5py.File(target, "w") as file:
+        file.attrs.update(finished.about)
+        names = file.create_dataset(f"{ABOUT}ids", len(finished.ids), h5py.string_dtype(), track_times=False)
+        names[:] = finished.ids
+        file.create_dataset(f"{ABOUT}lengths", data=finished.lengths, track_times=False)
         for name, array in finished.arrays.items():
             dataset = file.create_dataset(name, array.shape, array.dtype, track_times=False)
             for rows in _stretches(array):
                 dataset[rows] = array[rows]
 
 
-def _write_zarr(finished: Finished, target: Path) -> None:
+def _write_zarr(finished: ResultArrays, target: Path) -> None:
     import zarr
 
     shutil.rmtree(target, ignore_errors=True)
     root = zarr.open_group(target, mode="w")
+    root.attrs.update({**finished.about, "ids": finished.ids, "lengths": finished.lengths.tolist()})
     for name, array in finished.arrays.items():
         rows = max(1, min(len(array), 2**20 // max(1, array[:1].nbytes)))
-        made = root.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]))
+        target_array = root.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(rows, *array.shape[1:]))
         step = rows * max(1, STRETCH // 2**20)
         for start in range(0, len(array), step):
-            made[start : start + step] = array[start : start + step]
+            target_array[start : start + step] = array[start : start + step]
             _release(array)
 
 
-def _write_npz(finished: Finished, target: Path) -> None:
+def _write_npz(finished: ResultArrays, target: Path) -> None:
+    about = {name: np.array(text) for name, text in finished.about.items()}
+    about |= {"ids": np.array(finished.ids), "lengths": finished.lengths}
+    arrays = {**finished.arrays, **{f"{ABOUT}{name}": array for name, array in about.items()}}
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in finished.arrays.items():
-            # the earliest time a zip can say, so that bytes do not depend on the clock
+        for name, array in arrays.items():
+            # the earliest time that a zip file can hold, so that the bytes do not depend on the clock
             entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             with archive.open(entry, "w", force_zip64=True) as file:
                 header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
                 np.lib.format.write_array_header_2_0(file, header)
+                if array.ndim == 0:
+                    file.write(array.tobytes())
+                    continue
                 for rows in _stretches(array):
                     file.write(np.ascontiguousarray(array[rows]).tobytes())
 
 
-def _write_parquet(finished: Finished, target: Path) -> None:
+def _write_parquet(finished: ResultArrays, target: Path) -> None:
     """One row for each protein; residues' arrays as lists of one item for each residue."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -105,7 +136,9 @@ def _write_parquet(finished: Finished, target: Path) -> None:
         last = first + 1
         while last < len(starts) - 1 and (starts[last + 1] - starts[first]) * max(1, width) < STRETCH:
             last += 1
-        columns: dict[str, Any] = {"id": pa.array(finished.ids[first:last], pa.string())}
+        columns: dict[str, Any] = {
+            "id": pa.array(finished.ids[first:last], pa.string()), "length": pa.array(finished.lengths[first:last]),
+        }  # fmt: skip
         for spec in finished.specs:
             residues = spec.axis == "residue"
             rows = slice(starts[first], starts[last]) if residues else slice(first, last)
@@ -116,8 +149,8 @@ def _write_parquet(finished: Finished, target: Path) -> None:
             if residues:
                 column = pa.LargeListArray.from_arrays(pa.array(starts[first : last + 1] - starts[first]), column)
             columns[spec.name] = column
-        table = pa.table(columns)
-        writer = writer or pq.ParquetWriter(target, table.schema)
+        table = pa.table(columns).replace_schema_metadata({"longlens": json.dumps(dict(finished.about))})
+        writer = writer or pq.ParquetWriter(target, table.schema, use_dictionary=["id"])
         writer.write_table(table)
         for array in finished.arrays.values():
             _release(array)
@@ -126,7 +159,7 @@ def _write_parquet(finished: Finished, target: Path) -> None:
         writer.close()
 
 
-def _write_pt(finished: Finished, target: Path) -> None:
+def _write_pt(finished: ResultArrays, target: Path) -> None:
     """`proteins/0000001.pt`, ...: the dictionary that fair-esm's esm-extract writes, and our arrays by name."""
     import torch
 
@@ -134,7 +167,7 @@ def _write_pt(finished: Finished, target: Path) -> None:
     target.mkdir(parents=True)
     keys = {"per_tok": "representations", "mean": "mean_representations", "bos": "bos_representations"}
     for place, label in enumerate(finished.ids):
-        held: dict[str, Any] = {"label": label}
+        content: dict[str, Any] = {"label": label, "model": finished.about["model"]}
         for spec in finished.specs:
             array = finished.arrays[spec.name]
             residues = spec.axis == "residue"
@@ -142,12 +175,12 @@ def _write_pt(finished: Finished, target: Path) -> None:
             tensor = torch.from_numpy(np.array(rows))
             kind, _, layer = spec.name.partition("/")
             if layer:
-                held.setdefault(keys[kind], {})[int(layer)] = tensor
+                content.setdefault(keys[kind], {})[int(layer)] = tensor
             else:
-                held[kind] = tensor
-        # through memory: torch.save hides what the disk said when it is full
+                content[kind] = tensor
+        # through memory, because torch.save hides the error of a full disk
         buffer = io.BytesIO()
-        torch.save(held, buffer)
+        torch.save(content, buffer)
         (target / f"{place + 1:07d}.pt").write_bytes(buffer.getvalue())
         for array in finished.arrays.values():
             _release(array)

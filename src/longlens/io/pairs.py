@@ -1,7 +1,9 @@
-"""Pairs of residues on their way to a file: appended as they are found, in memory that does not grow with them."""
+"""Files of residue pairs: pairs are appended as they are computed, and memory does not grow with their number."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,37 +43,39 @@ class PairSpool:
             values.astype(kind, copy=False).tofile(self._files[name])
         self.count += len(i)
 
-    def write(self, path: Path, residues: int) -> None:
-        """All pairs as a file, moved into place whole.
+    def write(self, path: Path, residues: int, about: Mapping[str, str]) -> None:
+        """All pairs as a file, moved into place whole, with `about`: the model, the protein.
 
         `.parquet`: a table of i, j (from 1) and probability. `.npz`: a sparse matrix (T, T) in COO form that
         `scipy.sparse.load_npz` reads (row, col from 0, data).
         """
         for file in self._files.values():
             file.flush()
-        held = {
+        columns = {
             name: np.memmap(self._paths[name], kind, "r") if self.count else np.empty(0, kind)
             for name, kind in COLUMNS.items()
         }
         half = path.with_name(f".{path.stem}.half{path.suffix}")
         if path.suffix == ".parquet":
-            self._write_parquet(half, held)
+            self._write_parquet(half, columns, about)
         else:
             arrays: dict[str, Any] = {
-                "row": held["i"], "col": held["j"], "format": np.array(b"coo"), "shape": np.array([residues, residues]),
-                "data": held["probability"],
+                "row": columns["i"], "col": columns["j"], "data": columns["probability"],
+                "format": np.array(b"coo"), "shape": np.array([residues, residues]),
+                **{f"about/{name}": np.array(text) for name, text in about.items()},
             }  # fmt: skip
             np.savez(half, **arrays)
         sync_tree(half)
         half.replace(path)
 
-    def _write_parquet(self, path: Path, held: dict[str, NDArray[Any]]) -> None:
+    def _write_parquet(self, path: Path, columns: dict[str, NDArray[Any]], about: Mapping[str, str]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         schema = pa.schema([("i", pa.int32()), ("j", pa.int32()), ("probability", pa.float32())])
+        schema = schema.with_metadata({"longlens": json.dumps(dict(about))})
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, self.count, STRETCH):
-                part = {name: values[start : start + STRETCH] for name, values in held.items()}
-                columns = [part["i"] + np.int32(1), part["j"] + np.int32(1), np.asarray(part["probability"])]
-                writer.write_table(pa.table(columns, schema=schema))
+                part = {name: values[start : start + STRETCH] for name, values in columns.items()}
+                arrays = [part["i"] + np.int32(1), part["j"] + np.int32(1), np.asarray(part["probability"])]
+                writer.write_table(pa.table(arrays, schema=schema))

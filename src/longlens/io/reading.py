@@ -1,4 +1,4 @@
-"""Results read back: `longlens.open_results("results/")`."""
+"""Read the results of `longlens embed`: `longlens.open_results("results/")`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
+from longlens.io.formats import ABOUT
 from longlens.io.results import MANIFEST
 from longlens.report import tables
 
@@ -43,10 +44,10 @@ class Results:
 
     def __iter__(self) -> Iterator[str]:
         """The arrays' names."""
-        return iter(sorted(_names(self._arrays)))
+        return iter(sorted(name for name in _names(self._arrays) if not name.startswith(ABOUT)))
 
     def to_frame(self) -> Any:
-        """The table as a pandas DataFrame; `InputError` names the extra where pandas is missing."""
+        """The table as a pandas DataFrame; raises `InputError`, which names the extra, if pandas is missing."""
         return tables.to_frame(self._columns())
 
     def _columns(self) -> dict[str, list[Any]]:
@@ -60,20 +61,20 @@ class Results:
         return records + tables.html_table(columns, title="arrays", total=len(arrays))
 
     def residues(self, name: str, row: Mapping[str, Any]) -> NDArray[Any]:
-        """One protein's part of an array with one row for each residue. Raises `InputError` for a skipped record."""
+        """The rows of one protein in an array that has a row for each residue. Raises `InputError` if skipped."""
         if row["start"] is None:
             raise InputError(f"expected a record that was read, got {row['id'] or row['record']}: {row['problem']}")
         return np.asarray(self[name][row["start"] : row["stop"]])
 
 
 def open_results(folder: str | Path) -> Results:
-    """The results in a folder; raises `InputError` where there are none, or a job is not finished."""
+    """The results in a folder; raises `InputError` if there are none, or if the job is not finished."""
     path = Path(folder)
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise InputError(f"expected {path} to hold results of longlens embed, found no {MANIFEST}")
     if not json.loads(manifest.read_text(encoding="utf-8"))["complete"]:
-        raise InputError(f"{path} holds a job that is not finished; run its command again to go on")
+        raise InputError(f"expected a finished job, got one in {path} that is not; run its command again")
     return Results(path)
 
 

@@ -1,8 +1,8 @@
-"""A folder of results that is safe against being killed: what is in it, how far it got, and its final files.
+"""A folder of results from which an interrupted job continues: its contents, its progress and its final files.
 
 While a job runs, `.work/` holds raw arrays and a journal; a unit of work counts once its rows are on the disk and its
-line is in the journal. `manifest.json` says what the job was; going on with another model, option or input is refused.
-At the end the raw arrays become the files of the chosen format, each moved into place whole, and `.work/` goes.
+line is in the journal. `manifest.json` describes the job; continuing with another model, option or input is refused.
+At the end the raw arrays become the files of the chosen format, each moved into place whole, and `.work/` is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from longlens.errors import InputError
-from longlens.io.row_array import FlatArray
+from longlens.io.row_array import RowArray
 
 MANIFEST = "manifest.json"
 WORK = ".work"
@@ -35,53 +35,67 @@ class ArraySpec:
 
 
 class ResultFolder:
-    """One job's folder. `identity` is everything that decides the result, as plain JSON."""
+    """One job's folder. `key` is everything that decides the result, as plain JSON."""
 
-    def __init__(self, path: Path, identity: dict[str, Any], specs: list[ArraySpec], settled: dict[str, Any]) -> None:
-        """Open or make the folder. `settled`: choices made for this run that a later one must take over.
+    def __init__(
+        self,
+        path: Path,
+        key: dict[str, Any],
+        specs: list[ArraySpec],
+        settled: dict[str, Any],
+        about: dict[str, Any] | None = None,
+        run: dict[str, Any] | None = None,
+    ) -> None:
+        """Open or make the folder. `settled`: choices of the first run that later ones take over.
 
-        Raises `InputError` where the folder holds another job, with the difference, or something else altogether.
+        `about` describes the results and `run` this run of the command; the manifest keeps both, and they may differ
+        between runs. Raises `InputError` if the folder holds results of another job, with the difference, or files that
+        are not results. A folder of another job in which no unit of work is complete yet is started again.
         """
-        self.path, self.specs = path, specs
-        manifest = path / MANIFEST
-        if manifest.is_file():
-            before = json.loads(manifest.read_text(encoding="utf-8"))
-            _refuse_difference(path, before["job"], identity)
-            self.settled: dict[str, Any] = before["settled"]
-            self.complete: bool = before["complete"]
-        else:
-            # half a manifest is what a run leaves that was killed while it began
-            begun = path / f"{MANIFEST}.half"
-            if path.exists() and (not path.is_dir() or set(path.iterdir()) - {begun, path / WORK}):
-                raise InputError(f"expected {path} to be empty, new or a longlens result, found other files in it")
-            self.settled, self.complete = settled, False
-            path.mkdir(parents=True, exist_ok=True)
-            write_whole(manifest, _as_json({"job": identity, "settled": settled, "complete": False}))
-        self._identity = identity
-        self.work = path / WORK
-        self.arrays: dict[str, FlatArray] = {}
+        self.path, self.specs, self.work = path, specs, path / WORK
+        self.arrays: dict[str, RowArray] = {}
         self._locked: IO[str] | None = None
-        if self.complete:
+        before = job_before(path, key)
+        self._key, self._about = key, about or {}
+        self.complete: bool = before is not None and before["complete"]
+        if before is not None and self.complete:
+            self.settled: dict[str, Any] = before["settled"]
+            self.runs: list[dict[str, Any]] = before.get("runs", [])
             self._refuse_missing(before["files"])
-            # left by a run that was killed at its very end
+            # left by a run that was killed just before its end
             shutil.rmtree(self.work, ignore_errors=True)
-        else:
-            self.work.mkdir(exist_ok=True)
-            self._lock()
-            self._mend_journal()
-            self.arrays = {
-                spec.name: FlatArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
-                for number, spec in enumerate(specs)
-            }
+            return
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        if before is None:
+            for path_ in self.work.iterdir():
+                if path_.name != LOCK:
+                    shutil.rmtree(path_) if path_.is_dir() else path_.unlink()
+        self.settled = settled if before is None else before["settled"]
+        self.runs = [] if before is None else before.get("runs", [])
+        self._mend_journal()
+        self.runs.append({"first_unit": self.done(), **(run or {})})
+        self._write_manifest(complete=False)
+        self.arrays = {
+            spec.name: RowArray(self.work / f"{number:02d}.raw", spec.dtype, spec.row)
+            for number, spec in enumerate(specs)
+        }
+
+    def _write_manifest(self, *, complete: bool, files: dict[str, int] | None = None) -> None:
+        manifest = {"job": self._key, "settled": self.settled, "complete": complete, "runs": self.runs, **self._about}
+        if files is not None:
+            manifest["files"] = files
+        write_whole(self.path / MANIFEST, _as_json(manifest))
 
     def _lock(self) -> None:
-        """Keep other processes out until this one ends, however it ends."""
+        """Lock the folder against other processes until this one ends, however it ends."""
         self._locked = (self.work / LOCK).open("w")
         try:
             fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(
-                f"another process is at work in {self.path}; wait for it, or give another folder"
+                f"expected a folder that no other process uses, got {self.path}; wait for the other process, or give "
+                "another folder"
             ) from None
 
     def _refuse_missing(self, sizes: dict[str, int]) -> None:
@@ -89,34 +103,26 @@ class ResultFolder:
         if gone:
             raise InputError(
                 f"{self.path} is marked complete, but {', '.join(gone)} was removed or changed since; give another "
-                f"folder, or remove {self.path / MANIFEST} and what is left to make it anew"
+                f"folder, or remove {self.path / MANIFEST} and the other files to compute the results again"
             )
 
     def _mend_journal(self) -> None:
-        """Drop a last line that a crash cut off."""
+        """Remove a last line that a crash cut off."""
         journal = self.work / JOURNAL
         lines = journal.read_bytes() if journal.is_file() else b""
         if lines and not lines.endswith(b"\n"):
             write_whole(journal, lines[: lines.rfind(b"\n") + 1])
 
     def done(self) -> int:
-        """Units of work that are complete, from the first on."""
-        journal = self.work / JOURNAL
-        lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
-        for number, line in enumerate(lines):
-            if json.loads(line) != {"unit": number}:
-                raise InputError(
-                    f"{journal}: expected unit {number} in line {number + 1}, got {line}; the folder cannot be "
-                    "gone on with: give another"
-                )
-        return len(lines)
+        """How many units of work are complete; these are the first ones."""
+        return _units_done(self.work)
 
     def commit(self, unit: int) -> None:
-        """Count unit `unit` as done: its rows go to the disk first, then its line."""
+        """Record unit `unit` as done: its rows are written to the disk first, then its line in the journal."""
         for array in self.arrays.values():
             array.sync()
         journal = self.work / JOURNAL
-        if journal.is_file() and journal.read_bytes()[-1:] not in (b"", b"\n"):
+        if journal.is_file() and _last_byte(journal) not in (b"", b"\n"):
             whole = journal.read_bytes()
             write_whole(journal, whole[: whole.rfind(b"\n") + 1])
         with journal.open("ab") as file:
@@ -124,23 +130,69 @@ class ResultFolder:
             file.flush()
             os.fsync(file.fileno())
 
+    def place(self, path: Path) -> Path:
+        """Move a file or folder made in `work` into the result folder, whole; returns its new path."""
+        sync_tree(path)
+        target = self.path / path.name
+        if target.is_dir():
+            # left by a run that was killed after this move and before the unit was recorded
+            shutil.rmtree(target)
+        path.replace(target)
+        return target
+
     def close(self) -> None:
-        """Let go of the folder, whether the job is done or not."""
+        """Release the folder, whether the job is done or not."""
         for array in self.arrays.values():
             array.close()
         self.arrays = {}
         if self._locked is not None:
             self._locked.close()
 
-    def finish(self, files: list[Path]) -> None:
-        """Say that the results, `files` moved into place, are complete, and remove what was needed to make them."""
+    def finish(self, files: list[Path], finished: str | None = None) -> None:
+        """Mark the results, `files` moved into place, as complete, and remove what was needed to make them.
+
+        `finished`: the date for the manifest.
+        """
         sync_tree(self.path)
-        sizes = {path.name: _bytes_of(path) for path in files}
-        whole = {"job": self._identity, "settled": self.settled, "complete": True, "files": sizes}
-        write_whole(self.path / MANIFEST, _as_json(whole))
+        if finished is not None:
+            self.runs[-1]["finished"] = finished
+        self._write_manifest(complete=True, files={path.name: _bytes_of(path) for path in files})
         self.complete = True
         self.close()
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of the same job in a folder; None if there is nothing to continue. Writes nothing.
+
+    Raises `InputError` if the folder holds results of another job, or files that are not results.
+    """
+    manifest = path / MANIFEST
+    if manifest.is_file():
+        before: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        if before["complete"] or _units_done(path / WORK):
+            _refuse_difference(path, before["job"], key)
+            return before
+        return before if _changes(before["job"], key) == [] else None
+    # a run that was killed while it wrote its manifest leaves this file
+    partial_manifest = path / f"{MANIFEST}.half"
+    if path.exists() and (not path.is_dir() or set(path.iterdir()) - {partial_manifest, path / WORK}):
+        raise InputError(f"expected {path} to be empty, new or a longlens result, found other files in it")
+    return None
+
+
+def _units_done(work: Path) -> int:
+    """Units in the journal; a last line that is cut off does not count. Raises `InputError` if one is missing."""
+    journal = work / JOURNAL
+    text = journal.read_text(encoding="utf-8") if journal.is_file() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    for number, line in enumerate(lines):
+        if json.loads(line) != {"unit": number}:
+            raise InputError(
+                f"{journal}: expected unit {number} in line {number + 1}, got {line}; the job in this folder cannot "
+                "be continued: give another folder"
+            )
+    return len(lines)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -154,7 +206,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Have a file, or a folder and all within, on the disk before going on."""
+    """Flush a file, or a folder and everything in it, to the disk."""
     for part in (path, *(path.rglob("*") if path.is_dir() else ())):
         handle = os.open(part, os.O_RDONLY)
         try:
@@ -164,22 +216,32 @@ def sync_tree(path: Path) -> None:
 
 
 def _bytes_of(path: Path) -> int:
-    """Bytes in a file, or in all files of a folder; -1 where there is neither."""
+    """Bytes in a file, or in all files of a folder; -1 if there is neither."""
     if path.is_dir():
         return sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
     return path.stat().st_size if path.is_file() else -1
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read(1)
 
 
 def _as_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     flat_before, flat_now = _flatten(before), _flatten(json.loads(json.dumps(now)))
-    changed = [
+    return [
         f"{name}: was {flat_before.get(name, 'absent')}, is {flat_now.get(name, 'absent')}"
         for name in sorted({*flat_before, *flat_now}) if flat_before.get(name) != flat_now.get(name)
     ]  # fmt: skip
+
+
+def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = _changes(before, now)
     if changed:
         listed = "\n  ".join(changed)
         raise InputError(f"{path} holds the results of another job; give another folder, or what differs:\n  {listed}")

@@ -1,6 +1,6 @@
-"""Arrays on disk that grow row by row and survive being killed: written in place, synced, never mapped for writing.
+"""Arrays on disk that grow row by row: written in place and synced, so that a killed process loses no finished rows.
 
-A mapped file on a full disk kills the process; a written one raises.
+They are never memory-mapped for writing: on a full disk, a mapped file kills the process and a written one raises.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class FlatArray:
-    """Rows of one shape and dtype in a raw file. Rows may be written in any order, again and again."""
+class RowArray:
+    """Rows of one shape and dtype in a raw file. Rows may be written in any order and more than once."""
 
     def __init__(self, path: Path, dtype: str, row: tuple[int, ...]) -> None:
         self.path, self.dtype, self.row = path, np.dtype(dtype), row
@@ -21,7 +21,7 @@ class FlatArray:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
-        """Put `rows` at `start`. Raises `OSError` (a full disk) with what was there before still there."""
+        """Write `rows` from row `start` on. Raises `OSError` (a full disk); rows that were there before stay."""
         data = np.ascontiguousarray(rows, dtype=self.dtype)
         assert data.shape[1:] == self.row
         view, place = data.reshape(-1).view(np.uint8).data, start * self._width
@@ -30,7 +30,7 @@ class FlatArray:
             view, place = view[written:], place + written
 
     def sync(self) -> None:
-        """Have the rows on the disk before going on."""
+        """Flush the rows to the disk."""
         os.fsync(self._file)
 
     def read(self, count: int) -> NDArray[np.generic]:

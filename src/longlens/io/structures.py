@@ -21,7 +21,7 @@ CONTACT = 8.0
 
 
 @dataclass(frozen=True)
-class Example:
+class ProteinContacts:
     """A protein and its pairs in contact, (M, 2) with i < j, from 0."""
 
     id: str
@@ -29,8 +29,8 @@ class Example:
     contacts: NDArray[np.int64]
 
 
-def read_structure(path: Path) -> Iterator[Example]:
-    """Each protein chain of the first model: residues as they stand in the file, contacts by C-beta (glycine: C-alpha).
+def read_structure(path: Path) -> Iterator[ProteinContacts]:
+    """Each protein chain of the first model: residues in the order of the file, contacts by C-beta (glycine: C-alpha).
 
     Raises `InputError` for a file that cannot be read or holds no protein.
     """
@@ -47,28 +47,28 @@ def read_structure(path: Path) -> Iterator[Example]:
         chains = list(next(iter(structure)))
     except (OSError, ValueError, KeyError, StopIteration, PDBConstructionException) as error:
         raise InputError(f"{path}: expected a structure in PDB or mmCIF format; {error or 'it is empty'}") from None
-    found = False
+    has_protein = False
     for chain in chains:
-        # changed residues, such as selenomethionine, stand among the hetero atoms
+        # modified residues, such as selenomethionine, are among the hetero atoms
         residues = [
             residue for residue in chain
             if "CA" in residue and (residue.id[0] == " " or residue.get_resname().strip() in letters)
         ]  # fmt: skip
         if not residues:
             continue
-        found = True
-        places = np.array([residue["CB" if "CB" in residue else "CA"].coord for residue in residues], np.float64)
+        has_protein = True
+        coordinates = np.array([residue["CB" if "CB" in residue else "CA"].coord for residue in residues], np.float64)
         text = "".join(letters.get(residue.get_resname().strip(), "X") for residue in residues)
         name = f"{path.stem}_{chain.id}"
-        yield Example(name, clean_protein(text, name).sequence, _close_pairs(places))
-    if not found:
+        yield ProteinContacts(name, clean_protein(text, name).sequence, _close_pairs(coordinates))
+    if not has_protein:
         raise InputError(f"{path}: expected a protein, found no residue with a C-alpha atom")
 
 
-def read_pairs(paths: Sequence[Path], fasta: Path) -> list[Example]:
+def read_pairs(paths: Sequence[Path], fasta: Path) -> list[ProteinContacts]:
     """Contacts from tables with the columns id, i, j (from 1), of proteins of a FASTA file.
 
-    Raises `InputError` for columns, ids or residues that are not there, with the line.
+    Raises `InputError` for missing columns, ids or residues; the message gives the line.
     """
     proteins = {record.id: clean_protein(record.sequence, record.place).sequence for record in read_fasta(fasta)}
     pairs: dict[str, set[tuple[int, int]]] = {}
@@ -89,13 +89,13 @@ def read_pairs(paths: Sequence[Path], fasta: Path) -> list[Example]:
                 if not 1 <= i < j <= length:
                     raise SequenceError(f"{where}: expected two residues in 1..{length}, got {i} and {j}")
                 pairs.setdefault(row["id"], set()).add((i - 1, j - 1))
-    return [Example(name, proteins[name], np.array(sorted(found), np.int64)) for name, found in pairs.items()]
+    return [ProteinContacts(name, proteins[name], np.array(sorted(found), np.int64)) for name, found in pairs.items()]
 
 
-def _close_pairs(places: NDArray[np.float64]) -> NDArray[np.int64]:
+def _close_pairs(coordinates: NDArray[np.float64]) -> NDArray[np.int64]:
     """Pairs i < j nearer than `CONTACT`, by a tree: no T x T matrix."""
     from Bio.PDB.kdtrees import KDTree
 
-    found = KDTree(np.ascontiguousarray(places), 10).neighbor_search(CONTACT)
-    pairs = [tuple(sorted((pair.index1, pair.index2))) for pair in found if pair.radius < CONTACT]
+    neighbours = KDTree(np.ascontiguousarray(coordinates), 10).neighbor_search(CONTACT)
+    pairs = [tuple(sorted((pair.index1, pair.index2))) for pair in neighbours if pair.radius < CONTACT]
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)

@@ -1,20 +1,23 @@
-"""A first pass over the input: what is there, what is wrong with it, and its hash, before any work starts."""
+"""A first pass over the input, before any computation: its records, their faults, and its hash."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from longlens.errors import SequenceError
-from longlens.io.alphabet import clean_protein
-from longlens.io.fasta import Record, read_fasta
+from longlens.io.alphabet import CleanedProtein, clean_protein, looks_like_alignment, looks_like_dna, looks_like_text
+from longlens.io.fasta import FastaRecord, read_fasta
+
+# how many records are examined to recognise an alignment
+LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A protein of the input: where it stood, its name, and what cleaning did; `sha256` is of the cleaned residues."""
+class RecordInfo:
+    """A protein of the input: its file, number and name, and what cleaning did; `sha256` is of the cleaned residues."""
 
     number: int
     source: str
@@ -27,7 +30,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedRecord:
     """A record that was left out, and why."""
 
     source: str
@@ -38,41 +41,84 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Survey:
-    """All of the input. `inputs`: name and SHA-256 of the records read from each file."""
+    """The whole input. `inputs`: name and SHA-256 of the records read from each file; `warnings`: one sentence each."""
 
-    entries: list[Entry]
-    skipped: list[Skipped]
+    entries: list[RecordInfo]
+    skipped: list[SkippedRecord]
     inputs: list[dict[str, str]]
+    warnings: list[str] = field(default_factory=list)
 
 
 def survey(paths: Sequence[Path | str], *, skip_errors: bool = False) -> Survey:
     """Read all of `paths`; with `skip_errors`, broken records and the broken rest of a file are listed, not raised.
 
-    Raises `SequenceError` for the first fault otherwise, and where no protein is left.
+    Otherwise raises `SequenceError` for the first fault, and always if no protein is left.
     """
-    entries: list[Entry] = []
-    skipped: list[Skipped] = []
-    inputs = []
-    for path in paths:
-        digest = hashlib.sha256()
+    return _survey([(str(path), Path(str(path)).name, read_fasta(path)) for path in paths], skip_errors)
+
+
+def make_survey(records: Sequence[FastaRecord], *, skip_errors: bool = False) -> Survey:
+    """The survey of records that are in memory."""
+    return _survey([("the sequences", "sequences", records)], skip_errors)
+
+
+def _survey(sources: Sequence[tuple[str, str, Iterable[FastaRecord]]], skip_errors: bool) -> Survey:
+    entries: list[RecordInfo] = []
+    skipped: list[SkippedRecord] = []
+    inputs, suspicions = [], _InputWarnings()
+    for _, name, records in sources:
+        digest, read = hashlib.sha256(), False
         try:
-            for record in read_fasta(path):
+            for record in records:
+                read = True
                 digest.update(f">{record.id} {record.description}\n{record.sequence}\n".encode())
                 try:
                     entries.append(_entry(record))
+                    suspicions.see(record)
                 except SequenceError as error:
                     if not skip_errors:
                         raise
-                    skipped.append(Skipped(Path(record.source).name, record.number, record.id, str(error)))
+                    skipped.append(SkippedRecord(Path(record.source).name, record.number, record.id, str(error)))
         except SequenceError as error:
             if not skip_errors:
                 raise
-            skipped.append(Skipped(Path(str(path)).name, 0, "", str(error)))
-        inputs.append({"name": Path(str(path)).name, "sha256": digest.hexdigest()})
+            skipped.append(SkippedRecord(name, 0, "", f"{error}{'' if read else '; nothing of it was read'}"))
+        inputs.append({"name": name, "sha256": digest.hexdigest()})
     if not entries:
         first = f"; the first fault: {skipped[0].reason}" if skipped else ""
-        raise SequenceError(f"expected proteins in {', '.join(map(str, paths))}, found none{first}")
-    return Survey(entries, skipped, inputs)
+        raise SequenceError(f"expected proteins in {', '.join(path for path, _, _ in sources)}, found none{first}")
+    return Survey(entries, skipped, inputs, suspicions.warnings())
+
+
+class _InputWarnings:
+    """Finds records that look like DNA or RNA, and an alignment by the first records."""
+
+    def __init__(self) -> None:
+        self._records = 0
+        self._nucleic: list[str] = []
+        self._first: list[str] = []
+
+    def see(self, record: FastaRecord) -> None:
+        self._records += 1
+        if looks_like_dna(record.sequence):
+            self._nucleic.append(record.place)
+        if len(self._first) < LOOKED_AT:
+            self._first.append(record.sequence)
+
+    def warnings(self) -> list[str]:
+        """One sentence for each kind of doubtful input."""
+        sentences = []
+        if self._nucleic:
+            sentences.append(
+                f"{len(self._nucleic):,} of {self._records:,} records look like DNA or RNA (the first: "
+                f"{self._nucleic[0]}) and are read as protein; translate them first"
+            )
+        if looks_like_alignment(self._first):
+            sentences.append(
+                "the records look like rows of an alignment (aligned FASTA or a3m): each is read as a protein of its "
+                "own, without its gaps and with its insertions"
+            )
+        return sentences
 
 
 def read_cleaned(paths: Sequence[Path | str], *, skip_errors: bool = False) -> Iterator[str]:
@@ -81,7 +127,7 @@ def read_cleaned(paths: Sequence[Path | str], *, skip_errors: bool = False) -> I
         try:
             for record in read_fasta(path):
                 try:
-                    cleaned = clean_protein(record.sequence, record.place)
+                    cleaned = _clean(record)
                 except SequenceError:
                     if not skip_errors:
                         raise
@@ -92,9 +138,9 @@ def read_cleaned(paths: Sequence[Path | str], *, skip_errors: bool = False) -> I
                 raise
 
 
-def _entry(record: Record) -> Entry:
-    protein = clean_protein(record.sequence, record.place)
-    return Entry(
+def _entry(record: FastaRecord) -> RecordInfo:
+    protein = _clean(record)
+    return RecordInfo(
         number=record.number,
         source=Path(record.source).name,
         id=record.id,
@@ -104,3 +150,14 @@ def _entry(record: Record) -> Entry:
         substituted=protein.substituted,
         gaps=protein.gaps,
     )
+
+
+def _clean(record: FastaRecord) -> CleanedProtein:
+    """The cleaned protein of a record. Raises `SequenceError` for anything else, including prose."""
+    protein = clean_protein(record.sequence, record.place)
+    if looks_like_text(record.sequence):
+        raise SequenceError(
+            f"{record.place}: expected a protein, got letters in the proportions of a text "
+            f"({record.sequence[:30]!r}); for texts use `longlens look` with a language model"
+        )
+    return protein

@@ -1,4 +1,4 @@
-"""Plain texts, and telling them from FASTA."""
+"""Reading plain texts, and distinguishing them from FASTA."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from longlens.io.fasta import STANDARD_INPUT
 
 
 def looks_like_fasta(path: Path | str) -> bool:
-    """Whether the first character that is not blank is ">". Raises `SequenceError` for a file that cannot be read."""
+    """Whether the first character that is not blank is ">". Raises `SequenceError` if the file cannot be read."""
     return read_bytes(path, _name(path), 2**16).decode("utf-8-sig", errors="replace").lstrip()[:1] == ">"
 
 
 def read_text(path: Path | str) -> str:
-    """A file of UTF-8, plain or compressed, without blanks around it.
+    """The text of a UTF-8 file, plain or compressed, without blanks around it.
 
     Raises `SequenceError` for another encoding, an empty file, or one that cannot be read.
     """
@@ -29,5 +29,5 @@ def read_text(path: Path | str) -> str:
 
 
 def _name(path: Path | str) -> str:
-    # a copy of standard input stands for it
+    # messages name standard input, not the temporary copy of it
     return STANDARD_INPUT if Path(path).name == STANDARD_INPUT else str(path)

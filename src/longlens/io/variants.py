@@ -1,7 +1,7 @@
-"""Variants of a protein as they are written: A24G, A24G:T56S, HGVS (p.Lys24Ala, den Dunnen et al. 2016), WT.
+"""The notations of protein variants: A24G, A24G:T56S, HGVS (p.Lys24Ala, den Dunnen et al. 2016), WT.
 
-A variant is its substitutions; the wild type has none. What is not a substitution by one of the 20 standard residues
-(a stop, an insertion or deletion, X, B, an empty cell) is refused by a `VariantError`, whose `reason` is a few words
+A variant is a set of substitutions; the wild type has none. Anything else than substitutions by the 20 standard
+residues (a stop, an insertion or deletion, X, B, an empty cell) raises a `VariantError`, whose `reason` is a few words
 for a column of a table.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from longlens.errors import InputError, VariantError
 from longlens.io.alphabet import STANDARD
 
-# https://iupac.qmul.ac.uk/AminoAcid/A2021.html, with the codes that stand for no single standard residue
+# https://iupac.qmul.ac.uk/AminoAcid/A2021.html, with the codes that do not denote a single standard residue
 THREE_LETTERS = {
     "ALA": "A", "CYS": "C", "ASP": "D", "GLU": "E", "PHE": "F", "GLY": "G", "HIS": "H", "ILE": "I", "LYS": "K",
     "LEU": "L", "MET": "M", "ASN": "N", "PRO": "P", "GLN": "Q", "ARG": "R", "SER": "S", "THR": "T", "VAL": "V",
@@ -55,7 +55,8 @@ def parse_variant(text: str | None, sequence: str, offset: int = 1) -> tuple[Mut
         offset: the number of the protein's first residue.
 
     Raises:
-        VariantError: anything else, a position outside the protein, another residue there, a position named twice.
+        VariantError: another notation, a position outside the protein, a wild-type residue that differs from the
+            protein's, or a position that occurs twice.
     """
     stripped = (text or "").strip()
     if stripped.lower() in MISSING:
@@ -70,8 +71,8 @@ def parse_variant(text: str | None, sequence: str, offset: int = 1) -> tuple[Mut
             return ()
     if _NUCLEOTIDES.match(stripped):
         raise VariantError(
-            f"expected a variant of the protein such as p.Lys24Ala, got {text!r}, which is one of its gene; translate "
-            "it first",
+            f"expected a variant of the protein such as p.Lys24Ala, got {text!r}, which is a variant of its gene; "
+            "translate it first",
             "nucleotide notation",
         )
     bare = re.sub(r"^p\.", "", stripped, flags=re.I)
@@ -88,9 +89,9 @@ def parse_variant(text: str | None, sequence: str, offset: int = 1) -> tuple[Mut
 def read_variants(
     rows: Iterable[str | None], sequence: str, offset: int = 1, on_error: str = "stop"
 ) -> list[tuple[tuple[Mutation, ...] | None, str]]:
-    """(substitutions, "") of each row by `parse_variant`, or, with `on_error` "skip", (None, reason) where refused.
+    """(substitutions, "") of each row by `parse_variant`, or, with `on_error` "skip", (None, reason) of invalid rows.
 
-    With "stop" the first refusal is raised, a `VariantError` that gives the row's number (from 1).
+    With "stop" the first invalid row raises a `VariantError` that gives the row's number (from 1).
     """
     if on_error not in ("stop", "skip"):
         raise InputError(f"expected on_error stop or skip, got {on_error!r}")
@@ -132,7 +133,7 @@ def _parse_substitution(part: str, sequence: str, offset: int) -> Mutation:
     if sequence[position] != wild:
         near = sequence[max(0, position - 3) : position + 4]
         raise VariantError(
-            f"{part}: expected the protein to have {wild} at {number}, found {sequence[position]} (in {near}); check "
+            f"{part}: expected the protein to have {wild} at {number}, got {sequence[position]} (in {near}); check "
             "the protein and --offset-idx",
             f"wild type at {number} is {sequence[position]}, not {wild}",
         )
@@ -147,7 +148,7 @@ def _parse_substitution(part: str, sequence: str, offset: int) -> Mutation:
 
 
 def _one_letter(code: str, part: str) -> str:
-    """The one-letter code of a residue; itself where it is one."""
+    """The one-letter code of a residue, given by its one-letter or three-letter code."""
     if len(code) == 1:
         return code
     if code not in THREE_LETTERS:

@@ -1,1 +1,1 @@
-"""Long jobs over many proteins: planned beforehand, safe against being killed, the same result however often."""
+"""Jobs over many proteins: planned in advance, resumable after any interruption, with reproducible results."""

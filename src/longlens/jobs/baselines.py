@@ -1,4 +1,4 @@
-"""How well counting predicts a residue: the perplexities that a model must beat."""
+"""Baselines by counting residues: the perplexities that a trained model must beat."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How precise predicted contacts are: of the L strongest pairs of a protein of L residues, the share in contact.
 
-The field's measure (CASP; Rao et al. 2020), made for samples of pairs and for proteins that were not fitted to. Pairs
-with equal scores are taken in no order: the precision is that expected over all their orders, so that scores that tell
-nothing give the share of contacts, whatever the order of the pairs.
+The field's measure (CASP; Rao et al. 2020), for samples of pairs and for proteins that were held out of the fit. For
+pairs with equal scores the precision is the expectation over all their orders, so that scores without information give
+the share of contacts, whatever the order of the pairs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# the parts into which proteins are divided at most, each predicted from the others
+# the most parts into which proteins are divided, each predicted from the others
 FOLDS = 5
 # pairs this far apart are long-range (CASP)
 LONG_RANGE = 24
-# proteins that share this part of the shorter one's words of residues are one protein more or less
+# proteins that share this part of the shorter one's words of residues count as alike
 WORD, ALIKE = 5, 0.3
 
 
@@ -25,7 +25,7 @@ WORD, ALIKE = 5, 0.3
 class Precision:
     """Of the L strongest pairs at least `separation` apart: mean over proteins, and the lowest and highest of them.
 
-    `chance` is the mean share of contacts among all such pairs: what a guess would have.
+    `chance` is the mean share of contacts among all such pairs, which is the precision of a random guess.
     """
 
     separation: int
@@ -53,8 +53,8 @@ def expected_precision(
 ) -> float:
     """Share of contacts among the `count` strongest pairs, expected over the orders of equal scores.
 
-    A sampled pair counts as the `weights` pairs that it stands for; of the pairs with the score at which `count` is
-    reached, all count by the same part.
+    A sampled pair counts as the `weights` pairs that it represents; the pairs with the score at which `count` is
+    reached all count by the same fraction.
     """
     count = min(float(count), float(weights.sum()))
     if count <= 0:
@@ -68,7 +68,7 @@ def expected_precision(
 
 
 def measure_precision(proteins: Sequence[ScoredPairs], separation: int) -> Precision | None:
-    """The precision of proteins that have contacts at least `separation` apart; None where there is no such protein."""
+    """The precision of proteins that have contacts at least `separation` apart; None if there is no such protein."""
     values, chances = [], []
     for protein in proteins:
         far = protein.pairs[:, 1] - protein.pairs[:, 0] >= separation
@@ -82,10 +82,10 @@ def measure_precision(proteins: Sequence[ScoredPairs], separation: int) -> Preci
 
 
 def similar_groups(sequences: Sequence[str]) -> list[int]:
-    """A number for each protein, the same for those that are nearly alike, such as the chains of a homodimer.
+    """A group number for each protein; nearly identical ones, such as the chains of a homodimer, share a number.
 
-    Alike: more than `ALIKE` of the shorter one's words of `WORD` residues stand in the other (about 80 % identity).
-    Distant relatives are not recognised; a sample that must be without them is to be made so.
+    Two proteins are alike if more than `ALIKE` of the shorter one's words of `WORD` residues occur in the other (about
+    80 % identity). Distant relatives are not recognised: remove them from the sample beforehand if necessary.
     """
     words = [{text[i : i + WORD] for i in range(len(text) - WORD + 1)} for text in sequences]
     group = list(range(len(sequences)))
@@ -101,7 +101,7 @@ def similar_groups(sequences: Sequence[str]) -> list[int]:
 def held_out_folds(groups: Sequence[int], seed: int) -> Iterator[NDArray[np.bool_]]:
     """Which proteins to hold out, at most `FOLDS` times; each protein once, with those of its group.
 
-    None where all are of one group: there is nothing to learn from then.
+    No folds if all proteins are of one group, since nothing remains to fit to.
     """
     numbers = np.array(groups)
     distinct = np.random.default_rng(seed).permutation(np.unique(numbers))

@@ -1,195 +1,55 @@
-"""Proteins to contact maps: `longlens contacts`."""
+"""The job that predicts contact maps of proteins: `longlens.contacts` and `longlens contacts`."""
 
 from __future__ import annotations
 
 import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.io.pairs import PairSpool
-from longlens.io.results import ResultFolder, sync_tree
-from longlens.io.survey import Entry, Survey, read_cleaned
+from longlens.io.results import ResultFolder
+from longlens.io.survey import RecordInfo
 from longlens.io.table import survey_columns, write_columns
-from longlens.jobs.job_key import job_identity, refuse_changed
-from longlens.jobs.plan import Outputs, batch_bytes
-from longlens.lens.contacts import (
-    ContactMap,
-    ContactObserver,
-    KeptMap,
-    Regression,
-    Rows,
-    WholeMap,
-    kept_bytes,
-    whole_bytes,
+from longlens.jobs.contact_maps import ContactMaps
+from longlens.jobs.contact_writers import (
+    ContactOptions,
+    MapPreview,
+    MapWriter,
+    PairWriter,
+    TopPartnersWriter,
+    WholeMapWriter,
 )
+from longlens.jobs.fit_contacts import load_head
+from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
+from longlens.jobs.job_key import ModelInfo, job_key
+from longlens.jobs.limits import load_model, memory_limits, threads_set
+from longlens.jobs.output import output_folder
+from longlens.jobs.plan import BatchOutputs, batch_bytes
+from longlens.jobs.progress import ProgressCallback, silent
+from longlens.jobs.runner import Job, Unit, announce, file_notes, refuse_over_positions, residue_units, run
+from longlens.lens.contacts import ContactMap, ContactObserver, KeptMap, WholeMap, kept_bytes, whole_bytes
 from longlens.models.language_model import MaskedLM
 
-FORMATS = ("parquet", "npz", "zarr")
 # small proteins are predicted together, up to this many tokens and bytes of maps
 TOKENS = 4096
 MAPS = 2**27
-# sides of a figure's map, and of a stored chunk
-CELLS = 1000
-CHUNK = 256
-
-
-@dataclass(frozen=True)
-class ContactOptions:
-    """What to keep of a map: pairs above `threshold`, the `top` partners of each residue, or a `band` |i - j| <= band
-    (one of them), from `separation` on; or, with the format zarr, all of it in `array_dtype`."""
-
-    format: str = "parquet"
-    threshold: float | None = None
-    top: int | None = None
-    band: int | None = None
-    separation: int = 6
-    array_dtype: str = "float16"
-    figure: bool = False
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("threshold", "top", "band") if getattr(self, name) is not None]
-        if self.format not in FORMATS or self.array_dtype not in ("float16", "float32"):
-            raise InputError(f"expected a format of {', '.join(FORMATS)} and float16 or float32, got {self}")
-        if self.format == "zarr" and given:
-            raise InputError(f"expected format parquet or npz with {given[0]}: zarr holds the whole map")
-        if self.format != "zarr" and len(given) != 1:
-            raise InputError(f"expected one of threshold, top and band, got {', '.join(given) or 'none'}")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise InputError(f"expected a threshold in 0..1, got {self.threshold}")
-        for name, least in (("top", 1), ("band", 0), ("separation", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"expected {name} of at least {least}, got {value}")
-        if self.band is not None and self.band < self.separation:
-            raise InputError(
-                f"expected a band of at least the separation, {self.separation}, got {self.band}: nothing would be left"
-            )
-
-
-# ---- what is kept of a map's rows
-
-
-class Sink(ABC):
-    """Takes the stretches of rows of one map's upper triangle, in order."""
-
-    @abstractmethod
-    def take(self, rows: Rows) -> None:
-        """Take in a stretch."""
-
-
-class Selected(Sink):
-    """Pairs i < j that are far enough apart and above a threshold or within a band, by i and then j."""
-
-    def __init__(self, options: ContactOptions, spool: PairSpool) -> None:
-        self.options, self.spool = options, spool
-
-    def take(self, rows: Rows) -> None:
-        found, options = rows.probabilities, self.options
-        if options.band is not None:
-            found = found[:, : len(found) + options.band]
-        gap = _gaps(found)
-        keep = gap >= max(1, options.separation)
-        keep &= found >= options.threshold if options.threshold is not None else gap <= (options.band or 0)
-        i, j = keep.nonzero(as_tuple=True)
-        values = found[i, j]
-        self.spool.append(*(part.cpu().numpy() for part in (i + rows.first, j + rows.first, values)))
-
-
-class Best(Sink):
-    """The `top` strongest partners of each residue, on either side."""
-
-    def __init__(self, options: ContactOptions, residues: int) -> None:
-        assert options.top is not None
-        self.separation = max(1, options.separation)
-        self.values = torch.full((residues, options.top), -1.0)
-        self.partners = torch.full((residues, options.top), -1, dtype=torch.int64)
-
-    def take(self, rows: Rows) -> None:
-        found = rows.probabilities.masked_fill(_gaps(rows.probabilities) < self.separation, -1.0).cpu()
-        self._merge(slice(rows.first, rows.first + len(found)), found, rows.first)
-        self._merge(slice(rows.first, rows.first + found.shape[1]), found.T, rows.first)
-
-    def _merge(self, owners: slice, found: Tensor, first: int) -> None:
-        """`found` (owners, m): partners first..first + m."""
-        best, place = torch.topk(found, min(self.values.shape[1], found.shape[1]))
-        values = torch.cat([self.values[owners], best], 1)
-        partners = torch.cat([self.partners[owners], place + first], 1)
-        self.values[owners], order = torch.topk(values, self.values.shape[1])
-        self.partners[owners] = partners.gather(1, order)
-
-    def finish(self, spool: PairSpool) -> None:
-        """Each residue's partners, the strongest first."""
-        i, rank = (self.values >= 0).nonzero(as_tuple=True)
-        spool.append(i.numpy(), self.partners[i, rank].numpy(), self.values[i, rank].numpy())
-
-
-class Dense(Sink):
-    """The whole map as a Zarr array."""
-
-    def __init__(self, path: Path, residues: int, dtype: str) -> None:
-        import zarr
-
-        chunk = min(CHUNK, residues)
-        self.array: Any = zarr.create_array(path, shape=(residues, residues), dtype=dtype, chunks=(chunk, chunk))
-
-    def take(self, rows: Rows) -> None:
-        values = rows.probabilities.cpu().numpy().astype(self.array.dtype)
-        last = rows.first + len(values)
-        self.array[rows.first : last, rows.first :] = values
-        self.array[last:, rows.first : last] = values[:, len(values) :].T
-
-
-class Picture(Sink):
-    """The map in at most `CELLS` x `CELLS` cells, each the largest of its pairs."""
-
-    def __init__(self, residues: int) -> None:
-        self.width = -(-residues // CELLS)
-        count = -(-residues // self.width)
-        self.cells = torch.zeros(count, count)
-
-    def take(self, rows: Rows) -> None:
-        found = rows.probabilities.cpu()
-        columns = torch.arange(rows.first, rows.first + found.shape[1]) // self.width
-        owners = torch.arange(rows.first, rows.first + len(found)) // self.width
-        by_column = torch.zeros(len(found), len(self.cells))
-        by_column.scatter_reduce_(1, columns.expand_as(found), found, "amax")
-        self.cells.scatter_reduce_(0, owners.unsqueeze(1).expand_as(by_column), by_column, "amax")
-
-    def finish(self) -> Tensor:
-        """Both halves."""
-        return torch.maximum(self.cells, self.cells.T)
-
-
-def _gaps(found: Tensor) -> Tensor:
-    """j - i of a stretch of the upper triangle."""
-    m, n = found.shape
-    return torch.arange(n, device=found.device) - torch.arange(m, device=found.device).unsqueeze(1)
-
-
-# ---- the job
-
-
-def identity(model: MaskedLM, survey: Survey, options: ContactOptions) -> dict[str, Any]:
-    """Everything that decides the results, as plain JSON."""
-    return job_identity(model, survey, asdict(options))
 
 
 def needs(model: MaskedLM, residues: int) -> dict[str, int]:
     """Predicted peak growth of memory, in bytes, of each form of one protein's map."""
     config, element = model.config, model.dtype.itemsize
-    passing = batch_bytes(config, residues + 2, element, Outputs(0, 0))
+    passing = batch_bytes(config, residues + 2, element, BatchOutputs(0, 0))
     head = (config.layers, config.heads)
-    # what stays after the pass, and the stretch of rows at hand
+    # the memory that stays after the pass, and the current rows
     return {
         "whole": passing + whole_bytes(*head, residues),
         "kept": passing + kept_bytes(*head, config.head_width, element, residues),
@@ -197,149 +57,150 @@ def needs(model: MaskedLM, residues: int) -> dict[str, int]:
 
 
 def choose_form(model: MaskedLM, residues: int, limit: int) -> str:
-    """ "whole" where it fits in `limit` bytes, else "kept"; raises `InputError` where neither does."""
-    found = needs(model, residues)
-    for form, need in found.items():
+    """ "whole" if it fits in `limit` bytes, else "kept"; raises `InputError` if neither fits."""
+    needed = needs(model, residues)
+    for form, need in needed.items():
         if need <= limit:
             return form
     raise InputError(
-        f"a protein of {residues} residues needs about {found['kept'] / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB are "
-        "allowed; raise --max-memory, use --dtype bfloat16 or a smaller model"
+        f"a protein of {residues} residues needs about {needed['kept'] / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB "
+        "are allowed; raise --max-memory, use --dtype bfloat16 or a smaller model"
     )
 
 
-def refuse_too_long(model: MaskedLM, survey: Survey, limit: int) -> None:
-    """Raise `InputError` where a protein cannot fit, before any work starts."""
-    entry = max(survey.entries, key=lambda entry: entry.length)
-    most = model.config.max_length
-    if most is not None and entry.length + 2 > most:
-        raise InputError(
-            f"{entry.source}, record {entry.number} ({entry.id}): expected at most {most - 2} residues for this model, "
-            f"got {entry.length}"
-        )
-    choose_form(model, entry.length, limit)
-
-
-def make_units(entries: Sequence[Entry]) -> Iterator[tuple[int, int]]:
+def make_units(entries: Sequence[RecordInfo]) -> Iterator[tuple[int, int]]:
     """Ranges of proteins that are predicted together."""
-    start = tokens = held = 0
+    start = tokens = map_bytes = 0
     for place, entry in enumerate(entries):
         size = 4 * entry.length**2
-        if place > start and (tokens + entry.length + 2 > TOKENS or held + size > MAPS):
+        if place > start and (tokens + entry.length + 2 > TOKENS or map_bytes + size > MAPS):
             yield start, place
             start = place
-            tokens = held = 0
+            tokens = map_bytes = 0
         tokens += entry.length + 2
-        held += size
+        map_bytes += size
     yield start, len(entries)
 
 
-def contacts(
-    model: MaskedLM,
-    paths: Sequence[Path | str],
-    survey: Survey,
-    options: ContactOptions,
-    folder: ResultFolder,
-    draw: Callable[[Tensor, Entry, Path], None] | None,
-    report: Callable[[int], None],
-) -> Path:
-    """Do what is left of the job and return the table's path. `draw` makes a figure of a map's cells.
+@dataclass
+class ContactJob(Job):
+    """A unit of work is a few small proteins or a long one. `limit`: bytes that it may take.
 
-    A unit of work is a few small proteins or a long one; it counts once its files are on the disk.
+    `draw` makes a figure of a map's cells.
     """
-    table = folder.path / "index.parquet"
-    if folder.complete:
-        return table
-    regression, limit, done = model.contact_regression(), int(folder.settled["memory"]), folder.done()
-    sequences, at = read_cleaned(paths, skip_errors=bool(survey.skipped)), 0
-    finished = 0
-    with torch.inference_mode():
-        for unit, (first, last) in enumerate(make_units(survey.entries)):
-            entries = survey.entries[first:last]
-            finished += sum(entry.length for entry in entries)
-            if unit < done:
-                continue
-            texts = list(islice(sequences, first - at, last - at))
-            at = last
-            refuse_changed(texts, entries)
-            for place, (entry, contact_map) in enumerate(_maps(model, texts, entries, regression, limit), first):
-                _write_map(contact_map, entry, place, options, folder, draw)
-            folder.commit(unit)
-            report(finished)
-    return _finalise(model, survey, options, folder, limit)
 
+    model: ModelInfo
+    source: ProteinSource
+    options: ContactOptions
+    limit: int
+    draw: Callable[[Tensor, RecordInfo, Path], None] | None = None
 
-def _maps(
-    model: MaskedLM, texts: list[str], entries: Sequence[Entry], regression: Regression, limit: int
-) -> Iterator[tuple[Entry, ContactMap]]:
-    packed = model.pack(texts)
-    maps: list[ContactMap] = []
-    for start, stop in pairwise(packed.cu_seqlens.tolist()):
-        residues = stop - start - 2
-        whole = choose_form(model, residues, limit) == "whole"
-        maps.append(WholeMap(residues, regression, model.device) if whole else KeptMap(residues, regression))
-    model(packed, observers=[ContactObserver(maps)])
-    yield from zip(entries, maps, strict=True)
+    @cached_property
+    def language_model(self) -> MaskedLM:
+        """The model with its type."""
+        assert isinstance(self.model.module, MaskedLM)
+        return self.model.module
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return job_key(self.model, self.source.survey, asdict(self.options))
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        return {"memory": self.limit, "model": self.model.name}
+
+    def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
+        model, longest = self.language_model, max(entry.length for entry in self.source.survey.entries)
+        if not resumed:
+            choose_form(model, longest, self.limit)
+            return
+        # the form of each map was settled by the memory of the run that began
+        earlier_limit = int(settled["memory"])
+        lengths = {entry.length for entry in self.source.survey.entries}
+        need = max(needs(model, length)[choose_form(model, length, earlier_limit)] for length in lengths)
+        if need > self.limit:
+            raise InputError(
+                f"this job was begun with {earlier_limit / 2**30:.2f} GiB for a map; as begun it needs about "
+                f"{need / 2**30:.2f} GiB beyond what the process has now, and {self.limit / 2**30:.2f} GiB are allowed "
+                "now. Raise --max-memory to continue it, or give another folder to begin again in less memory"
+            )
+
+    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+        entries = self.source.survey.entries
+        return residue_units("contacts", [entry.length for entry in entries], list(make_units(entries)))
+
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Any]:
+        limit = int(folder.settled["memory"])
+        entries = self.source.survey.entries[unit.first : unit.last]
+        for place, (entry, contact_map) in enumerate(zip(entries, self._maps(texts, limit), strict=True), unit.first):
+            _write_map(contact_map, entry, place, self.options, folder, file_notes(self.model, folder), self.draw)
+        return ()
+
+    def _maps(self, texts: list[str], limit: int) -> list[ContactMap]:
+        model = self.language_model
+        regression = model.contact_regression()
+        packed = model.pack(texts)
+        maps: list[ContactMap] = []
+        for start, stop in pairwise(packed.cu_seqlens.tolist()):
+            residues = stop - start - 2
+            whole = choose_form(model, residues, limit) == "whole"
+            maps.append(WholeMap(residues, regression, model.device) if whole else KeptMap(residues, regression))
+        model(packed, observers=[ContactObserver(maps)])
+        return maps
+
+    def finish(self, folder: ResultFolder) -> list[Path]:
+        entries, limit = self.source.survey.entries, int(folder.settled["memory"])
+        names = [file_name(place, self.options) for place in range(len(entries))]
+        pairs = [_pairs_in(folder.path / name, entry.length) for name, entry in zip(names, entries, strict=True)]
+        columns = survey_columns(self.source.survey) | {
+            "file": list(names), "pairs": pairs,
+            "form": [choose_form(self.language_model, entry.length, limit) for entry in entries],
+        }  # fmt: skip
+        table_path = folder.work / "index.parquet"
+        write_columns(table_path, self.source.survey, columns, file_notes(self.model, folder))
+        return [folder.place(table_path), *(folder.path / name for name in names)]
 
 
 def file_name(place: int, options: ContactOptions) -> str:
-    """Of the protein with number `place` (from 0)."""
+    """The file name of the protein with number `place` (from 0)."""
     return f"{place + 1:07d}.{options.format}"
 
 
 def _write_map(
     contact_map: ContactMap,
-    entry: Entry,
+    entry: RecordInfo,
     place: int,
     options: ContactOptions,
     folder: ResultFolder,
-    draw: Callable[[Tensor, Entry, Path], None] | None,
+    about: dict[str, str],
+    draw: Callable[[Tensor, RecordInfo, Path], None] | None,
 ) -> None:
+    about = about | {"id": entry.id, "length": str(entry.length)}
     target = folder.path / file_name(place, options)
-    picture = Picture(entry.length) if draw is not None else None
-    sinks: list[Sink] = [] if picture is None else [picture]
+    picture = MapPreview(entry.length) if draw is not None else None
+    sinks: list[MapWriter] = [] if picture is None else [picture]
     half = folder.work / target.name
     with PairSpool(folder.work) as spool:
         best = None
         if options.format == "zarr":
             shutil.rmtree(half, ignore_errors=True)
-            sinks.append(Dense(half, entry.length, options.array_dtype))
+            sinks.append(WholeMapWriter(half, entry.length, options.array_dtype, about))
         elif options.top is not None:
-            best = Best(options, entry.length)
+            best = TopPartnersWriter(options, entry.length)
             sinks.append(best)
         else:
-            sinks.append(Selected(options, spool))
+            sinks.append(PairWriter(options, spool))
         for rows in contact_map.rows():
             for sink in sinks:
                 sink.take(rows)
         if best is not None:
             best.finish(spool)
         if options.format == "zarr":
-            sync_tree(half)
-            # a unit that was killed before it counted may have left one
-            shutil.rmtree(target, ignore_errors=True)
-            half.replace(target)
+            folder.place(half)
         else:
-            spool.write(target, entry.length)
+            spool.write(target, entry.length, about)
     if draw is not None and picture is not None:
         draw(picture.finish(), entry, target.with_suffix(".png"))
-
-
-def _finalise(model: MaskedLM, survey: Survey, options: ContactOptions, folder: ResultFolder, limit: int) -> Path:
-    entries = survey.entries
-    names = [file_name(place, options) for place in range(len(entries))]
-    columns = survey_columns(survey) | {
-        "file": list(names),
-        "pairs": [_pairs_in(folder.path / name, entry.length) for name, entry in zip(names, entries, strict=True)],
-        "form": [choose_form(model, entry.length, limit) for entry in entries],
-    }
-    table = folder.path / "index.parquet"
-    half = folder.work / "index.parquet"
-    write_columns(half, survey, columns)
-    sync_tree(half)
-    half.replace(table)
-    folder.finish([table, *(folder.path / name for name in names)])
-    return table
 
 
 def _pairs_in(path: Path, residues: int) -> int:
@@ -349,3 +210,80 @@ def _pairs_in(path: Path, residues: int) -> int:
         with np.load(path) as file:
             return len(file["data"])
     return residues * residues
+
+
+def contacts(
+    proteins: Proteins,
+    *,
+    model: str | Path | MaskedLM = "tiny",
+    output: str | Path | None = None,
+    format: str = "parquet",
+    threshold: float | None = None,
+    top: int | None = None,
+    band: int | None = None,
+    min_separation: int = 6,
+    array_dtype: str = "float16",
+    head: str | Path | None = None,
+    figure: bool = False,
+    max_memory: str | None = None,
+    on_error: str = "stop",
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressCallback = silent,
+) -> ContactMaps:
+    """Contact probabilities of proteins by ESM-2's contact head, in memory linear in their length where it must be.
+
+    maps = longlens.contacts("proteins.fasta", model="facebook/esm2_t12_35M_UR50D", top=10)
+    maps["P12345"]                              # i, j (from 1), probability
+
+    Args:
+        proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein.
+        model: a model, or what `longlens.load` takes; it needs a contact head.
+        output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
+        format: "parquet" or "npz" for chosen pairs, "zarr" for whole maps.
+        threshold, top, band: one of the three: keep pairs of at least this probability (the default, 0.3), each
+            residue's strongest partners, or pairs at most this far apart.
+        min_separation: leave out pairs that are closer than this.
+        array_dtype: of whole maps, "float16" or "float32".
+        head: a contact head made by `longlens contacts fit`.
+        figure: also draw each map.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
+        on_error: "stop", or "skip": records that cannot be read are listed in the table.
+        dtype, device: as `longlens.load` takes them.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
+
+    Raises:
+        InputError: options that do not exist, a model without a contact head, proteins that do not fit.
+    """
+    if threshold is None and top is None and band is None and format != "zarr":
+        threshold = 0.3
+    options = ContactOptions(
+        format=format, threshold=threshold, top=top, band=band, separation=min_separation, array_dtype=array_dtype,
+        figure=figure,
+    )  # fmt: skip
+    with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
+        loaded = load_model(model, dtype, device, max_memory)
+        if head is not None:
+            load_head(loaded, Path(head))
+        # raises its error before a folder is made
+        loaded.contact_regression()
+        info = ModelInfo(loaded, loaded.source)
+        draw = _drawing(info.name) if figure else None
+        announce(info, source.survey, progress)
+        limit, _ = memory_limits(loaded, BatchOutputs(0, 0), max_memory, "auto")
+        refuse_over_positions(source.survey, loaded.config.max_length)
+        with output_folder(output) as folder:
+            run(ContactJob(info, source, options, limit, draw), folder.path, progress)
+    return ContactMaps(folder)
+
+
+def _drawing(name: str) -> Callable[[Tensor, RecordInfo, Path], None]:
+    """The function that draws a map's cells. Called early, so that a missing package is reported at once."""
+    from longlens.report.contacts import draw_contacts
+
+    def draw(cells: Tensor, entry: RecordInfo, path: Path) -> None:
+        draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", name, path)
+
+    return draw

@@ -1,11 +1,10 @@
-"""Proteins to vectors, logits and surprise: `longlens embed`."""
+"""The job that computes vectors, logits and surprise of proteins: `longlens.embed` and `longlens embed`."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.io.formats import FORMATS, Finished, write_arrays
-from longlens.io.results import ArraySpec, ResultFolder, sync_tree
-from longlens.io.survey import Entry, Survey, read_cleaned
+from longlens.io.formats import FORMATS, ResultArrays, require_zarr, write_arrays
+from longlens.io.results import ArraySpec, ResultFolder
+from longlens.io.survey import Survey
 from longlens.io.table import write_table
-from longlens.jobs.inference import Place, masked_predictions, residue_predictions, residue_rows
-from longlens.jobs.job_key import job_identity, refuse_changed
-from longlens.jobs.plan import Outputs, batch_bytes, make_batches
+from longlens.jobs.embeddings import Embeddings
+from longlens.jobs.inference import ResidueIndex, masked_predictions, residue_predictions, residue_rows
+from longlens.jobs.inputs import Proteins, ProteinSource, as_words, open_proteins
+from longlens.jobs.job_key import ModelInfo, job_key
+from longlens.jobs.limits import load_model, memory_limits, threads_set
+from longlens.jobs.output import output_folder
+from longlens.jobs.plan import BatchOutputs, batch_bytes, make_batches
+from longlens.jobs.progress import ProgressCallback, StageProgress, silent
+from longlens.jobs.runner import Job, Rows, Unit, announce, file_notes, refuse_over_positions, residue_units, run
 from longlens.lens.predict.vocabulary import Predictions
-from longlens.models.encoder import Attend, attend_with
+from longlens.models.encoder import Attend, EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
 
@@ -33,189 +38,264 @@ SURPRISE = ("surprise", "entropy", "excess", "rank")
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What to compute. `layers` count from 0 (the embedding); -1 is the last.
+    """The options of an embedding. `layers` count from 0 (the embedding); -1 is the last, "all" means all of them.
 
-    `surprise`: "wt" sees each residue while predicting it (one pass), "masked" hides it (one pass for each residue).
+    `surprise`: "wt" predicts each residue while the model sees it (one pass), "masked" masks it (one pass for each).
     """
 
     include: tuple[str, ...] = ("mean",)
-    layers: tuple[int, ...] = (-1,)
+    layers: tuple[int | str, ...] = (-1,)
     format: str = "h5"
     surprise: str = "wt"
     method: str = "exact"
     array_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, given, known in (
+        for name, values, known in (
             ("include", self.include, INCLUDES),
             ("format", (self.format,), FORMATS),
             ("surprise", (self.surprise,), ("wt", "masked")),
             ("array dtype", (self.array_dtype,), ("float32", "float16")),
         ):
-            odd = [value for value in given if value not in known]
-            if odd or not given:
-                raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(odd) or 'none'}")
-        # a name that does not exist is refused here, before a folder is made for it
+            unknown = [value for value in values if value not in known]
+            if unknown or not values:
+                raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+        if self.surprise == "masked" and "surprise" not in self.include:
+            raise InputError("surprise 'masked' has no effect unless surprise is computed: add surprise to --include")
+        if self.format == "zarr":
+            require_zarr()
+        # an unknown method raises its error here, before a folder is made
         parse_method(self.method)
 
-    def layer_numbers(self, model: MaskedLM) -> list[int]:
+    @property
+    def predicts(self) -> bool:
+        """Whether the options need a language model's head."""
+        return not {"logits", "surprise"}.isdisjoint(self.include)
+
+    def layer_numbers(self, config: EncoderConfig) -> list[int]:
         """The layers as numbers 0..L; raises `InputError` for others."""
-        most = model.config.layers
-        numbers = [layer + most + 1 if layer < 0 else layer for layer in self.layers]
-        odd = [given for given, number in zip(self.layers, numbers, strict=True) if not 0 <= number <= most]
-        if odd:
-            raise InputError(f"expected layers in 0..{most} or -{most + 1}..-1, got {odd}")
-        return sorted(set(numbers))
+        most = config.layers
+        if "all" in self.layers:
+            return list(range(most + 1))
+        numbers = {layer: layer + most + 1 if layer < 0 else layer for layer in self.layers if isinstance(layer, int)}
+        out_of_range = [layer for layer in self.layers if not isinstance(layer, int) or not 0 <= numbers[layer] <= most]
+        if out_of_range or not numbers:
+            raise InputError(f"expected layers in 0..{most} or -{most + 1}..-1, or all, got {out_of_range}")
+        return sorted(set(numbers.values()))
 
 
-@dataclass(frozen=True)
-class Step:
-    """Progress: residues done of all; `masked` while single residues are being hidden."""
-
-    done: int
-    total: int
-    masked: bool
-
-
-def array_specs(model: MaskedLM, options: EmbedOptions) -> list[ArraySpec]:
+def array_specs(config: EncoderConfig, options: EmbedOptions) -> list[ArraySpec]:
     """The arrays that a job makes, in order."""
-    width, kind = (model.config.width,), options.array_dtype
+    width, kind = (config.width,), options.array_dtype
     specs: list[ArraySpec] = []
     for name, axis in (("mean", "protein"), ("bos", "protein"), ("per-tok", "residue")):
         if name in options.include:
             key = name.replace("-", "_")
-            specs += [ArraySpec(f"{key}/{layer}", axis, width, kind) for layer in options.layer_numbers(model)]
+            specs += [ArraySpec(f"{key}/{layer}", axis, width, kind) for layer in options.layer_numbers(config)]
     if "logits" in options.include:
-        specs.append(ArraySpec("logits", "residue", (model.config.vocabulary,), kind))
+        specs.append(ArraySpec("logits", "residue", (config.vocabulary,), kind))
     if "surprise" in options.include:
         specs += [ArraySpec(name, "residue", (), "int32" if name == "rank" else "float32") for name in SURPRISE]
     return specs
 
 
-def outputs(model: MaskedLM, options: EmbedOptions) -> Outputs:
-    """What a batch holds, for the prediction of memory."""
-    values = sum(int(np.prod(spec.row)) for spec in array_specs(model, options) if spec.axis == "residue")
-    return Outputs(values, len(options.layer_numbers(model)))
+def embedding_outputs(config: EncoderConfig, options: EmbedOptions) -> BatchOutputs:
+    """The outputs of a batch that are kept until they are written, for the prediction of memory."""
+    values = sum(int(np.prod(spec.row)) for spec in array_specs(config, options) if spec.axis == "residue")
+    return BatchOutputs(values, len(options.layer_numbers(config)))
 
 
-def refuse_too_large(model: MaskedLM, lengths: Sequence[int], options: EmbedOptions, budget: int, limit: int) -> None:
-    """Raise `InputError` where a batch of `budget` tokens would take more than `limit` bytes."""
-    largest = max((sum(lengths[a:b]) + 2 * (b - a) for a, b in make_batches(lengths, budget)), default=0)
-    need = batch_bytes(model.config, largest, model.dtype.itemsize, outputs(model, options))
-    if need > limit:
+@dataclass
+class EmbedJob(Job):
+    """A unit of work is a batch of proteins, or, for masked surprise, a stretch of residues.
+
+    `limit`: bytes that a batch may take; `budget`: tokens in a batch; `named`: whether the user chose that number.
+    """
+
+    model: ModelInfo
+    source: ProteinSource
+    options: EmbedOptions
+    limit: int
+    budget: int
+    named: bool = False
+
+    @cached_property
+    def language_model(self) -> MaskedLM:
+        """The model with its type."""
+        assert isinstance(self.model.module, MaskedLM)
+        return self.model.module
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Residues of each protein."""
+        return [entry.length for entry in self.source.survey.entries]
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """The first residue of each protein in the concatenation of all, and the end of the last protein."""
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+
+    @property
+    def key(self) -> dict[str, Any]:
+        chosen = asdict(self.options) | {
+            "include": sorted(self.options.include), "layers": self.options.layer_numbers(self.language_model.config),
+            "method": str(parse_method(self.options.method)),
+        }  # fmt: skip
+        key = job_key(self.model, self.source.survey, chosen)
+        # a later run takes over the batch size that the first run chose, but a number that the user chose must stay
+        return key | {"tokens_per_batch": self.budget} if self.named else key
+
+    @property
+    def specs(self) -> list[ArraySpec]:
+        return array_specs(self.language_model.config, self.options)
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        return {"tokens_per_batch": self.budget, "model": self.model.name}
+
+    def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
+        budget = int(settled["tokens_per_batch"])
+        largest = max(sum(self.lengths[a:b]) + 2 * (b - a) for a, b in make_batches(self.lengths, budget))
+        model = self.language_model
+        need = batch_bytes(model.config, largest, model.dtype.itemsize, embedding_outputs(model.config, self.options))
+        if need <= self.limit:
+            return
+        needs = f"batches of up to {largest:,} tokens need about {need / 2**30:.2f} GiB beyond what the process has now"
+        if resumed:
+            raise InputError(
+                f"this job was begun with {budget:,} tokens to a batch; {needs}, and {self.limit / 2**30:.2f} GiB are "
+                "allowed now. Raise --max-memory to continue it, or give another folder to begin again with smaller "
+                "batches"
+            )
         raise InputError(
-            f"batches of up to {largest:,} tokens need about {need / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB are "
-            f"allowed; raise --max-memory, or lower --tokens-per-batch (now {budget:,}, kept by a folder begun with it)"
+            f"{needs} and {self.limit / 2**30:.2f} GiB are allowed; raise --max-memory, or lower --tokens-per-batch "
+            f"(now {budget:,})"
         )
 
+    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+        budget = int(settled["tokens_per_batch"])
+        yield from residue_units("embed", self.lengths, list(make_batches(self.lengths, budget)))
+        if self.options.surprise != "masked":
+            return
+        for start, stop in _stretches(self.lengths, budget):
+            first, last = (int(np.searchsorted(self.starts, place, "right")) - 1 for place in (start, stop - 1))
+            yield Unit(first, last + 1, StageProgress("masked", stop, int(self.starts[-1])), start, stop)
 
-def refuse_too_long(model: MaskedLM, survey: Survey, options: EmbedOptions, limit: int) -> None:
-    """Raise `InputError` where a protein cannot fit, before any work starts; says which, and what would help."""
-    most = model.config.max_length
-    held = outputs(model, options)
-    element = model.dtype.itemsize
-    for entry in sorted(survey.entries, key=lambda entry: -entry.length):
-        name = f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues"
-        if most is not None and entry.length + 2 > most:
-            raise InputError(f"{name}: expected at most {most - 2} residues for this model; use one without that limit")
-        need = batch_bytes(model.config, entry.length + 2, element, held)
-        if need > limit:
-            raise InputError(
-                f"{name}: needs about {need / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB are allowed; raise "
-                "--max-memory, use --dtype bfloat16, include less, or a smaller model"
-            )
-        break
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
+        model, attend = self.language_model, attend_with(self.options.method)
+        if unit.step.stage == "masked":
+            return self._masked(unit, texts, attend)
+        return _batch_arrays(model, texts, unit.first, int(self.starts[unit.first]), self.options, attend)
 
+    def _masked(self, unit: Unit, texts: list[str], attend: Attend) -> Iterator[Rows]:
+        """Surprise of a range of residues, each masked in turn."""
+        model = self.language_model
+        tokens = [model.alphabet.encode(text) for text in texts]
+        residues = np.arange(unit.start, unit.stop)
+        owners = np.searchsorted(self.starts, residues, "right") - 1
+        places = [
+            ResidueIndex(int(owner) - unit.first, int(residue - self.starts[owner]))
+            for residue, owner in zip(residues, owners, strict=True)
+        ]
+        for name, rows in _surprise_arrays(masked_predictions(model, tokens, places, attend)):
+            yield name, unit.start, rows
 
-def identity(model: MaskedLM, survey: Survey, options: EmbedOptions) -> dict[str, Any]:
-    """Everything that decides the results, as plain JSON: what is meant, not how it was spelt."""
-    chosen = asdict(options) | {"include": sorted(options.include), "layers": options.layer_numbers(model)}
-    return job_identity(model, survey, chosen | {"method": str(parse_method(options.method))})
+    def finish(self, folder: ResultFolder) -> list[Path]:
+        """The final files, written beside the raw ones and moved into place whole."""
+        survey, starts = self.source.survey, self.starts
+        rows = {"protein": len(survey.entries), "residue": int(starts[-1])}
+        arrays = {spec.name: folder.arrays[spec.name].read(rows[spec.axis]) for spec in folder.specs}
+        final_folder = folder.work / "final"
+        final_folder.mkdir(exist_ok=True)
+        # the model's name when the job began, so that the bytes do not depend on where the model is when it continues
+        about = file_notes(self.model, folder)
+        ids = [entry.id for entry in survey.entries]
+        results = ResultArrays(folder.specs, arrays, starts, ids, about)
+        written = write_arrays(results, self.options.format, final_folder)
+        write_table(final_folder / "index.parquet", survey, starts, arrays, written.name, about)
+        return [folder.place(path) for path in (written, final_folder / "index.parquet")]
 
 
 def embed(
-    model: MaskedLM,
-    paths: Sequence[Path | str],
-    survey: Survey,
-    options: EmbedOptions,
-    folder: ResultFolder,
-    report: Callable[[Step], None],
-) -> Path:
-    """Do what is left of the job, write the final files, and return the table's path.
+    proteins: Proteins,
+    *,
+    model: str | Path | MaskedLM = "tiny",
+    output: str | Path | None = None,
+    include: str | Sequence[str] = ("mean",),
+    layers: int | str | Sequence[int | str] = (-1,),
+    surprise: str = "wt",
+    format: str = "h5",
+    array_dtype: str = "float32",
+    method: str = "exact",
+    tokens_per_batch: int | str = "auto",
+    max_memory: str | None = None,
+    on_error: str = "stop",
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressCallback = silent,
+) -> Embeddings:
+    """Vectors, logits and surprise of proteins, in memory linear in their length.
 
-    A unit of work is a batch of proteins, or, for masked surprise, a stretch of residues; each counts once it is on
-    the disk.
+    embeddings = longlens.embed({"a": "MKTAYIAK", "b": "GAVLI"})
+    embeddings["a"]                             # (d,), the mean over residues
+    embeddings.array("mean/6")                  # (proteins, d)
+
+    Args:
+        proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein.
+        model: a model, or what `longlens.load` takes.
+        output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
+        include: of "mean", "per-tok", "bos", "logits", "surprise".
+        layers: from 0, the embedding, to the number of layers; -1 is the last; "all".
+        surprise: "wt" predicts each residue in one pass that sees it; "masked" masks each residue in turn.
+        format: format of the files: "h5", "zarr", "npz", or, not readable by longlens, "pt" and "parquet".
+        array_dtype: "float32" or "float16", the dtype of vectors and logits in the files.
+        method: method of attention.
+        tokens_per_batch: a number, or "auto": as many as the memory allows.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
+        on_error: "stop", or "skip": records that cannot be read are listed in the table.
+        dtype, device: as `longlens.load` takes them.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
+
+    Raises:
+        InputError: options that do not exist, proteins that cannot be read or do not fit, a folder of another job.
     """
-    if folder.complete:
-        return folder.path / "index.parquet"
-    attend = attend_with(options.method)
-    lengths = [entry.length for entry in survey.entries]
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    budget, done = int(folder.settled["tokens_per_batch"]), folder.done()
-    skip = bool(survey.skipped)
-    batches = list(make_batches(lengths, budget))
-    masked = "surprise" in options.include and options.surprise == "masked"
-    stretches = list(_stretches(lengths, budget)) if masked else []
-    sequences = read_cleaned(paths, skip_errors=skip)
-    with torch.inference_mode():
-        at = 0
-        for unit, (first, last) in enumerate(batches):
-            if unit < done:
-                continue
-            texts = list(islice(sequences, first - at, last - at))[-(last - first) :]
-            refuse_changed(texts, survey.entries[first:last])
-            at = last
-            for name, start, rows in _batch_arrays(model, texts, first, int(starts[first]), options, attend):
-                folder.arrays[name].write(start, rows)
-            folder.commit(unit)
-            report(Step(int(starts[last]), int(starts[-1]), masked=False))
-    if masked:
-        sequences = read_cleaned(paths, skip_errors=skip)
-        with torch.inference_mode():
-            _masked_units(
-                model, sequences, survey.entries, starts, stretches, len(batches), done, folder, attend, report
-            )
-    return _finalise(survey, options, folder, starts)
+    options = EmbedOptions(
+        include=tuple(dict.fromkeys(as_words(include))), layers=tuple(as_words(layers)), format=format,
+        surprise=surprise, method=method, array_dtype=array_dtype,
+    )  # fmt: skip
+    with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
+        loaded = load_model(model, dtype, device, max_memory)
+        if options.predicts:
+            # raises its error before a folder is made
+            loaded.require_head()
+        info = ModelInfo(loaded, loaded.source)
+        announce(info, source.survey, progress)
+        outputs = embedding_outputs(loaded.config, options)
+        limit, budget = memory_limits(loaded, outputs, max_memory, tokens_per_batch)
+        refuse_too_long(loaded, source.survey, outputs, limit)
+        job = EmbedJob(info, source, options, limit, budget, named=tokens_per_batch != "auto")
+        with output_folder(output) as folder:
+            run(job, folder.path, progress)
+    return Embeddings(folder)
 
 
-def _masked_units(
-    model: MaskedLM,
-    sequences: Iterator[str],
-    entries: Sequence[Entry],
-    starts: NDArray[np.int64],
-    stretches: list[tuple[int, int]],
-    before: int,
-    done: int,
-    folder: ResultFolder,
-    attend: Attend,
-    report: Callable[[Step], None],
-) -> None:
-    """Surprise with each residue hidden, a stretch of residues at a time."""
-    held: dict[int, NDArray[np.int64]] = {}
-    read = 0
-    for number, (a, b) in enumerate(stretches):
-        if before + number < done:
-            continue
-        first, last = (int(np.searchsorted(starts, place, "right")) - 1 for place in (a, b - 1))
-        held = {place: tokens for place, tokens in held.items() if place >= first}
-        while read <= last:
-            text = next(sequences, "")
-            refuse_changed([text], [entries[read]])
-            if read >= first:
-                held[read] = model.alphabet.encode(text)
-            read += 1
-        owners = np.searchsorted(starts, np.arange(a, b), "right") - 1
-        numbers = list(range(first, last + 1))
-        places = [Place(int(o) - first, int(r - starts[o])) for r, o in zip(range(a, b), owners, strict=True)]
-        tokens = [held[place] for place in numbers]
-        for name, rows in _surprise_arrays(masked_predictions(model, tokens, places, attend)):
-            folder.arrays[name].write(a, rows)
-        folder.commit(before + number)
-        report(Step(b, int(starts[-1]), masked=True))
+def refuse_too_long(model: MaskedLM, survey: Survey, outputs: BatchOutputs, limit: int) -> None:
+    """Raise `InputError`, before any computation, if a protein cannot fit; the message says which and what to do."""
+    refuse_over_positions(survey, model.config.max_length)
+    entry = max(survey.entries, key=lambda entry: entry.length)
+    need = batch_bytes(model.config, entry.length + 2, model.dtype.itemsize, outputs)
+    if need > limit:
+        raise InputError(
+            f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues: needs about "
+            f"{need / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB are allowed; raise --max-memory, use --dtype "
+            "bfloat16, include less, or a smaller model"
+        )
 
 
 def _stretches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Ranges of residues, all proteins end to end, whose masked copies hold at most `budget` tokens (or one copy)."""
+    """Ranges of residues of the concatenated proteins whose masked copies have `budget` tokens at most (or 1 copy)."""
     start = place = tokens = 0
     for length in lengths:
         for _ in range(length):
@@ -233,14 +313,14 @@ def _batch_arrays(
 ) -> Iterator[tuple[str, int, NDArray[Any]]]:
     """(name, first row, rows) of each array for a batch of proteins."""
     packed = model.pack(texts)
-    layers = options.layer_numbers(model)
+    layers = options.layer_numbers(model.config)
     encoded = model(packed, attend=attend, keep=layers)
     rows = residue_rows(packed)
     counts = torch.tensor([len(text) for text in texts], device=rows.device)
     for layer in layers:
         hidden = encoded.layers[layer]
         if "mean" in options.include:
-            # one protein at a time: a long one's running sum in float32 would lose digits
+            # one protein at a time, since a running sum over all in float32 would lose digits
             parts = hidden[rows].float().split(counts.tolist())
             yield f"mean/{layer}", protein, _numpy(torch.stack([part.mean(0) for part in parts]))
         if "bos" in options.include:
@@ -254,31 +334,10 @@ def _batch_arrays(
             yield name, residue, values
 
 
-def _surprise_arrays(found: Predictions) -> Iterator[tuple[str, NDArray[Any]]]:
+def _surprise_arrays(rows: Predictions) -> Iterator[tuple[str, NDArray[Any]]]:
     for name in SURPRISE:
-        yield name, getattr(found, name).cpu().numpy().astype(np.int32 if name == "rank" else np.float32)
+        yield name, getattr(rows, name).cpu().numpy().astype(np.int32 if name == "rank" else np.float32)
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.float().cpu().numpy()
-
-
-def _finalise(survey: Survey, options: EmbedOptions, folder: ResultFolder, starts: NDArray[np.int64]) -> Path:
-    """The final files, made beside the raw ones and moved into place whole."""
-    specs = folder.specs
-    rows = {"protein": len(survey.entries), "residue": int(starts[-1])}
-    arrays = {spec.name: folder.arrays[spec.name].read(rows[spec.axis]) for spec in specs}
-    made = folder.work / "final"
-    made.mkdir(exist_ok=True)
-    ids = [entry.id for entry in survey.entries]
-    written = write_arrays(Finished(specs, arrays, starts, ids), options.format, made)
-    write_table(made / "index.parquet", survey, starts, arrays, written.name)
-    for path in (written, made / "index.parquet"):
-        target = folder.path / path.name
-        if target.is_dir():
-            # left from a run that was killed between here and the end
-            shutil.rmtree(target)
-        sync_tree(path)
-        path.replace(target)
-    folder.finish([folder.path / written.name, folder.path / "index.parquet"])
-    return folder.path / "index.parquet"

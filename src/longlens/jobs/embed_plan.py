@@ -1,4 +1,4 @@
-"""What `longlens embed` would take, known before weights are read: batches, memory of the whole process, time."""
+"""The plan of `longlens embed`, made before weights are read: batches, memory of the whole process, time."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from dataclasses import dataclass
 
 from longlens.errors import InputError
 from longlens.io.survey import Survey
-from longlens.jobs.embed import INCLUDES
-from longlens.jobs.memory import ModelSize, Peak, batch_limit, predict_peak, total_limit
+from longlens.jobs.embed import EmbedOptions, embedding_outputs
+from longlens.jobs.memory import ModelSize, PeakMemory, batch_limit, predict_peak, total_limit
 from longlens.jobs.plan import (
-    Outputs,
     largest_batch,
     make_batches,
     masked_operations,
     operations,
     standard_bytes,
+    tokens_named,
     tokens_within,
 )
-from longlens.models.encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """`refusal` says why the job does not fit into `limit` bytes, and is empty where it does.
+    """`refusal` says why the job does not fit into `limit` bytes; it is empty if the job fits.
 
-    `budget` is the tokens to a batch, `largest` those of the largest one. `operations` are multiplications and
-    additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
+    `budget` is the number of tokens in a batch, `largest` that of the largest batch. `operations` are multiplications
+    and additions; divided by a machine's rate they estimate the time. `standard` is the N x N weights of one layer.
     """
 
-    peak: Peak
+    peak: PeakMemory
     limit: int
     budget: int
     batches: int
@@ -39,12 +38,6 @@ class EmbedPlan:
     refusal: str
 
 
-def embedding_outputs(config: EncoderConfig, include: Collection[str]) -> Outputs:
-    """What a batch keeps until it is written, of one layer; `include` as `longlens.jobs.embed.EmbedOptions` has it."""
-    values = {"per-tok": config.width, "logits": config.vocabulary, "surprise": 4}
-    return Outputs(sum(count for name, count in values.items() if name in include), 1)
-
-
 def plan_embedding(
     size: ModelSize,
     survey: Survey,
@@ -52,24 +45,23 @@ def plan_embedding(
     include: Collection[str] = ("mean",),
     masked: bool = False,
     max_memory: str | None = None,
-    tokens_per_batch: str = "auto",
+    tokens_per_batch: int | str = "auto",
 ) -> EmbedPlan:
-    """The plan of embedding the proteins of a survey by exact attention in a process of its own.
+    """The plan of embedding the proteins of a survey by exact attention in a separate process.
 
     Args:
         size: the model, from `longlens.jobs.memory.model_size`.
         survey: the proteins.
         include: what to compute: "mean", "per-tok", "bos", "logits", "surprise".
-        masked: whether surprise hides every residue in turn.
-        max_memory: what the whole process may hold, such as "16G"; 80 % of what is free where None.
+        masked: whether surprise masks each residue in turn.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         tokens_per_batch: "auto", or a number.
 
     Raises:
-        InputError: an amount of memory or number of tokens that is none, or something unknown to include.
+        InputError: an invalid amount of memory or number of tokens, or an unknown name in `include`.
     """
-    if unknown := [name for name in include if name not in INCLUDES]:
-        raise InputError(f"expected include of {', '.join(INCLUDES)}, got {', '.join(unknown)}")
-    config, outputs = size.config, embedding_outputs(size.config, include)
+    options = EmbedOptions(include=tuple(include), surprise="masked" if masked else "wt")
+    config, outputs = size.config, embedding_outputs(size.config, options)
     total = total_limit(max_memory, size.device)
     fixed = predict_peak(size, 0, outputs)
     refusal, limit = "", 0
@@ -79,14 +71,12 @@ def plan_embedding(
         refusal = str(error)
     if tokens_per_batch == "auto":
         budget = tokens_within(config, size.dtype.itemsize, limit, outputs)
-    elif tokens_per_batch.isdigit() and int(tokens_per_batch) > 0:
-        budget = int(tokens_per_batch)
     else:
-        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens_per_batch!r}")
+        budget = tokens_named(tokens_per_batch)
     lengths = [entry.length for entry in survey.entries]
     longest = max(survey.entries, key=lambda entry: entry.length)
     largest = largest_batch(lengths, budget)
-    # copies of a protein with a residue hidden come in batches of the same budget, or one by one
+    # copies of a protein with one residue masked form batches of the same budget, or single copies
     peak = predict_peak(
         size, max(largest, min(budget, sum(n * (n + 2) for n in lengths))) if masked else largest, outputs
     )

@@ -2,10 +2,10 @@
 
 Logistic regression with an L1 penalty on the corrected attention of every layer and head at sampled pairs (Rao et al.
 2020, section 3.2): the pairs in contact, and a sample of the others, weighted for those that were left out, so that
-probabilities stay probabilities. Memory: one number for each channel and sampled pair.
+probabilities stay calibrated. Memory: one number for each channel and sampled pair.
 
-The precision reported is of proteins that were not fitted to: a head is fitted to four fifths of the proteins at a time
-and applied to the others (`contact_precision`); the head that is kept is fitted to all of them.
+The reported precision is that of held-out proteins: heads are fitted to four fifths of the proteins at a time and
+applied to the others (`contact_precision`); the head that is written is fitted to all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from longlens.errors import CheckpointError, InputError
 from longlens.io.results import write_whole
-from longlens.io.structures import Example, read_pairs, read_structure
+from longlens.io.structures import ProteinContacts, read_pairs, read_structure
 from longlens.jobs.contact_precision import (
     LONG_RANGE,
     Precision,
@@ -38,12 +39,14 @@ from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
 TABLES = (".csv", ".tsv")
+# the entry that identifies the file of a contact head
+HEAD = "longlens contact head"
 STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif")
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """`strength`: scikit-learn's C. `separation`: the least |i - j|. `negatives`: others from each protein at most."""
+    """`strength`: scikit-learn's C. `separation`: the least |i - j|. `negatives`: most other pairs of each protein."""
 
     strength: float = 0.15
     separation: int = 6
@@ -59,11 +62,11 @@ class FitOptions:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The head, the pairs it was fitted to, and how precise it is.
+class FittedHead:
+    """The head, the pairs to which it was fitted, and its precision.
 
-    `precision` is of all pairs and of long-range ones where there are any: of proteins that were not fitted to, or,
-    where `held_out` is False since all proteins are nearly alike, of those fitted to.
+    `precision` is that of all pairs and of long-range pairs if there are any. It is measured on held-out proteins, or,
+    if `held_out` is False because all proteins are nearly alike, on those to which the head was fitted.
     """
 
     regression: Regression
@@ -73,39 +76,39 @@ class Fitted:
     held_out: bool
 
 
-def read_examples(paths: Sequence[Path], fasta: Path | None) -> list[Example]:
+def read_examples(paths: Sequence[Path], fasta: Path | None) -> list[ProteinContacts]:
     """Structures and tables of contacts; raises `InputError` for other files."""
-    found: list[Example] = []
+    examples: list[ProteinContacts] = []
     tables = [path for path in paths if path.suffix.lower() in TABLES]
     for path in paths:
         if path.suffix.lower() in STRUCTURES:
-            found += read_structure(path)
+            examples += read_structure(path)
         elif path not in tables:
             raise InputError(f"expected files of {', '.join(STRUCTURES + TABLES)}, got {path}")
     if tables and fasta is None:
         raise InputError("expected --fasta with the proteins of the contact lists")
     if tables and fasta is not None:
-        found += read_pairs(tables, fasta)
-    return found
+        examples += read_pairs(tables, fasta)
+    return examples
 
 
 def sample_pairs(
-    example: Example, options: FitOptions, generator: np.random.Generator
+    example: ProteinContacts, options: FitOptions, generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-    """(M, 2) pairs of a protein, whether each is in contact, and how many pairs each stands for."""
+    """(M, 2) pairs of a protein, whether each is in contact, and how many pairs each represents."""
     length, gap = len(example.sequence), options.separation
     contacts = example.contacts[example.contacts[:, 1] - example.contacts[:, 0] >= gap]
     total = max(0, length - gap) * (max(0, length - gap) + 1) // 2
-    taken = {(int(i), int(j)) for i, j in contacts}
+    in_contact = {(int(i), int(j)) for i, j in contacts}
     others: list[tuple[int, int]] = []
-    wanted = min(options.negatives, total - len(taken))
-    if wanted * 2 >= total:
-        rest = [(i, j) for i in range(length) for j in range(i + gap, length) if (i, j) not in taken]
-        order = generator.permutation(len(rest))[:wanted]
-        others = [rest[place] for place in sorted(order)]
+    sample_size = min(options.negatives, total - len(in_contact))
+    if sample_size * 2 >= total:
+        candidates = [(i, j) for i in range(length) for j in range(i + gap, length) if (i, j) not in in_contact]
+        order = generator.permutation(len(candidates))[:sample_size]
+        others = [candidates[place] for place in sorted(order)]
     else:
-        seen = set(taken)
-        while len(others) < wanted:
+        seen = set(in_contact)
+        while len(others) < sample_size:
             i, j = sorted(int(place) for place in generator.integers(0, length, 2))
             if j - i >= gap and (i, j) not in seen:
                 seen.add((i, j))
@@ -116,24 +119,37 @@ def sample_pairs(
     return pairs, truth, np.where(truth, 1.0, share)
 
 
-def fit_head(model: MaskedLM, examples: Sequence[Example], options: FitOptions) -> Fitted:
-    """Fit the head, and measure its precision on proteins that it was not fitted to.
+def fit_head(model: MaskedLM, examples: Sequence[ProteinContacts], options: FitOptions) -> FittedHead:
+    """Fit the head, and measure its precision on held-out proteins.
 
     Raises:
-        InputError: scikit-learn is missing, nothing is in contact, or no head of the model tells contacts from other
-            pairs: the penalty leaves no weight, or on other proteins the head is no better than chance.
+        InputError: scikit-learn is missing, no pair is in contact, or no head of the model separates contacts from
+            other pairs: all weights are 0, or on held-out proteins the head is no better than chance.
     """
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise InputError("expected scikit-learn to be installed to fit a head; install longlens[fit]") from None
-    samples = _sample_examples(model, examples, options)
+    require_sklearn()
+    samples = [
+        SampledFeatures(
+            example.sequence, *sampled, pair_features(model, example.sequence, torch.from_numpy(sampled[0])).numpy()
+        )
+        for example, sampled in zip(examples, sample_examples(examples, options), strict=True)
+    ]
+    return fit_samples(model, samples, options)
+
+
+def require_sklearn() -> None:
+    """Raise `InputError` if scikit-learn is not installed; called before any computation."""
+    if find_spec("sklearn") is None:
+        raise InputError("expected scikit-learn to be installed to fit a head; install longlens[fit]")
+
+
+def fit_samples(model: MaskedLM, samples: Sequence[SampledFeatures], options: FitOptions) -> FittedHead:
+    """`fit_head` with features that are already computed."""
     contacts = sum(int(sample.truth.sum()) for sample in samples)
     others = sum(len(sample.truth) for sample in samples) - contacts
     if not contacts or not others:
         raise InputError(
             f"expected pairs in contact and pairs that are not, at least {options.separation} apart, in "
-            f"{len(examples)} proteins, got {contacts} and {others}"
+            f"{len(samples)} proteins, got {contacts} and {others}"
         )
     weight, bias = _fit(samples, options)
     scored = _score_held_out(samples, options)
@@ -144,22 +160,22 @@ def fit_head(model: MaskedLM, examples: Sequence[Example], options: FitOptions) 
     useless = "" if weight.any() else "every weight is 0"
     if not useless and held_out and precision and precision[0].mean <= precision[0].chance:
         useless = (
-            f"of the L strongest pairs of proteins that were not fitted to, {precision[0].mean:.3f} are in contact, "
+            f"of the L strongest pairs of held-out proteins, {precision[0].mean:.3f} are in contact, "
             f"and {precision[0].chance:.3f} by chance"
         )
     if useless:
         raise InputError(
             f"no head of {model.source} tells contacts from other pairs: {useless} ({contacts:,} contacts of "
-            f"{len(examples)} proteins, strength {options.strength:g}); give more proteins, a larger --strength, or a "
+            f"{len(samples)} proteins, strength {options.strength:g}); give more proteins, a larger --strength, or a "
             "model that was trained on proteins"
         )
     shape = (model.config.layers, model.config.heads)
     regression = Regression(torch.from_numpy(weight).float().view(shape), bias)
-    return Fitted(regression, contacts, others, tuple(precision), held_out)
+    return FittedHead(regression, contacts, others, tuple(precision), held_out)
 
 
 @dataclass(frozen=True)
-class _Sample:
+class SampledFeatures:
     """A protein's sampled pairs, as in `ScoredPairs`, and their features (M, channels)."""
 
     sequence: str
@@ -169,22 +185,20 @@ class _Sample:
     features: NDArray[np.float32]
 
     def scored(self, weight: NDArray[np.float64], bias: float) -> ScoredPairs:
-        """With the scores of a head."""
+        """The pairs with the scores of a head."""
         scores = self.features @ weight + bias
         return ScoredPairs(len(self.sequence), self.pairs, self.truth, self.weights, scores)
 
 
-def _sample_examples(model: MaskedLM, examples: Sequence[Example], options: FitOptions) -> list[_Sample]:
+def sample_examples(
+    examples: Sequence[ProteinContacts], options: FitOptions
+) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]]:
+    """`sample_pairs` of each protein, with one random generator for all of them."""
     generator = np.random.default_rng(options.seed)
-    samples = []
-    for example in examples:
-        pairs, truth, weights = sample_pairs(example, options, generator)
-        features = pair_features(model, example.sequence, torch.from_numpy(pairs)).numpy()
-        samples.append(_Sample(example.sequence, pairs, truth, weights, features))
-    return samples
+    return [sample_pairs(example, options, generator) for example in examples]
 
 
-def _fit(samples: Sequence[_Sample], options: FitOptions) -> tuple[NDArray[np.float64], float]:
+def _fit(samples: Sequence[SampledFeatures], options: FitOptions) -> tuple[NDArray[np.float64], float]:
     """Weights (channels,) and bias of the regression."""
     from sklearn.linear_model import LogisticRegression
 
@@ -199,14 +213,14 @@ def _fit(samples: Sequence[_Sample], options: FitOptions) -> tuple[NDArray[np.fl
     return regression.coef_[0], float(regression.intercept_[0])
 
 
-def _score_held_out(samples: Sequence[_Sample], options: FitOptions) -> list[ScoredPairs]:
-    """Each protein scored by a head fitted to others; none where all are nearly alike, or others have no contact."""
+def _score_held_out(samples: Sequence[SampledFeatures], options: FitOptions) -> list[ScoredPairs]:
+    """Each protein scored by a head fitted to others; empty if all are nearly alike or the others have no contact."""
     scored = []
     for held_out in held_out_folds(similar_groups([sample.sequence for sample in samples]), options.seed):
-        rest = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
-        truth = np.concatenate([sample.truth for sample in rest])
+        training = [sample for sample, out in zip(samples, held_out, strict=True) if not out]
+        truth = np.concatenate([sample.truth for sample in training])
         if truth.any() and not truth.all():
-            weight, bias = _fit(rest, options)
+            weight, bias = _fit(training, options)
             scored += [sample.scored(weight, bias) for sample, out in zip(samples, held_out, strict=True) if out]
     return scored
 
@@ -215,41 +229,42 @@ def _score_held_out(samples: Sequence[_Sample], options: FitOptions) -> list[Sco
 def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     """Corrected attention F_c of each channel (layer-major) at pairs (M, 2): (M, L H) float32."""
     config = model.config
-    kept = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
-    model(model.pack([sequence]), observers=[ContactObserver([kept])])
-    return kept.features().cpu()
+    features = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
+    model(model.pack([sequence]), observers=[ContactObserver([features])])
+    return features.features().cpu()
 
 
-# ---- the file
+# ---- the file of a head
 
 
-def save_head(model: MaskedLM, fitted: Fitted, path: Path) -> None:
-    """Write the head, with the shape of the model that it belongs to."""
+def save_head(model: MaskedLM, fitted: FittedHead, path: Path) -> None:
+    """Write the head, with the shape of its model."""
     shape = list(fitted.regression.weight.shape)
     tensors = {"weight": fitted.regression.weight.contiguous(), "bias": torch.tensor([fitted.regression.bias])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "longlens contact head", "model": model.source, "shape": json.dumps(shape)}
+    # one entry: safetensors writes several in an order that differs from run to run
+    metadata = {HEAD: json.dumps({"model": model.source, "shape": shape})}
     write_whole(path, save_tensors(tensors, metadata=metadata))
 
 
 def load_head(model: MaskedLM, path: Path) -> None:
-    """Give a model the head of a file; raises `CheckpointError` for one of another shape or kind."""
+    """Give a model the head of a file. Raises `CheckpointError` for a head of another shape and for other files."""
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get(HEAD, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: expected a contact head made by `longlens contacts fit`; {error}") from None
-    wanted = (model.config.layers, model.config.heads)
-    if metadata.get("format") != "longlens contact head" or set(tensors) != {"weight", "bias"}:
+    expected_shape = (model.config.layers, model.config.heads)
+    if about is None or set(tensors) != {"weight", "bias"}:
         raise CheckpointError(f"{path}: expected a contact head made by `longlens contacts fit`, got another file")
-    if tuple(tensors["weight"].shape) != wanted:
+    if tuple(tensors["weight"].shape) != expected_shape:
         raise CheckpointError(
-            f"{path}: expected a head of (layers, heads) {wanted} for {model.source}, got "
-            f"{tuple(tensors['weight'].shape)}, made for {metadata.get('model')}"
+            f"{path}: expected a head of (layers, heads) {expected_shape} for {model.source}, got "
+            f"{tuple(tensors['weight'].shape)}, made for {about['model']}"
         )
-    head = ContactHead(*wanted)
+    head = ContactHead(*expected_shape)
     head.regression.weight.data = tensors["weight"].view(1, -1)
     head.regression.bias.data = tensors["bias"]
-    # float32 whatever the model's dtype: it is applied to float32 sums
+    # float32 in every dtype of the model, since it is applied to float32 sums
     model.contact_head = head.requires_grad_(False)

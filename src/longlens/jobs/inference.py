@@ -1,4 +1,4 @@
-"""What one packed forward pass gives for each residue."""
+"""Predictions for each residue from packed forward passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longlens.models.language_model import MaskedLM
 
 
 @dataclass(frozen=True)
-class Place:
+class ResidueIndex:
     """Residue `residue` (from 0) of sequence `sequence` in a list of sequences."""
 
     sequence: int
@@ -33,34 +33,40 @@ def residue_rows(packed: Packed) -> Tensor:
 
 
 def residue_predictions(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Predictions:
-    """Surprise, entropy and rank at each residue from one pass, in which the model sees the residue too."""
+    """Surprise, entropy and rank of each residue from one pass, in which the model sees the residue itself."""
     return predictions(encoded.last[rows], model.logits, packed.tokens[rows], top=0)
 
 
 def masked_predictions(
-    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None = None
+    model: MaskedLM,
+    sequences: Sequence[NDArray[np.int64]],
+    places: Sequence[ResidueIndex],
+    attend: Attend | None = None,
 ) -> Predictions:
-    """Surprise, entropy and rank (P,) at each place when it alone is masked; as `masked_log_probabilities`."""
+    """Surprise, entropy and rank (P,) of each residue when it alone is masked; as `masked_log_probabilities`."""
     hidden = _masked_hidden(model, sequences, places, attend)
     truth = [int(sequences[place.sequence][place.residue + 1]) for place in places]
     return predictions(hidden, model.logits, torch.tensor(truth, device=hidden.device), top=0)
 
 
 def masked_log_probabilities(
-    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None = None
+    model: MaskedLM,
+    sequences: Sequence[NDArray[np.int64]],
+    places: Sequence[ResidueIndex],
+    attend: Attend | None = None,
 ) -> Tensor:
-    """Log-probabilities (P, V) of each place when it alone is masked: one copy of its sequence for each, packed.
+    """Log-probabilities (P, V) at each residue when it alone is masked: one copy of its sequence for each, packed.
 
-    `sequences` are token numbers with start and end. Memory is that of the copies' tokens: the caller bounds them.
+    `sequences` are token numbers with start and end. Memory is linear in the copies' tokens, which the caller limits.
     """
     hidden = _masked_hidden(model, sequences, places, attend)
     return torch.cat([log_p for _, log_p in model.log_probabilities(hidden)])
 
 
 def _masked_hidden(
-    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[Place], attend: Attend | None
+    model: MaskedLM, sequences: Sequence[NDArray[np.int64]], places: Sequence[ResidueIndex], attend: Attend | None
 ) -> Tensor:
-    """Last vectors (P, d) of each place when it alone is masked."""
+    """Vectors (P, d) of the last layer at each residue when it alone is masked."""
     copies = []
     for place in places:
         copy = sequences[place.sequence].copy()

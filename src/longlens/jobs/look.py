@@ -1,11 +1,10 @@
-"""What a model attends to in each of some sequences, as tables and figures: `longlens look`."""
+"""What a model attends to in one sequence: options and profile. `look_job` is the job over many sequences."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,11 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.texts import TextModel, TokenizedText
-from longlens.io.results import ResultFolder, sync_tree
-from longlens.io.survey import Entry, Survey, read_cleaned
-from longlens.jobs.job_key import job_identity, refuse_changed
-from longlens.jobs.profiles import write_profile
+from longlens.io.survey import RecordInfo, Survey
+from longlens.jobs.runner import refuse_over_positions
 from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
-from longlens.lens.profile import Profile, Tokens, collectors, profile
+from longlens.lens.profile import Profile, TokenLabels, collectors, profile
 from longlens.lens.watch import chosen_layers
 from longlens.models.language_model import MaskedLM
 from longlens.ops.registry import parse_method
@@ -34,11 +31,11 @@ STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_qu
 
 @dataclass(frozen=True)
 class LookOptions:
-    """What to look at. `layers` and `heads` count from 0, all where None; `collect` names what
-    `longlens.lens.profile.collectors` knows, and surprise; None is `STANDARD`, surprise only where the model has it.
+    """The options of a look. `layers` and `heads` count from 0, None means all; `collect` has names of
+    `longlens.lens.profile.collectors`, and "surprise"; None is `STANDARD`, with surprise if the model can predict.
 
-    `tokens` are those whose partners are shown, `maps` (layer, head) those whose maps are; chosen where empty. `pool`:
-    cells along a map; `links`: partners kept of each token and head.
+    `tokens` are the tokens whose partners are shown, `maps` the (layer, head) whose maps are shown; if empty, they are
+    chosen automatically. `pool`: cells along a map; `links`: partners kept for each token and head.
     """
 
     layers: tuple[int, ...] | None = None
@@ -61,19 +58,19 @@ class LookOptions:
 
     @property
     def of_attention(self) -> list[str]:
-        """What to collect of attention."""
+        """The names of the attention statistics to collect."""
         return [name for name in self.collect or STANDARD if name != "surprise"]
 
     @property
     def surprise(self) -> bool:
-        """Whether the model's predictions are looked at too."""
+        """Whether surprise is computed too."""
         return "surprise" in (self.collect or STANDARD)
 
     def settled(self, layers: int, heads: int, *, predicts: bool, model: str) -> LookOptions:
-        """The same for a model of so many layers and heads, with everything said that was left open.
+        """The same options for a model of so many layers and heads, with all defaults filled in.
 
-        Raises `InputError` for layers, heads or maps that are not there, `UnsupportedError` where surprise was asked of
-        a model without a head that predicts.
+        Raises `InputError` for layers, heads or maps that the model does not have, `UnsupportedError` for surprise of a
+        model without a language model's head.
         """
         check_heads(self.heads, heads)
         chosen = tuple(sorted(chosen_layers(self.layers, layers)))
@@ -85,89 +82,45 @@ class LookOptions:
         else:
             collect = tuple(sorted(set(self.collect)))
         maps = tuple((layer % layers if -layers <= layer < layers else layer, head) for layer, head in self.maps)
-        odd = [f"{layer}.{head}" for layer, head in maps if layer not in chosen or head not in shown]
-        if odd:
-            raise InputError(f"expected maps of layers and heads that are looked at, got {', '.join(odd)}")
+        unknown = [f"{layer}.{head}" for layer, head in maps if layer not in chosen or head not in shown]
+        if unknown:
+            raise InputError(f"expected maps of the chosen layers and heads, got {', '.join(unknown)}")
         fields = {**asdict(self), "layers": chosen, "heads": shown, "collect": collect, "maps": maps}
         return LookOptions(**fields)
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One sequence of a job: a name for its folder, its number of tokens, and how it is looked at."""
-
-    name: str
-    count: int
-    look: Callable[[], Profile]
-
-
-def identity(model: Any, survey: Survey, options: LookOptions, name: str) -> dict[str, Any]:
-    """Everything that decides the results, as plain JSON; figures name the model by `name`."""
-    chosen = asdict(options) | {"method": str(parse_method(options.method)), "name": name}
-    records = [[entry.source, entry.number, entry.sha256] for entry in survey.entries]
-    return job_identity(model, survey, chosen | {"records": records})
-
-
 def protein_options(model: MaskedLM, options: LookOptions) -> LookOptions:
-    """`options` settled for a model of proteins."""
+    """`options` with all defaults filled in for a model of proteins."""
     return options.settled(model.config.layers, model.config.heads, predicts=model.predicts, model=model.source)
 
 
 def text_options(model: TextModel, options: LookOptions) -> LookOptions:
-    """`options` settled for a model of text."""
+    """`options` with all defaults filled in for a model of text."""
     return options.settled(model.layers, model.heads, predicts=model.predicts, model=model.name)
 
 
-def chosen_records(survey: Survey, records: Sequence[str]) -> Survey:
-    """The survey with the records of these ids alone, all where there are none. Raises `InputError` for others."""
-    if not records:
-        return survey
-    missing = sorted(set(records) - {entry.id for entry in survey.entries})
-    if missing:
-        raise InputError(f"expected ids of records in the file, found none of {', '.join(missing)}")
-    return Survey([entry for entry in survey.entries if entry.id in records], survey.skipped, survey.inputs)
-
-
 def refuse_unfit(model: MaskedLM, survey: Survey, options: LookOptions) -> None:
-    """Raise `InputError` where a protein is too long for the model, or too short for a token that was asked for."""
-    most = model.config.max_length
+    """Raise `InputError` if a protein is too long for the model, or too short for one of the chosen tokens."""
+    refuse_over_positions(survey, model.config.max_length)
     for entry in survey.entries:
         name = f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues"
-        if most is not None and entry.length + 2 > most:
-            raise InputError(f"{name}: expected at most {most - 2} residues for this model; use one without that limit")
         refuse_tokens(options, entry.length + 2, name)
 
 
 def refuse_tokens(options: LookOptions, count: int, name: str) -> None:
     """Raise `InputError` for tokens that a sequence of `count` tokens does not have."""
-    odd = [token for token in options.tokens if not 0 <= token < count]
-    if odd:
-        raise InputError(f"{name}: expected tokens of 0..{count - 1}, got {', '.join(map(str, odd))}")
-
-
-def protein_units(model: MaskedLM, path: Path | str, survey: Survey, options: LookOptions, name: str) -> Iterator[Unit]:
-    """A unit for each entry, read as it comes."""
-    wanted = {entry.number: entry for entry in survey.entries}
-    width = len(str(max(wanted, default=0)))
-    for number, text in enumerate(read_cleaned([path]), 1):
-        entry = wanted.get(number)
-        if entry is None:
-            continue
-        refuse_changed([text], [entry])
-
-        def see(text: str = text, entry: Entry = entry) -> Profile:
-            return look_at_protein(model, text, options, title=entry.id or f"record {entry.number}", name=name)
-
-        yield Unit(_folder_name(entry.id, number, width), entry.length + 2, see)
+    unknown = [token for token in options.tokens if not 0 <= token < count]
+    if unknown:
+        raise InputError(f"{name}: expected tokens of 0..{count - 1}, got {', '.join(map(str, unknown))}")
 
 
 def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, title: str, name: str) -> Profile:
-    """One cleaned protein; `options` are settled (`protein_options`)."""
+    """The profile of one cleaned protein; `options` come from `protein_options`."""
     packed = model.pack([sequence])
     numbers = packed.tokens.tolist()
     special = np.zeros(len(numbers), bool)
     special[[0, -1]] = True
-    tokens = Tokens(title, tuple(model.alphabet.tokens[number] for number in numbers), special, residues=True)
+    tokens = TokenLabels(title, tuple(model.alphabet.tokens[number] for number in numbers), special, residues=True)
 
     def read() -> Predictions | None:
         if not options.surprise:
@@ -179,24 +132,15 @@ def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, tit
 
 
 def text_survey(text: str, file: str, count: int) -> Survey:
-    """One text as what a job knows of its input; `file` is the name of where it stood."""
+    """The survey of one text; `file` is the name of its file."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    entry = Entry(1, file, Path(file).stem, "", count, digest, 0, 0)
+    entry = RecordInfo(1, file, Path(file).stem, "", count, digest, 0, 0)
     return Survey([entry], [], [{"name": file, "sha256": digest}])
 
 
-def text_unit(model: TextModel, text: TokenizedText, survey: Survey, options: LookOptions, name: str) -> Unit:
-    """A text as the only unit of its job."""
-    title = survey.entries[0].source
-    return Unit(
-        _folder_name(survey.entries[0].id, 1, 1), len(text),
-        lambda: look_at_text(model, text, options, title=title, name=name),
-    )  # fmt: skip
-
-
 def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *, title: str, name: str) -> Profile:
-    """One text; `options` are settled (`text_options`)."""
-    tokens = Tokens(title, text.labels, np.array(text.special), residues=False)
+    """The profile of one text; `options` come from `text_options`."""
+    tokens = TokenLabels(title, text.labels, np.array(text.special), residues=False)
 
     def read() -> Predictions | None:
         return model.read(text, predict=options.surprise)
@@ -204,32 +148,10 @@ def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *,
     return _see(model.model, tokens, options, name, read)
 
 
-def look(units: Iterable[Unit], folder: ResultFolder, options: LookOptions, report: Callable[[Unit], None]) -> None:
-    """Look at what is left, one sequence at a time: each one's folder is made aside and moved into place whole."""
-    if folder.complete:
-        return
-    done, made = folder.done(), []
-    for number, unit in enumerate(units):
-        target = folder.path / unit.name
-        made.append(target)
-        if number >= done:
-            half = folder.work / unit.name
-            # left by a run that was killed
-            shutil.rmtree(half, ignore_errors=True)
-            shutil.rmtree(target, ignore_errors=True)
-            half.mkdir(parents=True)
-            write_profile(unit.look(), half, options.tokens, options.maps, draw=options.figures)
-            sync_tree(half)
-            half.replace(target)
-            folder.commit(number)
-        report(unit)
-    folder.finish(made)
-
-
 def _see(
-    model: Any, tokens: Tokens, options: LookOptions, name: str, read: Callable[[], Predictions | None]
+    model: Any, tokens: TokenLabels, options: LookOptions, name: str, read: Callable[[], Predictions | None]
 ) -> Profile:
-    """Run `read` once, watched."""
+    """Run `read` once while the model is watched."""
     assert options.layers is not None
     assert options.heads is not None
     collect = collectors(options.of_attention, options.pool, options.links)
@@ -237,26 +159,26 @@ def _see(
         torch.no_grad(),
         watch(model, collect, layers=options.layers, heads=options.heads, method=options.method) as seen,
     ):
-        found = read()
-    return profile(seen, name, tokens, options.heads, _predicted(found, tokens.special))
+        predictions = read()
+    return profile(seen, name, tokens, options.heads, _predicted(predictions, tokens.special))
 
 
-def _predicted(found: Predictions | None, special: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """(N,) each: surprise, what was expected of it, rank from 1; NaN and 0 at special tokens, which nobody reads."""
-    if found is None:
+def _predicted(predictions: Predictions | None, special: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """(N,) each: surprise, its expectation (the entropy), rank from 1; NaN and 0 at special tokens."""
+    if predictions is None:
         return {}
-    assert found.surprise is not None
-    assert found.rank is not None
-    surprise, expected = (tensor.float().cpu().numpy() for tensor in (found.surprise, found.entropy))
+    assert predictions.surprise is not None
+    assert predictions.rank is not None
+    surprise, expected = (tensor.float().cpu().numpy() for tensor in (predictions.surprise, predictions.entropy))
     nothing = special | np.isnan(surprise)
     return {
         "surprise": np.where(nothing, np.nan, surprise).astype(np.float32),
         "expected": np.where(nothing, np.nan, expected).astype(np.float32),
-        "rank": np.where(nothing, 0, found.rank.cpu().numpy()),
+        "rank": np.where(nothing, 0, predictions.rank.cpu().numpy()),
     }
 
 
-def _folder_name(name: str, number: int, width: int) -> str:
-    """A folder's name that every system takes, and that no other record has."""
+def folder_name(name: str, number: int, width: int) -> str:
+    """A folder name that is valid on every system and unique to the record."""
     safe = re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._")[:60]
     return f"{number:0{width}d}_{safe}".rstrip("_")

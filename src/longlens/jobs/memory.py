@@ -1,14 +1,16 @@
-"""The memory of a whole process: what a job will hold at its peak, known before the weights are read.
+"""The predicted peak memory of the whole process of a job, computed before the weights are read.
 
-    peak = libraries + weights + the largest of (what loading takes beside them, a batch, writing the results)
+    peak = libraries + weights + the largest of (further memory while loading, a batch, writing the results)
 
 as the resident set of the process (RSS) on a CPU; on a GPU the memory of the device, without libraries. Libraries are
 what this process holds now, since the commands import the same ones, and what a job imports later. The constants were
-measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory.py` compares them with a process.
+measured on Linux x86-64 with PyTorch 2.13 for CPUs; `tests/jobs/test_memory_prediction.py` compares them with a
+process.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +18,14 @@ import psutil
 import torch
 
 from longlens.errors import InputError
-from longlens.jobs.plan import SHARE, Outputs, batch_bytes, free_bytes, parse_bytes
+from longlens.jobs.plan import SHARE, BatchOutputs, batch_bytes, free_bytes, parse_bytes
 from longlens.models.encoder import EncoderConfig
 from longlens.models.pretrained import choose_device, choose_dtype, read_config
 
 MIB = 2**20
-# imported when a model is built
+# torch._dynamo, which building a model imports
 LATER = 80 * MIB
-# file pages that are mapped while tensors are read one by one, beside the largest of them
+# file pages that are mapped while tensors are read one by one, beside the largest tensor
 MAPPED = 128 * MIB
 # a batch's kernels and thread stacks, and the allocator's rounding of everything else
 KERNELS, SLACK = 80 * MIB, 1.1
@@ -33,7 +35,7 @@ WRITING = 144 * MIB
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What is known of a model before its weights are read; `dtype` and `device` are those that it will have."""
+    """The size of a model, known before its weights are read; `dtype` and `device` are those that it will have."""
 
     config: EncoderConfig
     dtype: torch.dtype
@@ -52,9 +54,9 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Peak:
-    """Predicted bytes of a process at its peak, and their parts: those that are there throughout, and the largest of
-    the three that come and go."""
+class PeakMemory:
+    """Predicted bytes of a process at its peak: libraries and weights, which are held throughout, and three parts that
+    are held at different times."""
 
     libraries: int
     weights: int
@@ -75,7 +77,7 @@ def model_size(name: str | Path, dtype: str = "auto", device: str = "auto") -> M
 
 
 def parameter_count(config: EncoderConfig) -> int:
-    """Numbers in the weights of a `MaskedLM`, its contact head among them."""
+    """The number of parameters of a `MaskedLM`, including its contact head."""
     width, wide = config.width, config.feed_forward
     layer = 4 * width * (width + 1) + 2 * width * wide + wide + width + 4 * width
     positions = config.max_length * width if config.positions == "absolute" and config.max_length else 0
@@ -85,51 +87,52 @@ def parameter_count(config: EncoderConfig) -> int:
 
 
 def process_bytes() -> int:
-    """Memory that this process holds now (RSS)."""
+    """The resident memory of this process now (RSS)."""
     return int(psutil.Process().memory_info().rss)
 
 
-def predict_peak(size: ModelSize, tokens: int, outputs: Outputs) -> Peak:
-    """The peak of a process, started like this one, whose largest batch has `tokens` tokens."""
+def predict_peak(size: ModelSize, tokens: int, outputs: BatchOutputs) -> PeakMemory:
+    """The peak of a process like this one whose largest batch has `tokens` tokens."""
     batch = batch_bytes(size.config, tokens, size.dtype.itemsize, outputs)
     if size.device.type != "cpu":
-        return Peak(0, size.weights, size.largest, int(SLACK * batch), 0)
-    return Peak(process_bytes() + LATER, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
+        return PeakMemory(0, size.weights, size.largest, int(SLACK * batch), 0)
+    libraries = process_bytes() + (0 if "torch._dynamo" in sys.modules else LATER)
+    return PeakMemory(libraries, size.weights, size.largest + MAPPED, int(SLACK * batch) + KERNELS, WRITING)
 
 
 def total_limit(max_memory: str | None, device: torch.device) -> int:
-    """Bytes that the whole process may hold: `max_memory`, or `SHARE` of what is free beside what it holds now."""
+    """Bytes that the whole process may hold: `max_memory`, or what it holds now and `SHARE` of the free memory."""
     if max_memory is not None:
         return parse_bytes(max_memory)
-    held = process_bytes() if device.type == "cpu" else 0
-    return held + int(SHARE * free_bytes(device))
+    in_use = process_bytes() if device.type == "cpu" else 0
+    return in_use + int(SHARE * free_bytes(device))
 
 
-def batch_limit(total: int, held: int, device: torch.device) -> int:
-    """Bytes of `batch_bytes` that leave a process within `total`, where it holds `held` beside the batch.
+def batch_limit(total: int, in_use: int, device: torch.device) -> int:
+    """Bytes of `batch_bytes` that leave a process within `total`, where it holds `in_use` bytes beside the batch.
 
-    Raises `InputError` where nothing is left.
+    Raises `InputError` if nothing is left.
     """
-    rest = total - held
+    available = total - in_use
     if device.type == "cpu":
-        if rest < WRITING:
+        if available < WRITING:
             raise InputError(
-                f"the model and PyTorch hold {held / 2**30:.2f} GiB and results need {WRITING / 2**30:.2f} GiB to be "
-                f"written, {total / 2**30:.2f} GiB are allowed; raise --max-memory, use --dtype bfloat16 or a smaller "
-                "model"
+                f"the model and PyTorch hold {in_use / 2**30:.2f} GiB, writing the results takes "
+                f"{WRITING / 2**30:.2f} GiB, and {total / 2**30:.2f} GiB are allowed; raise --max-memory, or use "
+                "--dtype bfloat16 or a smaller model"
             )
-        rest -= KERNELS
-    return int(rest / SLACK)
+        available -= KERNELS
+    return int(available / SLACK)
 
 
 def refuse_large_model(size: ModelSize, max_memory: str | None) -> None:
-    """Raise `InputError` where loading alone would take more than is allowed; called before the weights are read."""
+    """Raise `InputError` if loading alone would take more than is allowed; called before the weights are read."""
     total = total_limit(max_memory, size.device)
-    peak = predict_peak(size, 0, Outputs(0, 0))
+    peak = predict_peak(size, 0, BatchOutputs(0, 0))
     need = peak.libraries + peak.weights + max(peak.loading, peak.writing)
     if need > total:
         raise InputError(
             f"loading the model takes about {need / 2**30:.2f} GiB ({peak.weights / 2**30:.2f} GiB of weights, the "
-            f"rest PyTorch and what reading takes) and {total / 2**30:.2f} GiB are allowed for the whole process; "
+            f"rest PyTorch and the reading of the file) and {total / 2**30:.2f} GiB are allowed for the whole process; "
             "raise --max-memory, use --dtype bfloat16 or a smaller model"
         )

@@ -1,4 +1,4 @@
-"""What a job will take, before it starts: batches by a token budget, peak memory, time."""
+"""The plan of a job before it starts: batches by a token budget, peak memory, time."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from longlens.models.language_model import CHUNK as LOGITS_CHUNK
 from longlens.models.language_model import MaskedLM
 from longlens.models.rotary import Rotary
 
-# scores of attention's tiles, and what is made of them
+# the scores of attention's tiles, and their temporaries
 TILES = 2**24
-# beyond this many tokens a batch gains no speed
+# larger batches are not faster
 MOST_TOKENS = 16_384
-# of what is free now
+# the part of the free memory that a job uses by default
 SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """What of a batch is kept until it is written: values for each residue (float32) and layers held."""
+class BatchOutputs:
+    """The outputs of a batch that are kept until they are written: float32 values for each residue, and layers."""
 
     residue_values: int
     layers: int
 
 
-def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Outputs) -> int:
+def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: BatchOutputs) -> int:
     """Peak growth of memory, in bytes, of one packed forward pass over `tokens` tokens.
 
-    Throughout: rotary angles, layers that are kept, outputs that wait to be written. Beside them the largest of
-    what attention holds (residual stream, queries, keys and values, and its output by sequence and joined), the
-    feed-forward block of a chunk, and the logits of one.
+    Held throughout are rotary angles, layers that are kept, and outputs until they are written. To these comes the
+    largest of attention (residual stream, queries, keys and values, and its output by sequence and joined), the
+    feed-forward block of a chunk, and the logits of a chunk.
     """
     stream = tokens * config.width * element
-    kept = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
+    stored = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
     attending = (1 + 3 + 2) * stream
     feeding = 2 * stream + min(tokens, CHUNK) * (2 * config.feed_forward + 4 * config.width) * element
     predicting = stream + min(tokens, LOGITS_CHUNK) * 4 * (config.vocabulary + config.width) * 4
-    return kept + TILES + max(attending, feeding, predicting)
+    return stored + TILES + max(attending, feeding, predicting)
 
 
 def standard_bytes(config: EncoderConfig, tokens: int, element: int) -> int:
-    """The N x N attention weights of one layer, all heads: what eager attention holds for one sequence."""
+    """Bytes of the N x N attention weights of one layer, all heads, which eager attention holds for one sequence."""
     return config.heads * tokens * tokens * element
 
 
@@ -61,7 +61,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes."""
+    """The peak memory of this process so far, in bytes."""
     # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -80,17 +80,24 @@ def parse_bytes(text: str) -> int:
     return int(count)
 
 
-def token_budget(model: MaskedLM, limit: int, outputs: Outputs) -> int:
-    """Tokens to a batch: as many as the memory allows, up to where more gains nothing."""
+def token_budget(model: MaskedLM, limit: int, outputs: BatchOutputs) -> int:
+    """Tokens in a batch: as many as the memory allows, up to a size beyond which batches are not faster."""
     return tokens_within(model.config, model.dtype.itemsize, limit, outputs)
 
 
-def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: Outputs) -> int:
-    """`token_budget` of a model of this shape and bytes to a number."""
+def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: BatchOutputs) -> int:
+    """`token_budget` of a model of this shape and element size in bytes."""
     tokens = MOST_TOKENS
     while tokens > 512 and batch_bytes(config, tokens, element, outputs) > limit:
         tokens //= 2
     return tokens
+
+
+def tokens_named(tokens: int | str) -> int:
+    """The number of tokens in a batch that the user named. Raises `InputError` if it is not a number."""
+    if not str(tokens).isdigit() or int(tokens) < 1:
+        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens!r}")
+    return int(tokens)
 
 
 def largest_batch(lengths: Sequence[int], budget: int) -> int:
@@ -99,7 +106,7 @@ def largest_batch(lengths: Sequence[int], budget: int) -> int:
 
 
 def make_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:
-    """Ranges of proteins, in order, of at most `budget` tokens (start and end counted); a longer one goes alone."""
+    """Ranges of proteins, in order, of at most `budget` tokens, including start and end; a longer one is alone."""
     start = tokens = 0
     for place, length in enumerate(lengths):
         if place > start and tokens + length + 2 > budget:
@@ -117,14 +124,14 @@ def operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
 
 
 def masked_operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
-    """The same of one pass over each protein for each of its residues, hidden in turn."""
+    """The same for one pass over each protein for each of its residues, masked in turn."""
     return float(sum(n * operations(config, [n]) for n in lengths))
 
 
 def measure_rate(config: EncoderConfig, dtype: torch.dtype, device: torch.device, operations_: float = 2e10) -> float:
     """Operations per second of one layer of random weights, the faster of two runs of about `operations_` operations.
 
-    No weights are read, and it takes a second or two whatever the model's size.
+    No weights are read, and the measurement takes a second or two for any size of the model.
     """
     one = replace(config, layers=1)
     tokens = max(64, min(1024, int(operations_ / operations(one, [0]) * 2)))
@@ -134,8 +141,8 @@ def measure_rate(config: EncoderConfig, dtype: torch.dtype, device: torch.device
     attend, seconds = attend_with(), []
     for _ in range(3):
         x = torch.ones(tokens, config.width, dtype=dtype, device=device)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         with torch.inference_mode():
             layer(x, angles if config.positions == "rotary" else None, attend, 0, bounds).sum().item()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     return operations(one, [tokens - 2]) / min(seconds[1:])

@@ -1,4 +1,4 @@
-"""A `Profile` on disk: tables of all numbers, and the figures."""
+"""Write a `Profile` to disk: tables of all numbers, and the figures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from longlens.report.figures import save
 def write_profile(
     profile: Profile, folder: Path, tokens: Sequence[int], maps: Sequence[tuple[int, int]], *, draw: bool
 ) -> list[Path]:
-    """Write what there is: overview.csv, tokens.parquet, rows.parquet (layer x head x token), top_keys.parquet,
-    top_queries.parquet, pooled.npz, and with `draw` overview, tracks, maps and partners as .png and .svg."""
+    """Write, as far as they were collected, overview.csv, tokens.parquet, rows.parquet (layer x head x token),
+    top_keys.parquet, top_queries.parquet, pooled.npz, and with `draw` overview, tracks, maps and partners as .png and
+    .svg."""
     paths = [folder / "overview.csv", folder / "tokens.parquet"]
     paths[0].write_text(_csv(profile.overview_rows()), encoding="utf-8")
     pq.write_table(pa.table(profile.token_rows()), paths[1])
@@ -49,7 +50,7 @@ def write_profile(
 
 
 def _write(path: Path, tables: Iterable[dict[str, Any]], named: dict[str, str], labels: Sequence[str]) -> None:
-    """Tables of one form, one after the other; each column of tokens in `named` is followed by one of their labels."""
+    """Concatenate tables of the same columns; after each column of tokens in `named` comes one of their labels."""
     words = pa.array(labels, pa.string())
     writer = None
     for table in tables:
@@ -58,7 +59,7 @@ def _write(path: Path, tables: Iterable[dict[str, Any]], named: dict[str, str], 
             small = name in ("layer", "head", "place")
             columns[name] = pa.array(values.astype(np.int16) if small else values)
             if name in named:
-                # plain: given a dictionary, the writer lets through bytes that nobody set, and files differ
+                # no dictionary encoding, with which the writer would write uninitialised bytes, so that files differ
                 columns[named[name]] = words.take(pa.array(values))
         arrow = pa.table(columns)
         writer = writer or pq.ParquetWriter(path, arrow.schema)

@@ -1,4 +1,4 @@
-"""Zero-shot effects of variants (Meier et al. 2021, doi 10.1101/2021.07.09.450648): what a model thinks of a mutation.
+"""Formulas of zero-shot variant effects (Meier et al. 2021, doi 10.1101/2021.07.09.450648) from a model's predictions.
 
     wt-marginals       sum over mutations of log p(mutant | protein) - log p(wild type | protein), one pass
     masked-marginals   the same with the position masked, one mutation at a time
@@ -10,7 +10,8 @@ the pseudo-log-likelihood of the protein itself, with which those of its variant
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import SequenceError
 from longlens.io.variants import Mutation
-from longlens.jobs.inference import Place, masked_log_probabilities, residue_rows
+from longlens.jobs.inference import ResidueIndex, masked_log_probabilities, residue_rows
 from longlens.models.encoder import Attend
 from longlens.models.language_model import MaskedLM
 
@@ -26,7 +27,7 @@ STRATEGIES = ("wt-marginals", "masked-marginals", "pseudo-ppl")
 
 
 def refuse_unknown(model: MaskedLM, mutations: Sequence[Mutation], where: str) -> None:
-    """Raise `SequenceError` where the model has no token for a residue: its score would be that of "unknown"."""
+    """Raise `SequenceError` if the model has no token for a residue, whose score would be that of "unknown"."""
     for mutation in mutations:
         for residue in (mutation.wild, mutation.mutant):
             if model.alphabet.number(residue) == model.alphabet.unknown:
@@ -35,26 +36,13 @@ def refuse_unknown(model: MaskedLM, mutations: Sequence[Mutation], where: str) -
                 )
 
 
-def score_variants(
+def marginal_scores(
     model: MaskedLM,
-    sequence: str,
+    table: NDArray[Any],
+    positions: Sequence[int],
     variants: Sequence[tuple[Mutation, ...]],
-    strategy: str = "masked-marginals",
-    *,
-    attend: Attend | None = None,
-    budget: int = 16_384,
-    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float64]:
-    """One score for each variant; higher is better tolerated. `sequence` is cleaned. Formulas: the module's docstring.
-
-    `budget` bounds the tokens of masked copies held at a time.
-    """
-    if strategy == "pseudo-ppl":
-        return _pseudo_log_likelihoods(model, sequence, variants, attend, budget, report)
-    positions = sorted({mutation.position for variant in variants for mutation in variant})
-    table = position_log_probabilities(
-        model, sequence, positions, masked=strategy == "masked-marginals", attend=attend, budget=budget, report=report
-    )
+    """One score for each variant from log-probabilities (P, V) at `positions`; higher is better tolerated."""
     row = {position: number for number, position in enumerate(positions)}
     number = model.alphabet.number
     return np.array([
@@ -73,58 +61,27 @@ def position_log_probabilities(
     masked: bool,
     attend: Attend | None = None,
     budget: int = 16_384,
-    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Log-probabilities (P, V) at positions of a protein, each hidden in turn, or all from one pass in sight."""
+    """Log-probabilities (P, V) at positions of a protein, each masked in turn, or all from one pass without masking.
+
+    `sequence` is cleaned; `budget` is the most tokens of masked copies that are held at a time.
+    """
     tokens = model.alphabet.encode(sequence)
     with torch.inference_mode():
         if masked:
             parts = []
             for chunk in _chunks(positions, max(1, budget // len(tokens))):
-                places = [Place(0, position) for position in chunk]
+                places = [ResidueIndex(0, position) for position in chunk]
                 parts.append(masked_log_probabilities(model, [tokens], places, attend).cpu().numpy())
-                report(sum(map(len, parts)), len(positions))
             return np.concatenate(parts) if parts else np.empty((0, len(model.alphabet)), np.float32)
         packed = model.pack([sequence])
         hidden = model(packed, attend=attend).last[residue_rows(packed)]
-        wanted = torch.tensor(list(positions), dtype=torch.int64, device=hidden.device)
-        return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[wanted])]).cpu().numpy()
-
-
-def all_substitutions(
-    model: MaskedLM, sequence: str, *, masked: bool, attend: Attend | None = None, budget: int = 16_384,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> NDArray[np.float32]:  # fmt: skip
-    """(L, 20): score of each residue becoming each of `STANDARD`; 0 where it stays."""
-    table = position_log_probabilities(
-        model, sequence, range(len(sequence)), masked=masked, attend=attend, budget=budget, report=report
-    )
-    wild = np.array([model.alphabet.number(residue) for residue in sequence])
-    return table[:, model.alphabet.standard] - np.take_along_axis(table, wild[:, None], 1)
-
-
-def _pseudo_log_likelihoods(
-    model: MaskedLM,
-    sequence: str,
-    variants: Sequence[tuple[Mutation, ...]],
-    attend: Attend | None,
-    budget: int,
-    report: Callable[[int, int], None],
-) -> NDArray[np.float64]:
-    scores = np.zeros(len(variants))
-    for number, variant in enumerate(variants):
-        mutated = mutate(sequence, variant)
-        table = position_log_probabilities(
-            model, mutated, range(len(mutated)), masked=True, attend=attend, budget=budget
-        )
-        truth = model.alphabet.encode(mutated)[1:-1]
-        scores[number] = np.take_along_axis(table, truth[:, None], 1).sum(dtype=np.float64)
-        report(number + 1, len(variants))
-    return scores
+        indices = torch.tensor(list(positions), dtype=torch.int64, device=hidden.device)
+        return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[indices])]).cpu().numpy()
 
 
 def mutate(sequence: str, variant: Sequence[Mutation]) -> str:
-    """The protein with the mutations made."""
+    """The sequence with the mutations applied."""
     residues = list(sequence)
     for mutation in variant:
         residues[mutation.position] = mutation.mutant

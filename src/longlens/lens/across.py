@@ -7,14 +7,14 @@ Layer l passes on T_l, and R = T_L ... T_1 says how much of input token j is in 
 
 A_lh are the weights of head h, and dY/dA_ij = dY/do_i . v_j for the attention's output o. Neither R nor any A is made:
 rows of R are x <- T_l^T x from the last layer down, columns x <- T_l x from the first up, and cells are columns of
-blocks, summed over rows. Each step is one walk of the scan, with x (N, C): C rows, columns or blocks at once.
+blocks, summed over rows. Each step is one pass of the scan, with x (N, C): C rows, columns or blocks at once.
 
     with longlens.record(model) as calls:
         model(**inputs)
     rollout(calls, queries=[5])                                # Weights (B, 1, 1, N)
 
-The model may be one of ours or of transformers (BERT, GPT-2, ViT, ...): all its attentions that are passed must be
-self-attention over the same tokens. Of a model with an encoder and a decoder, give the calls of one.
+The model may be one of longlens or of transformers (BERT, GPT-2, ViT, ...). All attention calls given here must be
+self-attention over the same tokens: of a model with an encoder and a decoder, give the calls of one of them.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def rollout(
     """Rows (`queries`) or columns (`keys`) of the rollout R, exact: `values` (B, 1, R, N) or (B, 1, N, C).
 
     Args:
-        layers: what `longlens.record` kept, or attention calls, first to last.
-        queries, keys: one of the two: tokens of the last layer, or of the input.
-        residual: a, the share of a token that passes by the attention.
+        layers: the calls that `longlens.record` kept, or attention calls, first to last.
+        queries, keys: exactly one of the two: numbers of tokens of the last layer, or of the input.
+        residual: a, the share of the residual connection, between 0 and 1.
 
-    Each row of R sums to 1, where every token may attend to something.
+    Each row of R sums to 1 where every token may attend to some token.
 
     Raises:
         InputError: layers of different lengths, tokens that do not exist, or neither or both of queries and keys.
@@ -123,7 +123,7 @@ def rollout_map(
 ) -> PooledMap:
     """The rollout R in at most `size` x `size` cells: `values` (B, 1, R, C), `kind` "mean" over all pairs, or "sum".
 
-    Costs, for each layer, a walk with ceil(N / cell) columns: about twice a forward pass of attention at 128 cells.
+    Each layer costs a pass of the scan with ceil(N / cell) columns: about two forward passes of attention at 128 cells.
     """
     _check_share(residual)
     return _cells(_Mean(residual), layers, size, kind, "rollout_map")
@@ -132,9 +132,9 @@ def rollout_map(
 def relevance(
     layers: Sequence[AttentionCall], *, queries: Sequence[int] | None = None, keys: Sequence[int] | None = None
 ) -> Weights:
-    """Rows or columns of gradient x attention, exact; arguments as `rollout`, whose layers need output gradients.
+    """Rows or columns of gradient x attention, exact; arguments as `rollout`, but `layers` need output gradients.
 
-    The identity is part of it: what stands at a token itself is at least 1.
+    The identity is part of it: a token's relevance to itself is at least 1.
     """
     return _pieces(_Gradient(), layers, queries, keys, "relevance")
 
@@ -158,11 +158,11 @@ class _Step(ABC):
 
     @abstractmethod
     def weights(self, layer: AttentionCall) -> _Product | None:
-        """What each weight is multiplied with before negative ones are dropped; None where they stand as they are."""
+        """The factors of the weights, before negative products are set to 0; None where they are used as they are."""
 
     @abstractmethod
     def join(self, x: Tensor, passed: Tensor) -> Tensor:
-        """What leaves the layer, of what entered and what attention passed on."""
+        """The layer's result (B, N, C) from its input x and the attention's share, both (B, N, C)."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class _Product:
         self.gradient, self.value = gradient, value
 
     def of(self, block: Block) -> Tensor:
-        """(lanes, rows, keys)."""
+        """(heads, rows, keys)."""
         rows = take(self.gradient, block.heads, block.absolute_rows()).to(block.e.dtype)
         keys = take(self.value, block.heads, block.absolute_keys()).to(block.e.dtype)
         return torch.bmm(rows, keys.transpose(1, 2))
@@ -225,32 +225,32 @@ class _Carried(State[Weights]):
         self.collector, self.extent = collector, extent
 
     def update(self, block: Block) -> None:
-        collector, heads = self.collector, self.extent.heads
+        collector, per_row = self.collector, self.extent.heads
         # p = weights x inverse
         weights, inverse = block.e, block.inverse
         if collector.product is not None:
             weights = collector.product.of(block).mul_(block.e).relu_()
             if block.allowed is not None:
-                # a masked value may be anything: it must not count
+                # a masked key's value may be NaN: it must not count
                 weights.masked_fill_(~block.allowed, 0.0)
         first, last = block.heads.start, block.heads.stop
-        for batch in range(first // heads, -(-last // heads)):
-            lanes = slice(max(first, batch * heads), min(last, (batch + 1) * heads))
-            count, own = lanes.stop - lanes.start, slice(lanes.start - first, lanes.stop - first)
+        for batch in range(first // per_row, -(-last // per_row)):
+            heads = slice(max(first, batch * per_row), min(last, (batch + 1) * per_row))
+            count, own = heads.stop - heads.start, slice(heads.start - first, heads.stop - first)
             rows, keys = (
                 index[own] if isinstance(index, Tensor) and index.ndim == 2 else index
                 for index in (block.absolute_rows(), block.absolute_keys())
             )
             source, target = (rows, keys) if collector.transposed else (keys, rows)
             x = take(collector.x[batch : batch + 1].expand(count, -1, -1), slice(None), source)
-            scaled = inverse[own] / heads
+            scaled = inverse[own] / per_row
             if collector.transposed:
                 part = torch.bmm(weights[own].transpose(1, 2), x * scaled)
             else:
                 part = torch.bmm(weights[own], x) * scaled
             if isinstance(target, Tensor) and target.ndim == 2:
-                for lane in range(count):
-                    add(collector.sums, slice(batch, batch + 1), target[lane], part[lane : lane + 1])
+                for head in range(count):
+                    add(collector.sums, slice(batch, batch + 1), target[head], part[head : head + 1])
             else:
                 add(collector.sums, slice(batch, batch + 1), target, part.sum(0, keepdim=True))
 
@@ -271,21 +271,21 @@ def _pieces(
     batch, tokens, dtype = _check(layers)
     if (queries is None) == (keys is None):
         raise InputError("expected queries or keys, one of them; all of both would be N x N: see the maps")
-    wanted = list(queries if queries is not None else keys or ())
-    if not wanted or any(not 0 <= token < tokens for token in wanted):
-        raise InputError(f"expected tokens in 0..{tokens - 1}, at least one, got {wanted}")
-    index = torch.tensor(wanted)
-    x = torch.zeros(batch, tokens, len(wanted), dtype=dtype, device=layers[0].query.device)
-    x[:, index.to(x.device), torch.arange(len(wanted), device=x.device)] = 1.0
-    everyone = torch.arange(tokens)
+    chosen = list(queries if queries is not None else keys or ())
+    if not chosen or any(not 0 <= token < tokens for token in chosen):
+        raise InputError(f"expected tokens in 0..{tokens - 1}, at least one, got {chosen}")
+    index = torch.tensor(chosen)
+    x = torch.zeros(batch, tokens, len(chosen), dtype=dtype, device=layers[0].query.device)
+    x[:, index.to(x.device), torch.arange(len(chosen), device=x.device)] = 1.0
+    every_token = torch.arange(tokens)
     with torch.no_grad():
         if queries is not None:
             for layer in reversed(layers):
                 x = step.apply(layer, x, transposed=True)
-            return Weights(name, x.transpose(1, 2).unsqueeze(1), index, everyone)
+            return Weights(name, x.transpose(1, 2).unsqueeze(1), index, every_token)
         for layer in layers:
             x = step.apply(layer, x, transposed=False)
-    return Weights(name, x.unsqueeze(1), everyone, index)
+    return Weights(name, x.unsqueeze(1), every_token, index)
 
 
 def _cells(step: _Step, layers: Sequence[AttentionCall], size: int, kind: str, name: str) -> PooledMap:

@@ -1,4 +1,4 @@
-"""What the scan hands to collectors: one tile of the attention matrix, for some heads, with its rows' normalisers."""
+"""Blocks, which the scan passes to collectors: a tile of the attention matrix of some heads, with its normalisers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from longlens.ops.tiles.index import Index, positions, shift
 
 LN2 = math.log(2.0)
-# masked scores stand this far below their row's largest, so that weight x logarithm is 0 and not NaN
+# the exponent of masked pairs: finite, so that weight x exponent is 0 and not NaN
 FLOOR = -1e30
 # keys to a group of the two-level search for the largest, in rows of fewer than LONG keys, and in longer ones:
 # to select 8 of n is quickest for n up to 64 and again, by another algorithm, from 512 on
@@ -21,7 +21,7 @@ GROUP, LONG_GROUP, LONG = 8, 64, 2**15
 
 @dataclass(frozen=True)
 class Extent:
-    """The whole attention matrix: B batch rows, H heads, Nq x Nk, and where results live."""
+    """The size of the attention matrix: B batch rows, H heads, Nq x Nk; and the dtype and device of its statistics."""
 
     batch: int
     heads: int
@@ -57,16 +57,16 @@ class Block:
     inverse: Tensor
     log_total: Tensor
     lse: Tensor
-    # first query and key of the sequence in the whole, and position of query 0 among its keys
+    # numbers of the sequence's first query and key in the whole input, and position of query 0 among the keys
     first_row: int
     first_key: int
     offset: int
-    # every key of these rows is here
+    # the block holds every key of its rows
     whole: bool
     # some pairs are masked
     masked: bool
     groups: Tensor | None = None
-    # how many of each row's largest are read by some collector
+    # the most of each row's largest weights that a collector reads
     most: int = 0
 
     @cached_property
@@ -104,11 +104,11 @@ class Block:
         return (self.query_positions.unsqueeze(-1) - self.key_positions.unsqueeze(-2)).abs().to(self.e.dtype)
 
     def absolute_rows(self) -> Index:
-        """`rows` in the numbering of the whole."""
+        """`rows` as numbered in the whole input."""
         return shift(self.rows, self.first_row)
 
     def absolute_keys(self) -> Index:
-        """`keys` in the numbering of the whole."""
+        """`keys` as numbered in the whole input."""
         return shift(self.keys, self.first_key)
 
     def largest(self, count: int) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ class Block:
         return self._find_largest(self.most)
 
     def _find_largest(self, count: int) -> tuple[Tensor, Tensor]:
-        """Two levels: the `count` largest lie in the `count` groups of keys with the largest."""
+        """A search on two levels: the `count` largest are in the `count` groups of keys of largest maximum."""
         width = self.exponents.shape[-1]
         count = min(count, width)
         if self.groups is None or self.groups.shape[-1] <= count:
@@ -130,10 +130,10 @@ class Block:
         stride = self.groups.shape[-1]
         group = _group(width)
         places = (chosen.unsqueeze(-1) + stride * torch.arange(group, device=chosen.device)).flatten(-2)
-        found = self.exponents.gather(-1, places.clamp(max=width - 1))
+        candidates = self.exponents.gather(-1, places.clamp(max=width - 1))
         if stride * group > width:
-            found = found.masked_fill_(places >= width, -torch.inf)
-        best, where = torch.topk(found, count)
+            candidates = candidates.masked_fill_(places >= width, -torch.inf)
+        best, where = torch.topk(candidates, count)
         return best, places.gather(-1, where)
 
 
@@ -148,11 +148,11 @@ def group_largest(scores: Tensor) -> Tensor | None:
         return None
     stride = -(-width // group)
     full = width // stride
-    found = scores[..., : full * stride].unflatten(-1, (full, stride)).amax(-2)
+    largest = scores[..., : full * stride].unflatten(-1, (full, stride)).amax(-2)
     rest = width - full * stride
     if rest:
-        found[..., :rest] = torch.maximum(found[..., :rest], scores[..., full * stride :])
-    return found
+        largest[..., :rest] = torch.maximum(largest[..., :rest], scores[..., full * stride :])
+    return largest
 
 
 def _group(width: int) -> int:

@@ -1,4 +1,4 @@
-"""Statistics of an attention that a model told of (`longlens.ops.observe`)."""
+"""Statistics of an attention call that an observer received (`longlens.ops.observe`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from longlens.ops.observe import AttentionCall
 def scan_call(
     call: AttentionCall, collect: Sequence[Collector], heads: Sequence[int] | None = None
 ) -> dict[str, Statistic]:
-    """`longlens.scan` of a call, for `heads` alone where given; checked against the output that the model got.
+    """`longlens.scan` of a call, or of some of its `heads`, checked against the attention's own output.
 
-    Under dropout, weights are those before it, and there is no check: dropped weights do not give the output back.
+    Under dropout the weights are those before it, and nothing is checked, since they do not give the output.
 
-    Raises what `scan` raises, and `InputError` for heads that are not there.
+    Raises what `scan` raises, and `InputError` for heads that do not exist.
     """
     check_heads(heads, call.query.shape[1])
     if heads is not None:

@@ -12,13 +12,12 @@ By linearity, with r_c = (row sums + column sums of B_c), which are the row sums
     sum_c w_c F_c = W + W^T - R diag(w / t) R^T,   W = sum_c w_c B_c,   R = [r_c] (T, C)
 
 so all channels share one map, and the correction needs T x C numbers. `WholeMap` keeps that map: 4 T^2 bytes. `KeptMap`
-keeps queries, keys and log-sum-exps instead and makes any stretch of rows again: memory linear in T. A channel whose
-weight is 0 costs nothing.
+keeps queries, keys and log-sum-exps instead, and makes any range of rows from them: memory linear in T. A channel whose
+weight is 0 costs nothing. The weights of a tile are made by `longlens.ops.tiles.weights`.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,12 +30,13 @@ from torch import Tensor
 
 from longlens.ops.attention import attention
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
+from longlens.ops.tiles.scratch import Scratch
+from longlens.ops.tiles.weights import KnownWeights, pair_weights, tile_weights
 
-LN2 = math.log(2.0)
-# weights made at a time, over heads: they stay in the second-level cache
+# weights computed at a time, over heads, and queries among them: a tile stays in the second-level cache
 WEIGHTS = 2**19
 ROWS = 128
-# rows of the finished map handed out at a time
+# rows of the finished map that are returned at a time
 STRETCH = 256
 
 
@@ -65,13 +65,14 @@ class Layers(ABC):
         self._weights: list[Tensor] = []
 
     def add(self, layer: int, query: Tensor, key: Tensor, lse: Tensor, scale: float) -> None:
-        """Take in a layer: query, key (H, T + 2, D) after rotation, and the log-sum-exp (H, T + 2), in float32."""
+        """Take in a layer: query (H, T + 2, D) and key (Hkv, T + 2, D) after rotation, lse (H, T + 2) float32."""
         weight = self.regression.weight[layer].to(query.device)
         # positive weights first: their part is then one sum and the rest another
         used = torch.argsort(weight, descending=True)
         used = used[weight[used] != 0]
         if len(used):
-            self._add(_Channels.of(query[used], key[used], lse[used], scale, weight[used]))
+            shared = used // (len(query) // len(key))
+            self._add(_Channels.of(query[used], key[shared], lse[used], scale, weight[used]))
 
     @abstractmethod
     def _add(self, channels: _Channels) -> None:
@@ -111,15 +112,15 @@ class WholeMap(ContactMap):
 
     def _add(self, channels: _Channels) -> None:
         # rows of W are complete before the next layer's are begun, so that they stay in the cache
-        self._keep_sums(channels, channels.walk(self._map))
+        self._keep_sums(channels, channels.add_tiles(self._map))
 
     def finish(self) -> Tensor:
         """Probabilities (T, T), float32. The map is the caller's from then on."""
         if not self._finished:
             self._finished = True
             left, right = self._correction()
-            for i in _stretches(self.residues):
-                for j in _stretches(self.residues):
+            for i in _ranges(self.residues):
+                for j in _ranges(self.residues):
                     if j.start >= i.start:
                         logits = self._map[i, j] + self._map[j, i].T
                         logits -= left[i].to(logits) @ right[j].to(logits).T
@@ -132,7 +133,7 @@ class WholeMap(ContactMap):
 
     def rows(self) -> Iterator[Rows]:
         probabilities = self.finish()
-        for i in _stretches(self.residues):
+        for i in _ranges(self.residues):
             yield Rows(i.start, probabilities[i, i.start :])
 
 
@@ -144,16 +145,16 @@ class KeptMap(ContactMap):
         self._kept: list[_Channels] = []
 
     def _add(self, channels: _Channels) -> None:
-        self._keep_sums(channels, channels.walk(None))
+        self._keep_sums(channels, channels.add_tiles(None))
         self._kept.append(channels)
 
     def rows(self) -> Iterator[Rows]:
         left, right = self._correction()
-        for i in _stretches(self.residues):
-            device = self._kept[0].query.device if self._kept else left.device
+        for i in _ranges(self.residues):
+            device = self._kept[0].device if self._kept else left.device
             logits = torch.zeros(i.stop - i.start, self.residues - i.start, device=device)
             for channels in self._kept:
-                channels.add_both(logits, i)
+                channels.add_symmetrised(logits, i)
             logits -= left[i] @ right[i.start :].T
             _mirror(logits[:, : len(logits)])
             yield Rows(i.start, logits.add_(self.regression.bias).sigmoid_())
@@ -169,9 +170,10 @@ class PairFeatures(Layers):
 
     def _add(self, channels: _Channels) -> None:
         i, j = self.pairs.T
-        queries, keys = channels.queries(slice(0, self.residues)), channels.keys(slice(0, self.residues))
-        both = sum((queries[:, a] * keys[:, b]).sum(2).exp2() for a, b in ((i, j), (j, i)))
-        sums = channels.walk(None)
+        everything = slice(0, self.residues)
+        queries, keys = channels.known.rows(everything), channels.known.columns(everything)
+        both = pair_weights(queries[:, i], keys[:, j]) + pair_weights(queries[:, j], keys[:, i])
+        sums = channels.add_tiles(None)
         total = sums.sum(1, keepdim=True)
         expected = torch.where(total > 0, sums[:, i] * sums[:, j] / total, 0.0)
         self._features.append((both - expected).float().T)
@@ -183,70 +185,64 @@ class PairFeatures(Layers):
 
 @dataclass(frozen=True)
 class _Channels:
-    """Heads of one layer, those of positive weight first: `query` (h, T + 2, D), `key` alike, `lse` (h, T + 2).
+    """The heads of one layer that have a weight w, those of positive weight first.
 
-    |w| p_ij = exp(scale q_i . k_j - lse_i + log |w|): one matrix product of widened queries
-    [scale q, log |w| - lse] / log 2 and keys [k, 1], and one power of 2, which is several times quicker than one of e.
+    `known` makes |w| p of residues on residues: query and key (h, T, D), lse (h, T), factor |w|.
     """
 
-    query: Tensor
-    key: Tensor
-    lse: Tensor
-    scale: float
+    known: KnownWeights
     weight: Tensor
     positive: int
 
     @classmethod
     def of(cls, query: Tensor, key: Tensor, lse: Tensor, scale: float, weight: Tensor) -> _Channels:
-        return cls(query, key, lse, scale, weight.float(), int((weight > 0).sum()))
-
-    def queries(self, rows: slice) -> Tensor:
-        """[scale q, log |w| - lse] / log 2 of residues, (h, m, D + 1)."""
-        place = slice(rows.start + 1, rows.stop + 1)
-        shift = self.weight.abs().log2().unsqueeze(1) - self.lse[:, place] / LN2
-        return torch.cat([self.query[:, place].float() * (self.scale / LN2), shift.unsqueeze(2)], 2)
-
-    def keys(self, rows: slice) -> Tensor:
-        """[k, 1] of residues, (h, m, D + 1)."""
-        part = self.key[:, rows.start + 1 : rows.stop + 1].float()
-        return torch.cat([part, part.new_ones(*part.shape[:2], 1)], 2)
+        """Channels of query and key (h, T + 2, D), lse (h, T + 2) and weight (h,), start and end tokens included."""
+        residues = slice(1, query.shape[1] - 1)
+        weight = weight.float()
+        known = KnownWeights(query[:, residues], key[:, residues], lse[:, residues], scale, weight.abs())
+        return cls(known, weight, int((weight > 0).sum()))
 
     @property
     def residues(self) -> int:
-        return self.query.shape[1] - 2
+        return self.known.query.shape[1]
 
-    def walk(self, into: Tensor | None) -> Tensor:
-        """Row sums + column sums of each head's weights, (h, T); adds w p to `into` (T, T)."""
+    @property
+    def device(self) -> torch.device:
+        return self.known.query.device
+
+    def add_tiles(self, total: Tensor | None) -> Tensor:
+        """Row sums + column sums of each head's weights p, (h, T) float64; adds sum_h w p to `total` (T, T)."""
         heads, residues = len(self.weight), self.residues
-        sums = torch.zeros(heads, residues, dtype=torch.float64, device=self.query.device)
-        keys = self.keys(slice(0, residues)).transpose(1, 2)
-        scratch = _Scratch(self.query.device)
-        for rows in _stretches(residues, ROWS):
-            queries = self.queries(rows)
-            for columns in _stretches(residues, _width(heads, rows)):
-                e = scratch.weights(queries, keys[:, :, columns])
-                sums[:, rows] += e.sum(2)
-                sums[:, columns] += e.sum(1)
-                if into is not None:
-                    self._join(into[rows, columns], e)
+        sums = torch.zeros(heads, residues, dtype=torch.float64, device=self.device)
+        keys = self.known.columns(slice(0, residues))
+        scratch = Scratch(self.device)
+        for rows in _ranges(residues, ROWS):
+            queries = self.known.rows(rows)
+            for columns in _ranges(residues, _width(heads, rows)):
+                weights = tile_weights(queries, keys[:, columns], scratch)
+                sums[:, rows] += weights.sum(2)
+                sums[:, columns] += weights.sum(1)
+                if total is not None:
+                    self._add_signed(total[rows, columns], weights)
         return sums / self.weight.abs().unsqueeze(1)
 
-    def add_both(self, into: Tensor, rows: slice) -> None:
-        """Add w (p_ij + p_ji) to `into` (m, T - first), for residues i of `rows` and j from rows.start on."""
+    def add_symmetrised(self, total: Tensor, rows: slice) -> None:
+        """Add sum_h w (p_ij + p_ji) to `total` (m, T - first), for residues i of `rows` and j from rows.start on."""
         heads = len(self.weight)
-        queries, keys = self.queries(rows), self.keys(rows)
-        scratch = _Scratch(self.query.device)
-        for columns in _stretches(into.shape[1], _width(heads, rows)):
+        queries, keys = self.known.rows(rows), self.known.columns(rows)
+        scratch = Scratch(self.device)
+        for columns in _ranges(total.shape[1], _width(heads, rows)):
             place = slice(rows.start + columns.start, rows.start + columns.stop)
-            part = into[:, columns]
-            self._join(part, scratch.weights(queries, self.keys(place).transpose(1, 2)))
-            self._join(part, scratch.weights(keys, self.queries(place).transpose(1, 2)))
+            part = total[:, columns]
+            self._add_signed(part, tile_weights(queries, self.known.columns(place), scratch))
+            self._add_signed(part, tile_weights(keys, self.known.rows(place), scratch))
 
-    def _join(self, into: Tensor, e: Tensor) -> None:
+    def _add_signed(self, total: Tensor, weights: Tensor) -> None:
+        """Add sum_h w p, given |w| p (h, m, n), to `total` (m, n)."""
         if self.positive:
-            into += e[: self.positive].sum(0)
-        if self.positive < len(e):
-            into -= e[self.positive :].sum(0)
+            total += weights[: self.positive].sum(0)
+        if self.positive < len(weights):
+            total -= weights[self.positive :].sum(0)
 
 
 def _mirror(square: Tensor) -> None:
@@ -254,26 +250,14 @@ def _mirror(square: Tensor) -> None:
     square.copy_(square.triu() + square.triu(1).T)
 
 
-class _Scratch:
-    """One stretch of memory for the weights of a tile."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._memory = torch.empty(0, device=device)
-
-    def weights(self, left: Tensor, right: Tensor) -> Tensor:
-        """2 to the power of left right: (h, m, n)."""
-        shape = (len(left), left.shape[1], right.shape[2])
-        count = shape[0] * shape[1] * shape[2]
-        if self._memory.numel() < count:
-            self._memory = self._memory.new_empty(count)
-        return torch.bmm(left, right, out=self._memory[:count].view(shape)).exp2_()
-
-
 def _width(heads: int, rows: slice) -> int:
+    """Keys of a tile of all heads."""
     return max(64, WEIGHTS // (heads * (rows.stop - rows.start)))
 
 
-def _stretches(count: int, step: int = STRETCH) -> Iterator[slice]:
+def _ranges(count: int, step: int | None = None) -> Iterator[slice]:
+    """0..count in ranges of `step`, or of `STRETCH`."""
+    step = STRETCH if step is None else step
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
@@ -281,10 +265,11 @@ def _stretches(count: int, step: int = STRETCH) -> Iterator[slice]:
 
 
 class ContactObserver(Observer):
-    """Hands each layer of packed sequences, or of padded batch rows, to their maps.
+    """Adds each layer of packed sequences, or of padded batch rows, to their maps.
 
-    `maps` stand in the order of the sequences. Padded rows are given as `lengths`, their tokens from the left: what
-    attends to more than a row's own tokens is left out. Only passes of the thread that made it are seen.
+    `maps` are in the order of the sequences. For a padded batch, `lengths` are the tokens of each row, padded on the
+    right; padding tokens count neither as queries nor as keys. Only forward passes of the thread that made the
+    observer are seen.
     """
 
     needs_lse = True
@@ -309,20 +294,19 @@ class _ContactForward(ForwardObserver):
         if self.observer.lengths is not None:
             for row, (contact_map, length) in enumerate(zip(maps, self.observer.lengths, strict=True)):
                 query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
-                contact_map.add(call.layer, query[0], key[0], float_lse(query, key, scale=scale)[0], scale)
+                contact_map.add(call.layer, query[0], key[0], log_sum_exp(query, key, scale=scale)[0], scale)
             return
         packed, lse = call.settings["cu_seqlens"], call.lse
-        if lse is None or call.query.dtype != torch.float32:
-            lse = float_lse(call.query, call.key, scale=scale, cu_seqlens=packed)
+        if lse is None:
+            lse = log_sum_exp(call.query, call.key, scale=scale, cu_seqlens=packed)
         for contact_map, (start, stop) in zip(maps, pairwise(packed.tolist()), strict=True):
             place = slice(start, stop)
             contact_map.add(call.layer, call.query[0, :, place], call.key[0, :, place], lse[0, :, place], scale)
 
 
-def float_lse(query: Tensor, key: Tensor, **settings: Any) -> Tensor:
-    """Log-sum-exp of scores in float32, (B, H, N): a half-precision kernel's own would not make rows sum to 1."""
-    wide = key.float()
-    return attention(query.float(), wide, wide[..., :1], return_lse=True, **settings)[1]
+def log_sum_exp(query: Tensor, key: Tensor, **settings: Any) -> Tensor:
+    """Log-sum-exp of the scores, (B, H, N), float32 (float64 for float64), of query (B, H, N, D) and key alike."""
+    return attention(query, key, key[..., :1], return_lse=True, **settings)[1]
 
 
 def kept_bytes(layers: int, heads: int, head_width: int, element: int, residues: int) -> int:

@@ -29,7 +29,7 @@ from longlens.lens.watch import Seen
 from longlens.report import profile as figures
 from longlens.report import tables
 from longlens.report.figures import has_matplotlib, inline, span
-from longlens.report.labels import Tokens as Tokens
+from longlens.report.labels import TokenLabels as TokenLabels
 
 if TYPE_CHECKING:
     from longlens.report.figures import Figure
@@ -90,7 +90,7 @@ class Profile:
     """
 
     model: str
-    sequence: Tokens
+    sequence: TokenLabels
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     by_token: Mapping[str, NDArray[np.float32]]
@@ -218,7 +218,7 @@ class Profile:
             self.sequence,
             received=None if received is None else received.mean((0, 1), dtype=np.float64),
             surprise=self.predicted.get("surprise"), expected=self.predicted.get("expected"), named=tokens,
-            what=f"layers {span(self.layers)}, heads {span(self.heads)}", about=self.about,
+            subject=f"layers {span(self.layers)}, heads {span(self.heads)}", about=self.about,
         )  # fmt: skip
 
     def draw_maps(self, heads: Sequence[tuple[int, int, str]]) -> Figure:
@@ -277,7 +277,7 @@ def collectors(names: Sequence[str], pool: int, links: int) -> list[Collector]:
 
 
 def profile(
-    seen: Seen, model: str, sequence: Tokens, heads: Sequence[int], predicted: Mapping[str, NDArray[Any]]
+    seen: Seen, model: str, sequence: TokenLabels, heads: Sequence[int], predicted: Mapping[str, NDArray[Any]]
 ) -> Profile:
     """The profile from the last call that `watch` saw, of batch row 0. `model` is the model's name as figures give it;
     `heads` are those that were watched; `predicted` as in `Profile`."""

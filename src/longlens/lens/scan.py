@@ -1,9 +1,9 @@
-"""Going over the attention matrix tile by tile for the collectors: nothing N x N.
+"""The scan: computes the attention matrix tile by tile for the collectors, and holds nothing of size N x N.
 
 For each tile of queries the scores s = scale q k^T (+ bias, masks) are made once. Where a tile holds every key of its
 rows, their log-sum-exp follows at once, and statistics of rows and of columns come from one pass; a sparse method whose
-rows are spread over several tiles is first asked for the log-sum-exp of its rows. Formulas: the modules
-of `longlens.lens.collect`.
+rows are spread over several tiles is run first, for the log-sum-exp of its rows. Scores are those of
+`longlens.ops.tiles.kernel`; the formulas of the statistics are in the modules of `longlens.lens.collect`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
     widened = replace(
         inputs, query=inputs.query.to(wide), key=inputs.key.to(wide), value=inputs.value[..., :0].to(wide)
     )
-    # scores in bits: for nothing, unless something is done to them in between
+    # scores in bits: free as part of the scale, unless a cap or a bias comes in between
     plain = inputs.softcap is None and inputs.bias is None
     in_bits = replace(widened, scale=widened.scale / LN2) if plain else widened
     rows = ROWS if inputs.device_type == "cpu" else 1024
@@ -241,16 +241,16 @@ class _Check:
         inputs = part.inputs
         if not isinstance(block.rows, slice):
             return
-        wanted = {round(place * (inputs.queries - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)}
+        samples = {round(place * (inputs.queries - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)}
         first, last, step = block.rows.start, block.rows.stop, block.rows.step or 1
-        for row in sorted(wanted):
+        for row in sorted(samples):
             if not (first <= row < last and (row - first) % step == 0):
                 continue
             weights = block.e[:, (row - first) // step] * block.inverse[:, (row - first) // step]
             flat = torch.arange(block.heads.start, block.heads.stop, device=weights.device) - part.first_head
             values = inputs.value.flatten(0, 1)[flat // inputs.groups]
             of_keys = take(values, slice(0, len(values)), block.keys)
-            # a masked value may be anything: it must not count
+            # a masked key's value may be NaN: it must not count
             of_keys = of_keys.to(weights.dtype).masked_fill((weights == 0).unsqueeze(-1), 0.0)
             mixed = torch.bmm(weights.unsqueeze(1), of_keys).squeeze(1)
             there = self.output[block.heads, row + part.first_row].to(weights.dtype)

@@ -1,4 +1,4 @@
-"""What is seen of a model while it runs: the observer behind `longlens.watch`, and what it fills.
+"""Statistics of a model's attention while it runs: the observer behind `longlens.watch`, and the results it fills.
 
     with longlens.watch(model, collect=[Entropy(), Received(), TopKeys(8)]) as seen:
         model(**inputs)
@@ -7,7 +7,7 @@
 
 Each attention of the model is followed by a scan of its queries and keys (`longlens.lens.scan`), which also checks
 that the weights it rebuilds give the attention's own output. Weights are the model's own: where it lets padded queries
-attend (BERT does), keys receive from them too.
+attend (BERT does), their attention counts in the statistics of keys too.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ STANDARD: tuple[Collector, ...] = (LogSumExp(), Entropy(), Largest(), Distance()
 
 
 class Seen:
-    """What was seen. `seen.NAME` holds the statistics of the collector of that name, by layer.
+    """The results. `seen.NAME` is a `Layered` of the statistics of the collector NAME, by layer, from the last call.
 
-    `calls` holds the results of each call of the model that ended, {layer: {name: result}}; attributes show the last.
+    `calls` has the results of every call of the model that ended without an error, {layer: {name: statistic}}.
     """
 
     def __init__(self, collect: Sequence[Collector], names: Sequence[str]) -> None:
         self.calls: list[dict[int, dict[str, Statistic]]] = []
-        # what the model calls each layer's attention
+        # the name of each layer's attention module
         self.names = tuple(names)
         self._collected = tuple(collector.name for collector in collect)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers seen in the last call."""
+        """Numbers of the layers that were scanned in the last call."""
         return tuple(sorted(self._last()))
 
     def __getattr__(self, name: str) -> Layered:
@@ -73,7 +73,7 @@ def chosen_layers(layers: Collection[int] | None, count: int) -> set[int]:
 
 
 class WatchObserver(Observer):
-    """Scans each attention call of the wanted layers, and adds a forward pass to `seen` once it has ended."""
+    """Scans each attention call of `layers`, and adds a forward pass's results to `seen` when it ends."""
 
     def __init__(self, seen: Seen, collect: Sequence[Collector], layers: set[int], heads: Sequence[int] | None) -> None:
         self.seen, self.collect, self.layers, self.heads = seen, tuple(collect), layers, heads

@@ -1,1 +1,1 @@
-"""Modules that hold parameters."""
+"""Transformer models as PyTorch modules, their checkpoints, and loading."""

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longlens.errors import InputError
 from longlens.models.linear import apply_linear, apply_linear_gelu
-from longlens.models.observers import Observers, Telling
+from longlens.models.observers import ObservedForward, Observers
 from longlens.models.rotary import Rotary, rotate
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
             attend = attend or AttendWith(telling.method or "exact")
             return self._forward(packed, self._told(attend, telling) if telling.observers else attend, keep, telling)
 
-    def _told(self, attend: Attend, telling: Telling) -> Attend:
+    def _told(self, attend: Attend, telling: ObservedForward) -> Attend:
         """`attend`, each of whose calls is told."""
         projections = [layer.out.weight for layer in self.layers if isinstance(layer, Layer)]
 
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
 
         return told
 
-    def _forward(self, packed: Packed, attend: Attend, keep: Collection[int], telling: Telling) -> Encoded:
+    def _forward(self, packed: Packed, attend: Attend, keep: Collection[int], telling: ObservedForward) -> Encoded:
         positions = _positions(packed, self.config)
         x = self.embed(packed, positions)
         angles = self.rotary(positions) if self.rotary is not None else None

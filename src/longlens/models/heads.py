@@ -35,6 +35,6 @@ class ContactHead(nn.Module):
         self.regression = nn.Linear(layers * heads, 1)
 
     def weights(self) -> Regression:
-        """What `longlens.lens.contacts` computes with."""
+        """The regression in the form that `longlens.lens.contacts` takes."""
         weight, bias = self.regression.weight.detach(), self.regression.bias.detach()
         return Regression(weight.float().cpu().view(self.layers, -1), float(bias))

@@ -1,4 +1,4 @@
-"""A masked language model over residues: encoder, head, alphabet, and what it was loaded from."""
+"""A masked language model over residues: encoder, heads, alphabet, and the source of its weights."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class MaskedLM(nn.Module):
         self.encoder = Encoder(config)
         self.head = MaskedLMHead(config.width, config.vocabulary, config.norm_eps) if predicts else None
         self.contact_head = ContactHead(config.layers, config.heads) if contacts else None
-        # where the weights came from, as results say it
+        # the source of the weights, which results name
         self.source = "untrained"
 
     def pack(self, sequences: str | Iterable[str]) -> Packed:
         """One protein (a string) or several as tokens, on the model's device.
 
         Sequences are cleaned as the command line cleans them (`longlens.io.alphabet.clean_protein`): upper case,
-        without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues are warned of.
+        without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues cause a warning.
 
         Raises:
-            SequenceError: no protein, an empty one, or a character that is no residue, by sequence and position.
+            SequenceError: no protein, an empty one, or a character that is not a residue; gives sequence and position.
         """
         return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
 
@@ -65,7 +65,7 @@ class MaskedLM(nn.Module):
         return self.encoder(packed, attend=attend, keep=keep, observers=observers)
 
     def attentions(self) -> Sequence[str]:
-        """Names of the layers, as observers are told them."""
+        """Names of the layers, as observers receive them."""
         return self.encoder.attentions()
 
     def observed(self, observer: Observer, method: Method | str | None = None) -> AbstractContextManager[None]:
@@ -73,7 +73,7 @@ class MaskedLM(nn.Module):
         return self.encoder.observed(observer, method)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(T, d) of the last layer -> (T, V). Raises `InputError` where the model has no head (`require_head`)."""
+        """(T, d) of the last layer -> (T, V). Raises `InputError` if the model has no head (`require_head`)."""
         return self.require_head()(hidden, self.encoder.embedding.weight)
 
     @property
@@ -82,11 +82,12 @@ class MaskedLM(nn.Module):
         return self.head is not None
 
     def require_head(self) -> MaskedLMHead:
-        """The language model's head; `InputError` where there is none."""
+        """The language model's head. Raises `InputError` if there is none."""
         if self.head is None:
             raise InputError(
-                f"{self.source} has no language model's head: it gives vectors and attention, but no logits, surprise "
-                "or scores; take the model that it was fine-tuned from, or another saved as ...ForMaskedLM"
+                f"expected a model with a language model's head, got {self.source}, which gives vectors and attention "
+                "but no logits, surprise or scores; use the model that it was fine-tuned from, or one saved as "
+                "...ForMaskedLM"
             )
         return self.head
 
@@ -100,13 +101,13 @@ class MaskedLM(nn.Module):
     def predict_contacts(self, proteins: Packed | str | Iterable[str]) -> list[Tensor]:
         """Probability of contact of each pair of residues, (L, L) float32 for each protein, by ESM-2's contact head.
 
-        `proteins` are packed, or what `pack` takes: a string is one protein. Holds 4 L^2 bytes a protein, never layers
-        x heads times that; `longlens contacts` needs less still. Values at |i - j| < 6 exist, but the head was not
-        fitted on them.
+        `proteins` are packed, or what `pack` takes: a string is one protein. Holds 4 L^2 bytes for each protein, not
+        layers x heads times that; `longlens contacts` needs even less. Values at |i - j| < 6 are given too, but the
+        head was not fitted to them.
 
         Raises:
             InputError: the model has no contact head.
-            SequenceError: what `pack` refuses.
+            SequenceError: sequences that `pack` refuses.
         """
         packed = proteins if isinstance(proteins, Packed) else self.pack(proteins)
         regression = self.contact_regression()
@@ -116,7 +117,7 @@ class MaskedLM(nn.Module):
         return [contact_map.finish() for contact_map in maps]
 
     def contact_regression(self) -> Regression:
-        """The contact head's weights; `InputError` where there is none."""
+        """The contact head's weights. Raises `InputError` if there is none."""
         if self.contact_head is None:
             raise InputError(
                 f"{self.source} has no contact head: fair-esm keeps it in a file of its own, "
@@ -126,7 +127,7 @@ class MaskedLM(nn.Module):
         return self.contact_head.weights()
 
     def initialise(self) -> None:
-        """Weights to train from: normal, deviation 0.02, the blocks' last ones smaller by sqrt(2 L) (GPT-2, 2.3)."""
+        """Initial weights for training: normal, deviation 0.02, smaller by sqrt(2 L) at a block's end (GPT-2, 2.3)."""
         deep = (2 * self.config.layers) ** -0.5
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:

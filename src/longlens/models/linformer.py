@@ -1,4 +1,4 @@
-"""The learned projections of Linformer, held as parameters."""
+"""The learned projections of Linformer, as parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LinformerProjections(nn.Module):
     Wang et al. 2020, arXiv:2006.04768: entries start as N(0, 1 / rank). `shared` keeps one matrix for keys and values,
     `heads` gives each key head its own; one module used in every layer is the paper's layerwise sharing.
 
-    Raises `MethodError` where a size is not an int of at least 1.
+    Raises `MethodError` if a size is not an int of at least 1.
     """
 
     def __init__(self, length: int, rank: int = 256, heads: int | None = None, shared: bool = False) -> None:
@@ -39,7 +39,7 @@ class LinformerProjections(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the projections anew."""
+        """Draw new random projections."""
         for matrix in self.parameters():
             nn.init.normal_(matrix, std=self.rank**-0.5)
 

@@ -1,4 +1,4 @@
-"""Who looks on while one of our models runs, and what they are told in each forward pass."""
+"""The observers of a model (`longlens.ops.observe`), and the calls that they receive in each forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longlens.ops.observe import AttentionCall, ForwardObserver, Observer, keep_
 
 
 class Observers:
-    """Subscriptions to a model. A copy of the model, and a model read from a file, begin without any."""
+    """Subscriptions to a model. A copy of the model, and a model read from a file, start without any."""
 
     def __init__(self) -> None:
         self._subscriptions: tuple[tuple[Observer, Method | str | None], ...] = ()
@@ -23,7 +23,7 @@ class Observers:
 
     @contextmanager
     def subscribed(self, observer: Observer, method: Method | str | None) -> Iterator[None]:
-        """Tell `observer` of each forward pass that begins inside the `with`."""
+        """Send `observer` each forward pass that begins inside the `with`."""
         entry = (observer, method)
         with self._lock:
             self._subscriptions = (*self._subscriptions, entry)
@@ -33,11 +33,11 @@ class Observers:
             with self._lock:
                 self._subscriptions = tuple(other for other in self._subscriptions if other is not entry)
 
-    def begin(self, more: Sequence[Observer]) -> Telling:
-        """A forward pass begins; `more` are those who see this one alone."""
+    def begin(self, more: Sequence[Observer]) -> ObservedForward:
+        """Begin a forward pass; `more` are further observers of this pass alone."""
         subscriptions = self._subscriptions
         methods = [method for _, method in subscriptions if method is not None]
-        return Telling([*(observer for observer, _ in subscriptions), *more], methods[-1] if methods else None)
+        return ObservedForward([*(observer for observer, _ in subscriptions), *more], methods[-1] if methods else None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
@@ -46,11 +46,11 @@ class Observers:
         return type(self), ()
 
 
-class Telling:
-    """One forward pass, as it is told to its observers. `method`: what attention shall run by, where one of them says.
+class ObservedForward:
+    """One forward pass and its observers. `method`: the method of attention that an observer asked for, or None.
 
-    A context manager: the pass has ended where the `with` is left without an exception. After that nothing is told,
-    so that layers which the backward pass computes again are not.
+    A context manager: the pass has ended when the `with` is left without an exception. After that observers receive
+    nothing, in particular not the layers that the backward pass computes again.
     """
 
     def __init__(self, observers: Sequence[Observer], method: Method | str | None) -> None:
@@ -70,11 +70,11 @@ class Telling:
 
     @property
     def needs_lse(self) -> bool:
-        """Whether some observer wants the log-sum-exp."""
+        """Whether an observer needs the log-sum-exp."""
         return any(observer.needs_lse for observer in self.observers)
 
     def attended(self, output: Tensor, make: Callable[[], AttentionCall]) -> None:
-        """Attention gave `output`; `make` makes the call."""
+        """Send the call that `make` returns, whose attention computed `output`."""
         keep_in_graph(self.observers, output)
         if self._open and self._forwards:
             with torch.no_grad():
@@ -83,7 +83,7 @@ class Telling:
                     forward.attended(call)
 
     def passed(self, layer: int, stream: Tensor) -> None:
-        """The residual stream after a layer."""
+        """Send the residual stream after a layer."""
         with torch.no_grad():
             for forward in self._forwards:
                 forward.passed(layer, stream)

@@ -19,7 +19,7 @@ from longlens.models.checkpoints.build import build
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
-from longlens.models.checkpoints.hub import fetch
+from longlens.models.checkpoints.hub import fetch, fetch_config
 from longlens.models.checkpoints.names import TRANSFORMERS_ESM
 from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
@@ -31,19 +31,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str = "auto") -> MaskedLM:
     """A protein language model, ready to run.
 
-    Its parameters are frozen: `load(...).requires_grad_(True)` gives a model to train. Weights go to their place one
-    tensor at a time, so that loading takes the memory of the model in `dtype` and of its largest tensor.
+    Its parameters are frozen: `load(...).requires_grad_(True)` gives a model to train. Weights are read one tensor at a
+    time, so that loading takes the memory of the model in `dtype` and of its largest tensor.
 
     Checkpoints without a language model's head (`EsmModel`, `EsmForSequenceClassification`,
     `EsmForTokenClassification`, with and without the `esm.` prefix; BERT likewise) give vectors and attention; asking
-    such a model for logits raises `InputError`. Classifiers that were fine-tuned on top are left out.
+    such a model for logits raises `InputError`. Classifiers that were fine-tuned on top are ignored.
 
     Args:
         name_or_path: "tiny" (inside this package); "antiberty" (from the installed package of that name); a folder in
             transformers' format (ESM-2 or BERT, safetensors or .bin); a fair-esm `.pt` file, with its
             `-contact-regression.pt` beside it if there is one; otherwise the name of a model on the Hugging Face hub.
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU that has it, float32 otherwise.
-        device: "cpu", "cuda", ..., or "auto": a GPU where there is one.
+        device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
 
     Raises:
         CheckpointError: no such model, another architecture, broken files, or weights that are not those of the
@@ -55,24 +55,22 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
 
 
 def read_config(name_or_path: str | Path) -> EncoderConfig:
-    """The shape of a model, without its weights. Arguments and errors: `load`. A hub's files are fetched first."""
-    return _read(name_or_path).config
+    """The shape of a model, without its weights, which are not fetched from a hub. Arguments and errors: `load`."""
+    return fetch_config(str(name_or_path)) if _of_hub(name_or_path) else _read(name_or_path).config
 
 
 def choose_device(device: str) -> torch.device:
-    """The device that a name means; raises `CheckpointError` where it is not there."""
+    """The device of a name. Raises `CheckpointError` if there is no such device."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(
-            f"expected a device that is there, such as cpu or cuda, got {device!r}: {error}"
-        ) from None
+        raise CheckpointError(f"expected an available device, such as cpu or cuda, got {device!r}: {error}") from None
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype that a name means on a device."""
+    """The dtype of a name on a device."""
     if dtype == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if half else torch.float32
@@ -85,7 +83,7 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     """Write an ESM-2 model as transformers does (`EsmForMaskedLM`): config.json and model.safetensors."""
     config = model.config
     if not config.pre_norm or config.positions != "rotary":
-        raise CheckpointError("expected an ESM-2 architecture (pre-norm, rotary); others are read, not written")
+        raise CheckpointError("expected an ESM-2 architecture (pre-norm, rotary); others can be read but not written")
     if not model.predicts:
         raise CheckpointError(f"expected a model with a language model's head, got {model.source}, which has none")
     theirs: dict[str, Tensor] = {}
@@ -107,8 +105,15 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
-    # through the ordinary way of writing files, which gives them the ordinary permissions
+    # written as an ordinary file, so that it gets the usual permissions
     (folder / "model.safetensors").write_bytes(save_tensors(theirs, metadata={"format": "pt"}))
+
+
+def _of_hub(name_or_path: str | Path) -> bool:
+    """Whether a name is looked for on the hub: nothing in this package or on the disk is meant by it."""
+    path = Path(name_or_path)
+    local = path.exists() or path.suffix == ".pt" or str(name_or_path).startswith((".", "/", "~"))
+    return not local and name_or_path not in ("tiny", "antiberty")
 
 
 def _read(name_or_path: str | Path) -> Checkpoint:
@@ -123,6 +128,6 @@ def _read(name_or_path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: expected a model's folder; give {path.parent}, which holds its config.json too")
     if path.is_file():
         return read_fair_esm(path)
-    if path.suffix == ".pt" or str(name_or_path).startswith((".", "/", "~")):
-        raise CheckpointError(f"expected a model's folder or fair-esm file, found nothing at {path}")
-    return replace(read_folder(fetch(str(name_or_path))), source=str(name_or_path))
+    if _of_hub(name_or_path):
+        return replace(read_folder(fetch(str(name_or_path))), source=str(name_or_path))
+    raise CheckpointError(f"expected a model's folder or fair-esm file, found nothing at {path}")

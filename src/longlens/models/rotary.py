@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Rotary(nn.Module):
     """Angles position x frequency. The frequencies are a buffer that checkpoints fill.
 
-    ESM-2's are rounded to float16; recomputing them in float32 makes another function, by 5 rad at position 34,350.
+    ESM-2's are rounded to float16; computing them in float32 changes the angle at position 34,350 by 5 rad.
     """
 
     frequencies: Tensor
@@ -28,9 +28,9 @@ class Rotary(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
         """A cast of the model leaves the frequencies in float32; only their device follows."""
-        kept = self.frequencies
+        frequencies = self.frequencies
         super()._apply(fn, recurse)
-        self.frequencies = kept.to(self.frequencies.device)
+        self.frequencies = frequencies.to(self.frequencies.device)
         return self
 
 

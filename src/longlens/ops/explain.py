@@ -152,9 +152,7 @@ def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
         if fast:
             return banded, {"tiles": ["runs only where the window meets the ends"]}
         return "tiles", {
-            banded: [
-                "serves one window in float32 on a CPU, without masks, bias, softcap, sinks, dropout or log-sum-exp"
-            ]
+            banded: ["serves one window on a CPU, without masks, bias, softcap, sinks, dropout or log-sum-exp"]
         }
     return ("tiles" if method.name == "lsh" else method.name), {}
 
@@ -165,6 +163,9 @@ def predict_bytes(method: Method, path: str, inputs: Inputs) -> int:
     one = inputs.query.element_size()
     output = batch * heads * queries * inputs.value.shape[3] * one
     scratch = method.peak_elements(inputs) * one
+    if inputs.query.dtype == torch.float16 and inputs.device_type == "cpu":
+        # float32 copies of the inputs and of the output, and scratch in float32
+        scratch = 2 * (scratch + output) + 4 * sum(t.numel() for t in (inputs.query, inputs.key, inputs.value))
     tiled = path not in ("sdpa", "flex", "math")
     saved = 4 * batch * heads * queries * (inputs.need_lse or inputs.needs_grad)
     if inputs.cu_seqlens:

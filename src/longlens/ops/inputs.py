@@ -91,6 +91,10 @@ class Inputs:
         query, key, value = bare
         return replace(self, query=query, key=key, value=value, assumed_grad=self.needs_grad)
 
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The same inputs with query, key and value in another dtype."""
+        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), value=self.value.to(dtype))
+
     def rows(self) -> Iterator[Inputs]:
         """Each batch row as inputs of batch size 1."""
         # split once: a slice for each row would cost a full-size gradient for each
@@ -180,6 +184,13 @@ def check_inputs(
     _check_tensors(query, key, value)
     if not 0.0 <= dropout_p < 1.0:
         raise InputError(f"expected dropout_p in [0, 1), got {dropout_p}")
+    if isinstance(scale, Tensor):
+        if scale.requires_grad or scale.numel() != 1:
+            raise InputError(
+                "expected scale to be a number: a tensor would lose its gradient, and its shape; multiply the query by "
+                "it and give scale=1.0"
+            )
+        scale = float(scale)
     if scale is not None and not math.isfinite(scale):
         raise InputError(f"expected a finite scale, got {scale}")
     rule, bias = _check_mask(attn_mask, bias, query, key)

@@ -1,4 +1,4 @@
-"""A contact map as a picture."""
+"""The figure of a contact map."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 from longlens.report.figures import new_figure
 
 
-def draw_contacts(cells: ArrayLike, residues: int, what: str, model: str, path: Path) -> None:
+def draw_contacts(cells: ArrayLike, residues: int, subject: str, model: str, path: Path) -> None:
     """Draw (C, C) `cells`, each the largest probability of its pairs of `residues`, with residues numbered from 1, and
-    write it to `path`.
+    write the figure to `path`.
 
-    Raises `InputError` without matplotlib.
+    Raises `InputError` if matplotlib is missing.
     """
     cells = np.asarray(cells)
     figure = new_figure((6.4, 5.4))
@@ -23,7 +23,7 @@ def draw_contacts(cells: ArrayLike, residues: int, what: str, model: str, path: 
     image = ax.imshow(cells, cmap="Blues", vmin=0, vmax=1, extent=(0.5, edge, edge, 0.5), interpolation="none")
     width = -(-residues // len(cells))
     each = "" if width == 1 else f"\neach cell the largest of {width} x {width} pairs"
-    ax.set_title(f"Predicted contacts: {what}\nmodel {model}{each}", fontsize=9)
+    ax.set_title(f"Predicted contacts: {subject}\nmodel {model}{each}", fontsize=9)
     ax.set_xlabel("residue")
     ax.set_ylabel("residue")
     figure.colorbar(image, ax=ax, label="probability of contact", shrink=0.85)

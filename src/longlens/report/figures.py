@@ -1,7 +1,7 @@
-"""What every figure is made with: new figures, text that stays text, files that are the same every time.
+"""What all figures share: new figures, text that stays text, and files with the same bytes every time.
 
 Needs matplotlib (extra `plot`), which is imported in `longlens.report` alone. Figures are made without pyplot, so that
-no global state is touched; `new_axes` is the exception, for a notebook or script that shows what it has drawn.
+no global state changes; `new_axes` is the exception, for notebooks and scripts that show their figures.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ WIDTH = 8.0
 
 
 def has_matplotlib() -> bool:
-    """Whether figures can be drawn."""
+    """Whether matplotlib is installed."""
     from importlib.util import find_spec
 
     return find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
-    """Raise `InputError` where matplotlib is missing."""
+    """Raise `InputError` if matplotlib is missing."""
     if not has_matplotlib():
         raise InputError(
-            "expected matplotlib for figures, found none; pip install 'longlens[plot]', or go without (--no-figures)"
+            "figures need matplotlib, which is not installed; pip install 'longlens[plot]', or use --no-figures"
         )
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure of so many inches that pyplot does not know. Raises `InputError` without matplotlib."""
+    """A figure of a size in inches, made without pyplot. Raises `InputError` if matplotlib is missing."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
@@ -51,7 +51,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 def new_axes(count: int = 1) -> Any:
     """Axes of a new pyplot figure, which a notebook shows; for `count` above 1 an array of panels, at most four beside
-    one another. Raises `InputError` without matplotlib."""
+    one another. Raises `InputError` if matplotlib is missing."""
     require_matplotlib()
     from matplotlib import pyplot as plt
 
@@ -68,7 +68,7 @@ def new_axes(count: int = 1) -> Any:
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write `name`.png and `name`.svg; the same figure gives the same bytes.
 
-    Signs that no font has are boxes in the PNG; one warning names them all.
+    Characters that no font has are boxes in the PNG; one warning lists them.
     """
     import matplotlib as mpl
 
@@ -90,19 +90,21 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if missing:
         signs = " ".join(map(chr, sorted(missing)))
-        warnings.warn(f"no font that matplotlib finds has {signs}: boxes in the PNG, text in the SVG", stacklevel=2)
+        warnings.warn(
+            f"no font that matplotlib finds has {signs}: they are boxes in the PNG and text in the SVG", stacklevel=2
+        )
     return paths
 
 
 def inline(figure: Figure, dots: int = 80) -> str:
-    """The figure as an HTML image that carries its own PNG."""
+    """The figure as an HTML image with the PNG inside."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots, metadata={"Software": None})
     return f'<img alt="figure" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib takes as it is: "$" would begin a formula."""
+    """Text in which matplotlib reads no formula, which "$" would begin."""
     return text.replace("$", r"\$").replace("\n", "\\n").strip() or "(blank)"
 
 

@@ -1,4 +1,4 @@
-"""The tokens of a sequence, and how a figure names them."""
+"""Labels of the tokens of a sequence for figures."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenLabels:
     """A sequence's name, its tokens' `labels`, and which of them are `special` (start, end, separators); `residues`
     says whether it is a protein.
 
-    Tokens are counted from 0. A token that marks a start is a token as others are, so that in a protein that begins
-    with one, a residue's number (from 1) is its token's.
+    Tokens are counted from 0, including a start token. In a protein with a start token, the number of a residue (from
+    1) is therefore the number of its token.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Tokens:
         return len(self.labels)
 
     def caption(self, token: int) -> str:
-        """How a figure names a token: C22, or "truth (12)"."""
+        """The label of a token in figures: C22, or "truth (12)"."""
         label = self.labels[token]
         if self.special[token] and token in (0, len(self) - 1):
             return label

@@ -1,6 +1,6 @@
 """Figures of one sequence: overview of its heads, tracks along it, attention maps, strongest partners.
 
-Each says what it shows and, in `about`, the sequence, the model and N.
+Each figure has a title, and in `about` the sequence, the model and N.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.report.figures import WIDTH, new_figure, plain
-from longlens.report.labels import Tokens
+from longlens.report.labels import TokenLabels
 
 if TYPE_CHECKING:
     from longlens.report.figures import Axes, Figure
 
-# tokens whose labels still fit under an axis
+# the most tokens whose labels fit under an axis
 LABELLED = 48
-# height of a track's axes in points, at least
+# least height of a track's axes, in points
 TRACK = 105
-# tokens above which lines are drawn as running means, too
+# longer sequences are drawn as running means, too
 SMOOTHED = 1000
-# heads, and numbers written into their cells, that can still be read
+# the most heads whose values are written into the cells of the overview
 WRITTEN = 150
-# weights below the largest by this much share the lightest colour
+# weights more than this many powers of ten below the largest have the lightest colour
 DECADES = 5.0
 MASKED = "#bcd3e6"
 PANELS = {
@@ -41,7 +41,7 @@ PANELS = {
 
 
 class Partner(NamedTuple):
-    """Another token, the weight between the two, and where it was seen ("layer 3, head 2")."""
+    """Another token, the weight between the two, and the head with that weight ("layer 3, head 2")."""
 
     token: int
     weight: float
@@ -51,13 +51,13 @@ class Partner(NamedTuple):
 def draw_overview(
     table: Mapping[str, NDArray[Any]], layers: Sequence[int], heads: Sequence[int], *, about: str
 ) -> Figure:
-    """Layer x head: each of `PANELS` that `table` has, (L, H) by name. Raises `InputError` where it has none."""
+    """Layer x head: each of `PANELS` that `table` has, (L, H) by name. Raises `InputError` if it has none."""
     panels = [(name, *words) for name, words in PANELS.items() if name in table]
     if not panels:
         raise InputError("expected entropy, distance, received or neighbours to be collected for an overview, got none")
     wide = min(2, len(panels))
     tall = -(-len(panels) // wide)
-    # cells are about square, where there are neither very few nor very many layers
+    # cells are about square unless there are very few or very many layers
     height = min(4.5, max(1.0, 2.8 * len(layers) / len(heads)), 0.32 * len(layers) + 0.6)
     figure = new_figure((WIDTH / 2 * wide, (0.75 + height) * tall + 0.5))
     axes = figure.subplots(tall, wide, squeeze=False)
@@ -76,7 +76,7 @@ def draw_overview(
 
 
 def _heat(ax: Axes, values: NDArray[Any], title: str, *, share: bool) -> Any:
-    # a tenth of the weight is little: it must not look like much because all heads have less
+    # the scale reaches at least a tenth, so that small weights do not look large if all heads have less
     top = max(float(np.nanmax(values)), 0.1 if share else 1e-9)
     image = ax.imshow(values, aspect="auto", cmap="magma_r", vmin=0, vmax=top, interpolation="nearest")
     if values.size <= WRITTEN:
@@ -95,17 +95,17 @@ def _heat(ax: Axes, values: NDArray[Any], title: str, *, share: bool) -> Any:
 
 
 def draw_tracks(
-    tokens: Tokens,
+    tokens: TokenLabels,
     *,
     received: NDArray[Any] | None,
     surprise: NDArray[Any] | None,
     expected: NDArray[Any] | None,
     named: Sequence[int] = (),
-    what: str,
+    subject: str,
     about: str,
 ) -> Figure:
     """Along the sequence, each (N,): attention `received`, and `surprise` beside what was `expected` of it; the tokens
-    `named` are named beside those that stand out. Raises `InputError` where there is neither."""
+    `named` are named beside the highest ones. Raises `InputError` if there is neither."""
     parts = [part for part in (received, surprise) if part is not None]
     if not parts:
         raise InputError("expected received or surprise to be collected for tracks, got neither")
@@ -124,11 +124,11 @@ def draw_tracks(
             _name_peaks(ax, tokens, np.nan_to_num(surprise), named)
         _legend(ax)
     _token_axis(axes[-1], tokens)
-    _headline(figure, f"Along the sequence: {what}", about)
+    _headline(figure, f"Along the sequence: {subject}", about)
     return figure
 
 
-def _received_track(ax: Axes, tokens: Tokens, received: NDArray[Any], named: Sequence[int]) -> None:
+def _received_track(ax: Axes, tokens: TokenLabels, received: NDArray[Any], named: Sequence[int]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     _line(ax, received, "tab:blue", "mean over heads")
@@ -146,8 +146,8 @@ def _received_track(ax: Axes, tokens: Tokens, received: NDArray[Any], named: Seq
 def draw_maps(
     maps: Sequence[tuple[NDArray[Any], str]], queries: NDArray[Any], keys: NDArray[Any], *, about: str
 ) -> Figure:
-    """Pooled maps (R, C), each with its title, on one logarithmic scale; NaN, which may not attend, has a colour of its
-    own. Row cell r holds queries `queries`[r] to `queries`[r + 1], and columns likewise."""
+    """Pooled maps (R, C), each with its title, on one logarithmic scale; NaN (masked pairs) has a separate
+    colour. Row cell r holds queries `queries`[r] to `queries`[r + 1], and columns likewise."""
     if not maps:
         raise InputError("expected pooled to be collected and heads to be chosen for maps")
     from matplotlib.colors import LogNorm
@@ -185,7 +185,7 @@ def draw_maps(
 
 
 def draw_partners(
-    tokens: Tokens,
+    tokens: TokenLabels,
     chosen: Sequence[int],
     sides: Sequence[tuple[str, Sequence[Sequence[Partner]]]],
     *,
@@ -193,7 +193,7 @@ def draw_partners(
     about: str,
 ) -> Figure:
     """For each of the tokens `chosen` its strongest partners, at most `count`, the strongest first. `sides` holds a
-    verb ("looks at") and the partners of each chosen token. Raises `InputError` where there is nothing to draw."""
+    verb ("looks at") and the partners of each chosen token. Raises `InputError` if there is nothing to draw."""
     if not sides or not chosen:
         raise InputError("expected top_keys or top_queries to be collected and tokens to be chosen for partners")
     figure = new_figure((WIDTH / 2 * len(sides), 0.8 + (0.5 + 0.17 * count) * len(chosen)))
@@ -220,19 +220,19 @@ def draw_partners(
     return figure
 
 
-def _headline(figure: Figure, what: str, about: str) -> None:
+def _headline(figure: Figure, subject: str, about: str) -> None:
     width = int(figure.get_figwidth() * 12)
-    figure.suptitle(f"{what}\n{plain(textwrap.shorten(about, width, placeholder='...'))}", fontsize=10)
+    figure.suptitle(f"{subject}\n{plain(textwrap.shorten(about, width, placeholder='...'))}", fontsize=10)
 
 
 def _line(ax: Axes, values: NDArray[Any], color: str, label: str, *, thin: bool = False) -> None:
     tokens = np.arange(len(values))
     if len(values) > SMOOTHED:
         window = len(values) // 200
-        # single values, faint, under their running mean; as points of a picture, since as lines they open slowly
+        # single values, faint, under their running mean; rasterised, since many vector lines display slowly
         ax.plot(tokens, values, color=color, lw=0.3, alpha=0.25, rasterized=True)
-        kernel, there = np.ones(window), np.isfinite(values)
-        values = np.convolve(np.where(there, values, 0), kernel, "same") / np.convolve(there, kernel, "same")
+        kernel, finite = np.ones(window), np.isfinite(values)
+        values = np.convolve(np.where(finite, values, 0), kernel, "same") / np.convolve(finite, kernel, "same")
         label = f"{label}, mean of {window} tokens"
     marker = "." if len(values) <= LABELLED else None
     ax.plot(tokens, values, color=color, lw=0.7 if thin else 1, label=label, marker=marker, ms=4)
@@ -244,7 +244,7 @@ def _legend(ax: Axes) -> None:
     ax.legend(fontsize=7, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0)
 
 
-def _name_peaks(ax: Axes, tokens: Tokens, values: NDArray[Any], first: Sequence[int], most: int = 12) -> None:
+def _name_peaks(ax: Axes, tokens: TokenLabels, values: NDArray[Any], first: Sequence[int], most: int = 12) -> None:
     """Names above the highest tokens, those of `first` before others, each far enough from the others, and room for
     them."""
     apart = max(1.0, len(values) / 40)
@@ -266,7 +266,7 @@ def _name_peaks(ax: Axes, tokens: Tokens, values: NDArray[Any], first: Sequence[
     ax.set_ylim(None, np.exp(top) if logarithmic else top)
 
 
-def _token_axis(ax: Axes, tokens: Tokens) -> None:
+def _token_axis(ax: Axes, tokens: TokenLabels) -> None:
     count = len(tokens)
     ax.set_xlim(-0.5 - count * 0.015, count - 0.5 + count * 0.015)
     if count <= LABELLED:

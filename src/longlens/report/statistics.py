@@ -37,7 +37,7 @@ def draw_links(ax: Axes, query: NDArray[Any], key: NDArray[Any], weight: NDArray
 
 def draw_map(ax: Axes, values: NDArray[Any], queries: NDArray[Any], keys: NDArray[Any], kind: str, name: str) -> None:
     """A pooled map (R, C) on a logarithmic scale; 0 and NaN are grey. `queries` (R + 1,) and `keys` (C + 1,) are the
-    edges of its cells, `kind` what a cell is of its weights ("mean")."""
+    edges of its cells, `kind` the reduction of the weights in a cell ("mean")."""
     from matplotlib.colors import LogNorm
 
     shown = np.ma.masked_invalid(np.where(values > 0, values, np.nan))

@@ -8,18 +8,18 @@ from typing import Any
 
 from longlens.errors import InputError
 
-# rows that a notebook shows, and letters of a cell
+# the most rows and the most characters of a cell that a notebook shows
 ROWS = 8
 LETTERS = 80
 
 
 def to_frame(columns: Mapping[str, Any]) -> Any:
-    """A pandas DataFrame of columns of equal length. Raises `InputError` where pandas is missing."""
+    """A pandas DataFrame of columns of equal length. Raises `InputError` if pandas is missing."""
     try:
         import pandas as pd
     except ImportError:
         raise InputError(
-            "expected pandas for to_frame(), found none; pip install 'longlens[notebook]', or use columns()"
+            "to_frame() needs pandas, which is not installed; pip install 'longlens[notebook]', or use columns()"
         ) from None
     return pd.DataFrame(dict(columns))
 

@@ -1,6 +1,6 @@
 """The effects of all single substitutions in a protein, as heat maps.
 
-Rows are the 20 residues, grouped by what they are like; columns are positions. Blue is worse than the wild type, red
+Rows are the 20 residues, grouped by their chemistry; columns are positions. Blue is worse than the wild type, red
 better; the wild type of each position is marked by a dot. A protein longer than `WRAPPED` residues is shown in cells of
 several positions, each the mean over these, above a track of the mean of each position's 19 substitutions.
 """
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 # the columns of scores, in the order in which `longlens.io.alphabet.STANDARD` names residues
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
-# rows from above: aromatic, aliphatic, small, proline and glycine, polar, basic, acidic
+# rows from top to bottom: aromatic, aliphatic, small, proline and glycine, polar, basic, acidic
 ROWS = "WYFMLIVACGPTSNQHKRED"
-# positions in a line of the figure, and residues above which positions are joined into cells
+# positions in a line of the figure; longer proteins than `WRAPPED` are shown in cells of several positions
 LINE = 100
 WRAPPED = 600
-# cells of a long protein in its only line
+# cells in the only line of a long protein
 CELLS = 250
-# the largest effects share the darkest colour beyond this share of all
+# effects beyond this quantile share the darkest colour
 SHARE = 0.99
 
 
@@ -40,7 +40,7 @@ def draw_substitutions(scores: NDArray[Any], sequence: str, *, title: str, first
         scores: (L, 20), columns as `RESIDUES`: the score of each position becoming each residue, higher is better
             tolerated; 0 where it stays, NaN where there is no score.
         sequence: L residues.
-        title: what is shown: the protein, the model and the strategy.
+        title: the protein, the model and the strategy.
         first: number of the first residue.
 
     Raises:
@@ -68,7 +68,7 @@ def save_substitutions(scores: NDArray[Any], sequence: str, path: Path, *, title
 
 
 def _limit(effects: NDArray[Any]) -> float:
-    """Where the colours end, on both sides of 0: few extreme effects must not make all others pale."""
+    """The end of the colour scale, on both sides of 0, such that a few extreme effects do not make the others pale."""
     sizes = np.abs(effects[np.isfinite(effects)])
     return max(float(np.quantile(sizes, SHARE)), 1e-9) if sizes.size else 1.0
 
@@ -87,7 +87,7 @@ def _wrapped(rows: NDArray[Any], wild: NDArray[np.bool_], sequence: str, title: 
         mesh = _heat(ax, rows[:, start:stop], (first + start - 0.5, first + stop - 0.5), top)
         places = np.argwhere(wild[:, start:stop])
         ax.plot(places[:, 1] + first + start, places[:, 0], ".", color="black", ms=2.5, mew=0)
-        # lines of one scale: the last one is as long as what is left
+        # all lines have the same scale, so the last one may be shorter
         ax.set_xlim(first + start - 0.5, first + start + width - 0.5)
         ax.spines["bottom"].set_bounds(first + start - 0.5, first + stop - 0.5)
         for spine in ("top", "right"):
@@ -136,10 +136,10 @@ def _track(ax: Axes, mean: NDArray[Any], width: int, first: int) -> None:
 
 
 def _mean(values: NDArray[Any], axis: int) -> Any:
-    """The mean of what is not NaN; NaN where there is nothing, without a warning."""
-    there = np.isfinite(values)
-    total = np.where(there, values, 0.0).sum(axis)
-    return np.divide(total, there.sum(axis), out=np.full_like(total, np.nan), where=there.any(axis))
+    """The mean of the values that are not NaN; NaN if there are none, without a warning."""
+    finite = np.isfinite(values)
+    total = np.where(finite, values, 0.0).sum(axis)
+    return np.divide(total, finite.sum(axis), out=np.full_like(total, np.nan), where=finite.any(axis))
 
 
 def _heat(ax: Axes, rows: NDArray[Any], span: tuple[float, float], top: float) -> Any:
@@ -148,7 +148,7 @@ def _heat(ax: Axes, rows: NDArray[Any], span: tuple[float, float], top: float) -
         np.ma.masked_invalid(rows), aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, extent=extent,
         interpolation="nearest",
     )  # fmt: skip
-    # no score is neither good nor bad
+    # a missing score is neither good nor bad
     mesh.set_cmap(mesh.get_cmap().with_extremes(bad="0.8"))
     ax.set_yticks(range(len(ROWS)), list(ROWS))
     ax.tick_params(axis="y", labelsize=5.5, length=0, pad=2)

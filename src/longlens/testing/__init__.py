@@ -1,4 +1,4 @@
-"""The public conformance suite: run any attention function, ours or a stranger's, through the same checks.
+"""The public conformance suite: run any attention function, from longlens or elsewhere, through the same checks.
 
     from longlens.testing import Claims, run_conformance
 
@@ -15,14 +15,14 @@ from longlens.testing.claims import Claims, Request, softmax_definition, softmax
 from longlens.testing.conformance import check_names, measure_errors, run_conformance
 from longlens.testing.memory import peak_growth, peak_growths
 from longlens.testing.own import claims_of, run_method
-from longlens.testing.report import Finding, Report, Result
+from longlens.testing.report import CaseResult, CheckResult, ConformanceReport
 
 __all__ = [
+    "CaseResult",
+    "CheckResult",
     "Claims",
-    "Finding",
-    "Report",
+    "ConformanceReport",
     "Request",
-    "Result",
     "check_names",
     "claims_of",
     "measure_errors",

@@ -1,7 +1,7 @@
-"""What a function says of itself, and one call of it.
+"""The claims of a function under test, and the arguments of one call of it.
 
-A check runs only where the function claims what it checks; what is not claimed is reported as not claimed, never as
-passed.
+A check runs only if the function claims the property that it checks; properties that are not claimed are reported as
+not claimed, never as passed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from longlens.ops.reference import softmax_attention
 
 @dataclass(frozen=True)
 class Request:
-    """One call: tensors (B, H, N, D) and what goes with them, by our conventions (`longlens.shapes`)."""
+    """The arguments of one call: tensors (B, H, N, D) and the others, by the conventions of `longlens.shapes`."""
 
     query: Tensor
     key: Tensor
@@ -41,11 +41,11 @@ class Request:
         return self.query, self.key, self.value
 
     def on(self, query: Tensor, key: Tensor, value: Tensor) -> Request:
-        """The same request on other tensors."""
+        """The same request with other tensors."""
         return replace(self, query=query, key=key, value=value)
 
     def cut(self, batch: slice, tokens: slice | None = None) -> Request:
-        """Some batch rows, and some tokens of them; masks of the other tokens go with those."""
+        """The same request restricted to some batch rows and some of their tokens; the masks are cut accordingly."""
         whole = slice(None) if tokens is None else tokens
         query, key, value = (tensor[batch, :, whole] for tensor in self.tensors)
         key_mask = None if self.key_mask is None or tokens is not None else self.key_mask[batch]
@@ -67,12 +67,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Claims:
-    """What an attention function says that it does; `run_conformance` holds it to that and to nothing else.
+    """The properties that an attention function claims; `run_conformance` tests these and nothing else.
 
     kind: "exact" is softmax attention over every pair that the masks allow; "pattern" over those that `pattern` allows
-        too; "approximate" is anything else, held to `definition` where there is one, and its error reported.
+        too; "approximate" is anything else, compared with `definition` if there is one; its error is reported.
     pattern: the pairs of a sparse method, as a rule: `allowed(q, k, n)` of positions, True = attend.
-    causal_pattern: the rule under `is_causal=True`, where another one is used there; the causal mask is added to it.
+    causal_pattern: the rule under `is_causal=True`, if it differs; the causal mask is added to it.
     definition: the function's own plain definition: takes a `Request`, returns (B, H, Nq, Dv).
     causal: how `is_causal=True` aligns where Nq != Nk: "bottom-right" (the last query sees every key) or "top-left";
         None: there is no causal form.
@@ -89,13 +89,13 @@ class Claims:
     value_width: the value width may differ from D.
     cross_lengths: Nq may differ from Nk.
     dtypes: names of dtypes.
-    lengths: lengths to be tried beside the usual ones.
-    gradients, second_derivatives, dropout: they are there.
+    lengths: lengths to test beside the usual ones.
+    gradients, second_derivatives, dropout: the function has them.
     lse: the keyword that adds the log-sum-exp, or None.
     softcap: `softcap=` is taken: scores become softcap tanh(s / softcap) before the masks.
     sinks: `sinks=` is taken: (H,) logits of a further key without value; the log-sum-exp includes it.
     memory: "N" where peak memory is linear in the length, else None.
-    keywords: given in every call.
+    keywords: passed in every call.
     """
 
     kind: Literal["exact", "pattern", "approximate"] = "exact"
@@ -145,13 +145,13 @@ class Claims:
 
     @property
     def sharpest(self) -> torch.dtype:
-        """The most precise dtype claimed: correctness is checked there."""
+        """The most precise dtype claimed; correctness is checked in it."""
         order = ("float64", "float32", "float16", "bfloat16")
         return getattr(torch, next(name for name in order if name in self.dtypes))
 
     @property
     def defined(self) -> bool:
-        """Whether there is something to agree with."""
+        """Whether there is a definition to compare with."""
         return self.kind != "approximate" or self.definition is not None
 
     def pattern_of(self, is_causal: bool) -> Rule | None:
@@ -183,5 +183,5 @@ def _softmax(request: Request, pattern: Rule | None, align: str) -> tuple[Tensor
         request = replace(request, is_causal=False)
     inputs = request.inputs()
     parts = [inputs] if inputs.cu_seqlens is None else list(inputs.sequences())
-    found = [softmax_attention(part, pattern) for part in parts]
-    return torch.cat([output for output, _ in found], 2), torch.cat([lse for _, lse in found], 2)
+    outputs = [softmax_attention(part, pattern) for part in parts]
+    return torch.cat([output for output, _ in outputs], 2), torch.cat([lse for _, lse in outputs], 2)

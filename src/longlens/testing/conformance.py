@@ -1,4 +1,4 @@
-"""The suite: which checks there are, which claim each needs, and the run."""
+"""The conformance suite: its checks, the claims that each check needs, and the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longlens.errors import InputError, LonglensError
 from longlens.testing import independence, values
 from longlens.testing.claims import Claims, softmax_definition
 from longlens.testing.memory import LINEAR, MIB, attention_call, import_function, peak_growths
-from longlens.testing.report import Finding, Report, Result, Status
+from longlens.testing.report import CaseResult, CheckResult, ConformanceReport, Status
 from longlens.testing.subject import Subject, relative_error
 
 MEMORY_LENGTHS = (8192, 16384)
@@ -20,12 +20,12 @@ MEMORY_LENGTHS = (8192, 16384)
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its name, what a function must claim for it to run, and the run."""
+    """One check: its name, the claims that it needs, and the function that runs it."""
 
     name: str
     needs: str
     claimed: Callable[[Claims], bool]
-    run: Callable[[Subject], Iterator[Finding]]
+    run: Callable[[Subject], Iterator[CaseResult]]
 
 
 CHECKS: tuple[Check, ...] = (
@@ -80,77 +80,77 @@ def run_conformance(
     checks: Collection[str] | None = None,
     memory_lengths: tuple[int, int] = MEMORY_LENGTHS,
     name: str | None = None,
-) -> Report:
+) -> ConformanceReport:
     """Run an attention function through the suite.
 
     Args:
-        function: `f(query, key, value, ...)` on (B, H, N, D) tensors, with the keywords of
-            `torch.nn.functional.scaled_dot_product_attention` as far as `claims` says that it takes them.
-        claims: what it claims; `Claims()` where None: exact softmax attention in float32 with gradients.
-        target: "module:function" by which a fresh process finds it, for the memory checks; where None, the function's
+        function: `f(query, key, value, ...)` on (B, H, N, D) tensors, with those keywords of
+            `torch.nn.functional.scaled_dot_product_attention` that `claims` says it takes.
+        claims: its claims; None means `Claims()`: exact softmax attention in float32 with gradients.
+        target: "module:function" by which a fresh process imports it, for the memory checks; None means the function's
             own module and name, if it has them.
-        checks: names of checks to run, out of `check_names()`; all where None.
+        checks: names of the checks to run, out of `check_names()`; None means all.
         memory_lengths: N and 2 N of the memory checks.
-        name: what the report calls it.
+        name: the name of the function in the report.
 
     Returns:
-        A report with one result to a check. An exception out of the function fails the check that it came from.
+        A report with one result for each check. If the function raises an exception, the check fails.
 
     Raises:
         InputError: a check that does not exist.
     """
     unknown = set(checks or ()) - set(check_names())
     if unknown:
-        raise InputError(f"no checks {sorted(unknown)}: expected some of {', '.join(check_names())}")
+        raise InputError(f"expected checks of {', '.join(check_names())}, got {', '.join(sorted(unknown))}")
     claims = claims or Claims()
     target = target or _target(function)
     subject = Subject(function, claims, target)
-    wanted = [check for check in CHECKS if checks is None or check.name in checks]
-    results = [_run(check, subject) for check in wanted]
+    selected = [check for check in CHECKS if checks is None or check.name in checks]
+    results = [_run(check, subject) for check in selected]
     results += [
         _run_memory(check, subject, memory_lengths) for check in MEMORY_CHECKS if checks is None or check in checks
     ]
     errors = measure_errors(function, claims) if checks is None else {}
-    return Report(name or target or repr(function), tuple(results), errors)
+    return ConformanceReport(name or target or repr(function), tuple(results), errors)
 
 
 def measure_errors(function: Callable[..., Any], claims: Claims) -> dict[str, float]:
     """Relative Frobenius error against softmax attention over all pairs, on standard normal inputs (1, 4, 256, 32)."""
     subject = Subject(function, claims)
-    found = {}
+    errors = {}
     for mode, causal in subject.modes():
         request = subject.draw(1, 4, 256, 32, is_causal=causal)
         try:
-            found[mode] = relative_error(subject(request), softmax_definition(request))
-        except Exception:  # a stranger's function may raise anything, and the checks tell what
-            found[mode] = float("nan")
-    return found
+            errors[mode] = relative_error(subject(request), softmax_definition(request))
+        except Exception:  # the function may raise any exception; the checks report it
+            errors[mode] = float("nan")
+    return errors
 
 
-def _run(check: Check, subject: Subject) -> Result:
+def _run(check: Check, subject: Subject) -> CheckResult:
     if not check.claimed(subject.claims):
-        return Result(check.name, "not claimed", note=f"needs {check.needs}")
+        return CheckResult(check.name, "not claimed", note=f"needs {check.needs}")
     findings = []
     state = torch.random.get_rng_state()
     try:
         for finding in check.run(subject):
             findings.append(finding)
-    except Exception as error:  # a stranger's function may raise anything: that is a failure, told as such
-        return Result(check.name, "fail", tuple(findings), f"raised {_told(error)}")
+    except Exception as error:  # the function may raise any exception, which is reported as a failure
+        return CheckResult(check.name, "fail", tuple(findings), f"raised {_message(error)}")
     finally:
         torch.random.set_rng_state(state)
-    return Result(check.name, _verdict(findings), tuple(findings))
+    return CheckResult(check.name, _verdict(findings), tuple(findings))
 
 
-def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result:
+def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> CheckResult:
     claims = subject.claims
     backward = name == "memory backward"
     if claims.memory is None or (backward and not claims.gradients):
-        return Result(name, "not claimed", note="needs memory" + " and gradients" * backward)
+        return CheckResult(name, "not claimed", note="needs memory" + " and gradients" * backward)
     if subject.target is None:
-        return Result(name, "not run", note='a fresh process cannot import it: give target="module:function"')
+        return CheckResult(name, "not run", note='a fresh process cannot import it: give target="module:function"')
     keywords = dict(claims.keywords)
-    findings: list[Finding] = []
+    findings: list[CaseResult] = []
     for mode, causal in subject.modes():
         case = {
             "function": subject.target,
@@ -167,37 +167,37 @@ def _run_memory(name: str, subject: Subject, lengths: tuple[int, int]) -> Result
                 warm_up={"length": 128},
             )
         except LonglensError as error:
-            return Result(name, "fail", tuple(findings), f"raised {_told(error)}")
+            return CheckResult(name, "fail", tuple(findings), f"raised {_message(error)}")
         findings.append(memory_finding(mode, lengths, growth))
-    return Result(name, _verdict(findings), tuple(findings))
+    return CheckResult(name, _verdict(findings), tuple(findings))
 
 
-def _verdict(findings: list[Finding]) -> Status:
+def _verdict(findings: list[CaseResult]) -> Status:
     return "pass" if all(finding.ok for finding in findings) else "fail"
 
 
-def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> Finding:
+def memory_finding(case: str, lengths: tuple[int, int], growth: list[int]) -> CaseResult:
     """Whether growth from N to 2 N is linear."""
     ratio = growth[1] / max(1, growth[0])
-    told = f"{ratio:.2f} times ({growth[0] / MIB:.1f} to {growth[1] / MIB:.1f} MiB)"
-    return Finding(f"N={lengths[0]} to {lengths[1]}, {case}", ratio <= LINEAR, f"at most {LINEAR} times", told)
+    message = f"{ratio:.2f} times ({growth[0] / MIB:.1f} to {growth[1] / MIB:.1f} MiB)"
+    return CaseResult(f"N={lengths[0]} to {lengths[1]}, {case}", ratio <= LINEAR, f"at most {LINEAR} times", message)
 
 
-def _told(error: Exception) -> str:
-    """Class and message in one line, cut where it runs on."""
-    told = " ".join(str(error).split())
-    told = told if len(told) <= 160 else told[:157] + "..."
-    return f"{type(error).__name__}: {told}".removesuffix(": ")
+def _message(error: Exception) -> str:
+    """Class and message of an exception in one line, shortened if it is long."""
+    message = " ".join(str(error).split())
+    message = message if len(message) <= 160 else message[:157] + "..."
+    return f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def _target(function: Callable[..., Any]) -> str | None:
-    """The path by which another process can import `function`, where there is one."""
+    """The "module:function" by which another process can import `function`; None if there is none."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not module or not name or module == "__main__" or "<" in name:
         return None
     path = f"{module}:{name}"
     try:
-        found = import_function(path)
-    except Exception:  # whatever stops the import stops the other process too
+        imported = import_function(path)
+    except Exception:  # an exception here would be raised in the other process too
         return None
-    return path if found is function else None
+    return path if imported is function else None

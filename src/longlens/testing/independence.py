@@ -1,4 +1,4 @@
-"""Checks of what must not matter: padding, other rows, the future, pack neighbours, masked NaN, strides, repetition."""
+"""Checks of independence: of padding, other rows, the future, packed neighbours, masked NaN, strides and repetition."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from longlens.testing.claims import Request
-from longlens.testing.report import Finding
+from longlens.testing.report import CaseResult
 from longlens.testing.subject import Subject, gradients, relative_error
 
 
-def padding(subject: Subject, side: str) -> Iterator[Finding]:
-    """Rows padded on `side` and masked give what they give unpadded, whatever lies in the padding.
+def padding(subject: Subject, side: str) -> Iterator[CaseResult]:
+    """Rows padded on `side` and masked give the same as without padding, whatever the padding contains.
 
-    Both kinds of padding are needed: keys of ordinary size stay in a normaliser that forgets the mask, and there large
-    ones may vanish, while a maximum over all keys is moved by large ones alone.
+    Both kinds of padding are needed: keys of ordinary size reveal a normaliser that forgets the mask, in which large
+    keys may vanish, while only large keys change a maximum over all keys.
     """
     lengths, full = (64, 47), 80
     keep = torch.zeros(len(lengths), full, dtype=torch.bool)
@@ -30,46 +30,46 @@ def padding(subject: Subject, side: str) -> Iterator[Finding]:
         request = subject.draw(len(lengths), length=full, is_causal=causal)
         tensors = [torch.where(keep[:, None, :, None], tensor, factor * tensor) for tensor in request.tensors]
         request = replace(request.on(*tensors), key_mask=keep)
-        found = subject(request)
+        output = subject(request)
         for row, rows in enumerate(real):
             case = f"{full - lengths[row]} {size} of {full}, {mode}"
             if side in subject.claims.padding_invariant:
                 alone = subject(request.cut(slice(row, row + 1), rows))
-                yield subject.same(f"{case}, against unpadded", found[row : row + 1, :, rows], alone)
+                yield subject.same(f"{case}, against unpadded", output[row : row + 1, :, rows], alone)
             if subject.claims.kind == "pattern":
                 yield subject.judge(f"{case}, against the definition", request.cut(slice(row, row + 1)), rows)
 
 
-def padding_left(subject: Subject) -> Iterator[Finding]:
+def padding_left(subject: Subject) -> Iterator[CaseResult]:
     """Padding before a sequence changes nothing."""
     return padding(subject, "left")
 
 
-def padding_right(subject: Subject) -> Iterator[Finding]:
+def padding_right(subject: Subject) -> Iterator[CaseResult]:
     """Padding after a sequence changes nothing."""
     return padding(subject, "right")
 
 
-def batch(subject: Subject) -> Iterator[Finding]:
-    """A row gives what it gives alone, whatever lies beside it."""
+def batch(subject: Subject) -> Iterator[CaseResult]:
+    """A row of a batch gives the same as alone, whatever the other rows contain."""
     for mode, causal in subject.modes():
         request = subject.draw(3, is_causal=causal)
-        found = subject(request)
+        output = subject(request)
         for row in range(3):
             alone = subject(request.cut(slice(row, row + 1)))
-            yield subject.same(f"row {row} alone, {mode}", found[row : row + 1], alone)
+            yield subject.same(f"row {row} alone, {mode}", output[row : row + 1], alone)
         factor = torch.tensor([1.0, 5.0, 5.0], dtype=request.query.dtype).view(3, 1, 1, 1)
         beside = subject(request.on(*(tensor * factor for tensor in request.tensors)))
-        yield subject.same(f"other rows times 5, {mode}", beside[:1], found[:1])
+        yield subject.same(f"other rows times 5, {mode}", beside[:1], output[:1])
 
 
-def causality(subject: Subject) -> Iterator[Finding]:
-    """No query is moved by what comes after it, nor hands a gradient to it."""
+def causality(subject: Subject) -> Iterator[CaseResult]:
+    """No query depends on later tokens, and no gradient flows from it to them."""
     request = subject.draw(is_causal=True)
-    found = subject(request)
+    output = subject(request)
     last = request.key.clone()
     last[:, :, -1] *= 6
-    yield subject.same("last key times 6", subject(replace(request, key=last))[:, :, :-1], found[:, :, :-1])
+    yield subject.same("last key times 6", subject(replace(request, key=last))[:, :, :-1], output[:, :, :-1])
     for cut in (1, 32, 63):
         other = subject.draw(is_causal=True, seed=7)
         mixed = [
@@ -77,29 +77,29 @@ def causality(subject: Subject) -> Iterator[Finding]:
             for ours, theirs in zip(request.tensors, other.tensors, strict=True)
         ]
         moved = subject(request.on(*mixed))
-        yield subject.same(f"everything from {cut} on replaced", moved[:, :, :cut], found[:, :, :cut])
+        yield subject.same(f"everything from {cut} on replaced", moved[:, :, :cut], output[:, :, :cut])
     if subject.claims.gradients:
         leaves = [tensor.detach().clone().requires_grad_() for tensor in request.tensors]
         out = subject(request.on(*leaves))[:, :, :32]
         flows = [gradient[:, :, 32:].abs().max() for gradient in torch.autograd.grad(out.square().sum(), leaves)]
         largest = float(torch.stack(flows).max())
-        yield Finding("gradient of the first 32 rows to later ones", largest == 0.0, "0", f"{largest:.1e}")
+        yield CaseResult("gradient of the first 32 rows to later ones", largest == 0.0, "0", f"{largest:.1e}")
 
 
-def packing(subject: Subject) -> Iterator[Finding]:
-    """Sequences laid end to end give what they give apart."""
+def packing(subject: Subject) -> Iterator[CaseResult]:
+    """Packed sequences give the same as each sequence alone."""
     bounds = (0, 40, 41, 64, 128)
     for mode, causal in subject.modes():
         request = replace(
             subject.draw(1, length=bounds[-1], is_causal=causal), cu_seqlens=torch.tensor(bounds, dtype=torch.int32)
         )
-        found = subject(request)
+        output = subject(request)
         for start, stop in pairwise(bounds):
             apart = subject(request.cut(slice(None), slice(start, stop)))
-            yield subject.same(f"tokens {start} to {stop}, {mode}", found[:, :, start:stop], apart)
+            yield subject.same(f"tokens {start} to {stop}, {mode}", output[:, :, start:stop], apart)
 
 
-def tensor_mask(subject: Subject) -> Iterator[Finding]:
+def tensor_mask(subject: Subject) -> Iterator[CaseResult]:
     """A bool tensor, True = attend, of full size and broadcast."""
     generator = torch.Generator().manual_seed(11)
     for mode, causal in subject.modes(masked=True):
@@ -109,8 +109,8 @@ def tensor_mask(subject: Subject) -> Iterator[Finding]:
             yield subject.judge(f"mask {shape}, {mode}", request)
 
 
-def fully_masked(subject: Subject) -> Iterator[Finding]:
-    """A row with nothing to attend to: output 0, log-sum-exp -inf, gradient 0, and nothing else disturbed."""
+def fully_masked(subject: Subject) -> Iterator[CaseResult]:
+    """A row without keys has output 0, log-sum-exp -inf and gradient 0, and does not affect other rows."""
     for mode, causal in subject.modes(masked=True):
         request = subject.draw(is_causal=causal)
         if subject.claims.key_mask is not None:
@@ -127,12 +127,12 @@ def fully_masked(subject: Subject) -> Iterator[Finding]:
             mask[1] = False
             yield from _zeros(subject, f"attn_mask, {mode}", replace(request, attn_mask=mask))
     if subject.claims.causal == "bottom-right" and subject.claims.cross_lengths:
-        found = subject(subject.draw(length=64, keys=40, is_causal=True))[:, :, :24]
-        yield _is_zero("causal, 24 queries before the first key", found)
+        output = subject(subject.draw(length=64, keys=40, is_causal=True))[:, :, :24]
+        yield _is_zero("causal, 24 queries before the first key", output)
 
 
-def masked_nan(subject: Subject) -> Iterator[Finding]:
-    """NaN and infinity in keys and values that a query may not attend to reach neither its output nor a gradient."""
+def masked_nan(subject: Subject) -> Iterator[CaseResult]:
+    """NaN and infinity in masked keys and values reach neither the output nor a gradient."""
     for poison in (torch.nan, torch.inf):
         for mode, causal in subject.modes():
             request = subject.draw(is_causal=causal)
@@ -151,23 +151,23 @@ def masked_nan(subject: Subject) -> Iterator[Finding]:
                 yield from _unpoisoned(subject, f"{poison} outside the pattern", request, slice(20, 21), rows)
 
 
-def layouts(subject: Subject) -> Iterator[Finding]:
-    """Strides do not matter: transposed, every second element, expanded."""
+def layouts(subject: Subject) -> Iterator[CaseResult]:
+    """Strides make no difference: transposed, every second element, expanded."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal)
         tensors = {
             "(B, N, H, D) transposed": [_restride(tensor, _transposed) for tensor in request.tensors],
             "every second element": [_restride(tensor, _spread) for tensor in request.tensors],
         }
-        found = subject(request)
+        output = subject(request)
         for name, given in tensors.items():
-            yield subject.same(f"{name}, {mode}", subject(request.on(*given)), found)
+            yield subject.same(f"{name}, {mode}", subject(request.on(*given)), output)
         one = [tensor[:, :1].expand_as(tensor) for tensor in request.tensors[1:]]
         whole = subject(request.on(request.query, *(tensor.contiguous() for tensor in one)))
         yield subject.same(f"heads expanded, {mode}", subject(request.on(request.query, *one)), whole)
 
 
-def determinism(subject: Subject) -> Iterator[Finding]:
+def determinism(subject: Subject) -> Iterator[CaseResult]:
     """The same call twice gives the same bits, forward and backward, whatever the state of torch's generator."""
     for mode, causal in subject.modes():
         request = subject.draw(is_causal=causal)
@@ -175,54 +175,56 @@ def determinism(subject: Subject) -> Iterator[Finding]:
         if subject.claims.gradients:
             runs["gradients"] = partial(gradients, subject, request)
         for name, run in runs.items():
-            found = []
+            output = []
             for seed in (1, 2):
                 torch.manual_seed(seed)
-                found.append(run())
-            moved = max(relative_error(a, b) for a, b in zip(*found, strict=True))
-            same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-            yield Finding(f"{name}, {mode}", same, "equal bits", f"a change of {moved:.1e}")
+                output.append(run())
+            moved = max(relative_error(a, b) for a, b in zip(*output, strict=True))
+            same = all(torch.equal(a, b) for a, b in zip(*output, strict=True))
+            yield CaseResult(f"{name}, {mode}", same, "equal bits", f"a change of {moved:.1e}")
 
 
 def _alone(subject: Subject, request: Request) -> tuple[Tensor]:
     return (subject(request),)
 
 
-def _zeros(subject: Subject, case: str, request: Request) -> Iterator[Finding]:
+def _zeros(subject: Subject, case: str, request: Request) -> Iterator[CaseResult]:
     yield _is_zero(f"{case}, output", subject(request)[1:])
     alone = subject(request.cut(slice(0, 1)))
     yield subject.same(f"{case}, the row beside it", subject(request)[:1], alone)
     if subject.claims.lse is not None:
         lse = subject.with_lse(request)[1][1:]
-        yield Finding(f"{case}, lse", bool((lse == -torch.inf).all()), "-inf", str(float(lse.flatten()[0])))
+        yield CaseResult(f"{case}, lse", bool((lse == -torch.inf).all()), "-inf", str(float(lse.flatten()[0])))
     if subject.claims.gradients:
-        found = gradients(subject, request)
-        yield _is_zero(f"{case}, gradient", torch.cat([gradient[1:].flatten() for gradient in found]))
-        finite = all(bool(torch.isfinite(gradient).all()) for gradient in found)
-        yield Finding(f"{case}, gradient beside it", finite, "finite", "finite" if finite else "not finite")
+        output = gradients(subject, request)
+        yield _is_zero(f"{case}, gradient", torch.cat([gradient[1:].flatten() for gradient in output]))
+        finite = all(bool(torch.isfinite(gradient).all()) for gradient in output)
+        yield CaseResult(f"{case}, gradient beside it", finite, "finite", "finite" if finite else "not finite")
 
 
-def _is_zero(case: str, found: Tensor) -> Finding:
-    largest = float(found.detach().abs().max())
-    return Finding(case, largest == 0.0, "0", f"{largest:.1e}")
+def _is_zero(case: str, output: Tensor) -> CaseResult:
+    largest = float(output.detach().abs().max())
+    return CaseResult(case, largest == 0.0, "0", f"{largest:.1e}")
 
 
-def _unpoisoned(subject: Subject, case: str, request: Request, bad: slice, rows: slice | Tensor) -> Iterator[Finding]:
-    """Rows that may not see the keys `bad`, which differ in being zero or not finite."""
+def _unpoisoned(
+    subject: Subject, case: str, request: Request, bad: slice, rows: slice | Tensor
+) -> Iterator[CaseResult]:
+    """Outputs of rows that may not attend to the keys `bad`, which are zero in one call and not finite in the other."""
     clean, dirty = list(request.tensors), list(request.tensors)
     poison = torch.nan if "nan" in case else torch.inf
     for place in (1, 2):
         clean[place], dirty[place] = clean[place].clone(), dirty[place].clone()
         clean[place][:, :, bad], dirty[place][:, :, bad] = 0.0, poison
-    expected, found = subject(request.on(*clean)), subject(request.on(*dirty))
-    yield subject.same(case, found[:, :, rows], expected[:, :, rows])
+    expected, output = subject(request.on(*clean)), subject(request.on(*dirty))
+    yield subject.same(case, output[:, :, rows], expected[:, :, rows])
     if subject.claims.gradients:
         leaves = [tensor.requires_grad_() for tensor in dirty]
         out = subject(request.on(*leaves))[:, :, rows]
         flows = torch.autograd.grad(out.sum(), leaves)
         good = all(bool(torch.isfinite(flow[:, :, rows]).all()) for flow in flows[:1])
         good &= all(bool(torch.isfinite(flow).all()) for flow in flows[1:])
-        yield Finding(f"gradient, {case}", good, "finite", "finite" if good else "not finite")
+        yield CaseResult(f"gradient, {case}", good, "finite", "finite" if good else "not finite")
 
 
 def _transposed(shape: torch.Size, like: Tensor) -> Tensor:

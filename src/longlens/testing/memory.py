@@ -2,12 +2,12 @@
 
     peak_growth("my_module:build", {"length": 16384})
 
-where `build(length=...)` makes the inputs and returns a function of no arguments, the call to be measured. What is
-allocated when `build` returns is subtracted, so the result is what the call itself needs: scratch, saved tensors and
-output.
+where `build(length=...)` makes the inputs and returns a function without arguments, the call to be measured. Memory
+that is allocated when `build` returns is subtracted, so that the result is the need of the call itself: scratch, saved
+tensors and output.
 
-On the CPU the process's peak resident set is read; the C allocator is told to hand freed blocks back at once, so that
-one measurement leaves nothing for the next to hide in. On CUDA the caching allocator's own peak is read.
+On the CPU the peak resident set of the process is read; the C allocator returns freed blocks to the system at once, so
+that one measurement does not affect the next. On CUDA the peak of the caching allocator is read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 from longlens.errors import InputError, LonglensError
 
 MIB = 1024 * 1024
-LINEAR = 2.1  # growth(2N) / growth(N) of what calls itself linear; quadratic is 4
+LINEAR = 2.1  # the largest growth(2N) / growth(N) that counts as linear; quadratic growth gives 4
 
 
 def peak_growth(
@@ -45,18 +45,18 @@ def peak_growth(
     """Peak growth, in bytes, of the call that `target(**kwargs)` returns.
 
     Args:
-        target: "module:function"; the function makes inputs and returns a function of no arguments.
-        kwargs: its arguments; what JSON can hold.
+        target: "module:function"; the function makes inputs and returns a function without arguments.
+        kwargs: its arguments, which must be values that JSON can represent.
         device: "cpu" or "cuda": which allocator's peak to read. `target` must put its tensors there itself.
-        warm_up: arguments that differ in a first, small, unmeasured call, such as {"length": 64}: it starts thread
-            pools and loads what is loaded lazily. Where None the measured call is run once before.
-        runs: measured runs; the median counts. Whatever an early run leaves behind counts in the later ones.
+        warm_up: arguments that differ in a first, small, unmeasured call, such as {"length": 64}, which starts thread
+            pools and loads libraries. None means that the measured call is run once before.
+        runs: measured runs, of which the median counts. Memory that an early run retains counts in the later ones.
         path: folders to put in front of the import path.
         timeout: seconds.
 
     Raises:
         InputError: a target that is not "module:function".
-        LonglensError: the measured process failed; the message ends with what it said.
+        LonglensError: the measured process failed; the message ends with the last lines of its standard error.
     """
     return peak_growths(target, [kwargs], device=device, warm_up=warm_up, runs=runs, path=path, timeout=timeout)[0]
 
@@ -74,7 +74,7 @@ def peak_growths(
     """`peak_growth` of several cases, one after another in one fresh process (loading torch is most of the time)."""
     _split(target)
     if device == "cpu" and sys.platform != "linux" and len(cases) > 1:
-        # the peak of a process can be reset on Linux alone
+        # only Linux can reset the peak of a process
         return [
             peak_growth(target, case, device=device, warm_up=warm_up, runs=runs, path=path, timeout=timeout)
             for case in cases
@@ -88,8 +88,8 @@ def peak_growths(
         "runs": runs,
         "path": folders,
     }
-    # blocks of 16 KiB and more are mapped one by one and unmapped when freed, so that a fragmented heap does not count;
-    # the rest lies in one arena
+    # blocks of 16 KiB and more are mapped singly and unmapped when freed, so that a fragmented heap does not count;
+    # smaller blocks are in one arena
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "16384",
         "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -106,35 +106,35 @@ def peak_growths(
         check=False,
     )
     if child.returncode:
-        said = child.stderr.strip().splitlines()[-12:] or [f"exit status {child.returncode}"]
-        raise LonglensError(f"measuring {target} failed: {said[-1]}\n" + "\n".join(said))
+        last_lines = child.stderr.strip().splitlines()[-12:] or [f"exit status {child.returncode}"]
+        raise LonglensError(f"measuring {target} failed: {last_lines[-1]}\n" + "\n".join(last_lines))
     answer: list[int] = json.loads(child.stdout.splitlines()[-1])
     return answer
 
 
 def import_function(target: str) -> Callable[..., Any]:
-    """The function that "module:function" names; `InputError` where there is none."""
-    found = import_object(target)
-    if not callable(found):
-        raise InputError(f"'{target}' is a {type(found).__name__}, not a function")
-    return found
+    """The function that "module:function" names. Raises `InputError` if there is none."""
+    imported = import_object(target)
+    if not callable(imported):
+        raise InputError(f"'{target}' is a {type(imported).__name__}, not a function")
+    return imported
 
 
 def import_object(target: str) -> Any:
-    """What "module:name" names; `InputError` where there is no such module or name."""
+    """The object that "module:name" names. Raises `InputError` if there is no such module or name."""
     module, name = _split(target)
     try:
-        found: Any = import_module(module)
+        imported: Any = import_module(module)
     except ModuleNotFoundError as error:
-        # a module that it imports itself is another matter
+        # the module exists, but one that it imports does not
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise InputError(f"no module '{module}' (in '{target}'): expected one on the import path") from None
     for part in name.split("."):
-        if not hasattr(found, part):
+        if not hasattr(imported, part):
             raise InputError(f"module '{module}' has no '{name}'; expected MODULE:NAME of something in it")
-        found = getattr(found, part)
-    return found
+        imported = getattr(imported, part)
+    return imported
 
 
 def _split(target: str) -> tuple[str, str]:
@@ -162,9 +162,9 @@ def attention_call(
 ) -> Callable[[], object]:
     """A `target` for `peak_growth`: one call of an attention function on normal inputs (1, heads, length, width).
 
-    `causal` is handed on as `is_causal` unless None; `backward` adds the gradient with respect to query, key and
-    value; `padding` > 0 masks so many keys at the end through the keyword `key_mask`; `sinks` gives a
-    sink to each head, which `backward` differentiates too; `keywords` are handed on.
+    `causal` is passed as `is_causal` unless None; `backward` adds the gradient with respect to query, key and value;
+    `padding` > 0 masks so many keys at the end by the keyword `key_mask`; `sinks` gives each head a sink, which
+    `backward` differentiates too; `keywords` are passed on.
     """
     import torch
 
@@ -176,32 +176,32 @@ def attention_call(
         return torch.randn(1, heads, length, last, dtype=kind, device=device).requires_grad_(backward)
 
     tensors = draw(width), draw(width), draw(value_width or width)
-    given: dict[str, Any] = dict(keywords or {})
+    arguments: dict[str, Any] = dict(keywords or {})
     if causal is not None:
-        given["is_causal"] = causal
+        arguments["is_causal"] = causal
     if padding:
-        given[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
+        arguments[key_mask] = (torch.arange(length, device=device) < length - padding).unsqueeze(0)
     leaves: tuple[torch.Tensor, ...] = tensors
     if sinks:
-        given["sinks"] = torch.zeros(heads, dtype=kind, device=device).requires_grad_(backward)
-        leaves = (*tensors, given["sinks"])
+        arguments["sinks"] = torch.zeros(heads, dtype=kind, device=device).requires_grad_(backward)
+        leaves = (*tensors, arguments["sinks"])
     weight = torch.ones(1, heads, length, value_width or width, dtype=kind, device=device) if backward else None
 
     def call() -> object:
         with torch.set_grad_enabled(backward):
-            out = attend(*tensors, **given)
+            out = attend(*tensors, **arguments)
             return torch.autograd.grad(out, leaves, weight) if backward else out
 
     return call
 
 
 def _measure(request: dict[str, Any]) -> list[int]:
-    """What the fresh process does."""
+    """Run the measurements of a request; called in the fresh process."""
     build = import_function(request["target"])
     growth, reset = _meters(request["device"])
     if request["warm_up"] is not None:
         build(**(request["cases"][0] | request["warm_up"]))()
-    found = []
+    growths = []
     for case in request["cases"]:
         call = build(**case)
         if request["warm_up"] is None:
@@ -212,13 +212,13 @@ def _measure(request: dict[str, Any]) -> list[int]:
             reset()
             call()
             measured.append(growth() - start)
-        found.append(max(0, round(statistics.median(measured))))
+        growths.append(max(0, round(statistics.median(measured))))
         del call
-    return found
+    return growths
 
 
 def _meters(device: str) -> tuple[Callable[[], int], Callable[[], int]]:
-    """Functions that read the peak, and that reset it and return what is allocated now; bytes."""
+    """Two functions: one reads the peak, one resets it and returns what is allocated now; both in bytes."""
     if device.startswith("cuda"):
         import torch
 
@@ -238,11 +238,11 @@ def _meters(device: str) -> tuple[Callable[[], int], Callable[[], int]]:
 
     def reset_resident() -> int:
         gc.collect()
-        # absent from C libraries other than glibc, which return freed memory by rules of their own
+        # only glibc has this function; other C libraries return freed memory by different rules
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-        # where the kernel forbids it the peak of the whole process counts, which the small warm-up keeps low
+        # if the kernel forbids the reset, the peak of the whole process counts, which the small warm-up keeps low
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
@@ -263,6 +263,6 @@ def _rusage() -> int:
 
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    sys.path[:0] = [entry for entry in given["path"] if entry not in sys.path]
-    print(json.dumps(_measure(given)))
+    arguments = json.load(sys.stdin)
+    sys.path[:0] = [entry for entry in arguments["path"] if entry not in sys.path]
+    print(json.dumps(_measure(arguments)))

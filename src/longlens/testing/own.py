@@ -14,18 +14,18 @@ from longlens.ops.registry import BY_NAME, MethodInfo
 from longlens.ops.sparse.pattern import Pattern
 from longlens.testing.claims import Claims, Request
 from longlens.testing.conformance import MEMORY_LENGTHS, run_conformance
-from longlens.testing.report import Report
+from longlens.testing.report import ConformanceReport
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def entry_of(method: Method) -> MethodInfo:
-    """The registry's entry; a union of sparse methods claims what each of them does."""
+    """The registry's information on a method; a union of sparse methods claims what each of them supports."""
     return BY_NAME.get(method.name) or BY_NAME["window"]
 
 
 def claims_of(method: Method | str) -> Claims:
-    """What the registry says that `method` does, with its own `reference` as the definition."""
+    """The capabilities of `method` in the registry as claims, with its `reference` as the definition."""
     method = resolve_method(method)
     entry = entry_of(method)
     pattern = method if isinstance(method, Rule) else None
@@ -52,7 +52,7 @@ def claims_of(method: Method | str) -> Claims:
 
 
 def definition_of(method: Method) -> Callable[[Request], Tensor]:
-    """`method.reference` on a request: packed sequences apart."""
+    """`method.reference` on a request, each packed sequence separately."""
 
     def define(request: Request) -> Tensor:
         inputs = request.inputs()
@@ -67,7 +67,7 @@ def run_method(
     *,
     checks: Collection[str] | None = None,
     memory_lengths: tuple[int, int] = MEMORY_LENGTHS,
-) -> Report:
+) -> ConformanceReport:
     """Run one of longlens' own methods, an object or its string form, through the suite."""
     method = resolve_method(method)
     return run_conformance(

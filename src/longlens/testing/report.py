@@ -1,4 +1,4 @@
-"""What the suite found: one result to a check, and the report that holds them."""
+"""The report of the suite: a result for each check, which has a result for each case."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Status = Literal["pass", "fail", "not claimed", "not run"]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One case of one check: what was expected and what came."""
+class CaseResult:
+    """One case of one check, with the expected value and the one that was got."""
 
     case: str
     ok: bool
@@ -21,27 +21,27 @@ class Finding:
     got: str
 
 
-def within(case: str, error: float, limit: float) -> Finding:
-    """A finding on an error that must not pass `limit`; NaN passes no limit."""
-    return Finding(case, error <= limit, f"error <= {limit:.1e}", f"{error:.1e}")
+def within(case: str, error: float, limit: float) -> CaseResult:
+    """The result of a case whose error must not exceed `limit`; NaN exceeds every limit."""
+    return CaseResult(case, error <= limit, f"error <= {limit:.1e}", f"{error:.1e}")
 
 
 @dataclass(frozen=True)
-class Result:
-    """One check: every case's finding. `note` says why it was not run, or what stopped it."""
+class CheckResult:
+    """One check with the results of its cases. `note` says why it was not run, or which exception stopped it."""
 
     check: str
     status: Status
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[CaseResult, ...] = ()
     note: str = ""
 
     @property
-    def failed(self) -> tuple[Finding, ...]:
-        """The findings that are not as expected."""
+    def failed(self) -> tuple[CaseResult, ...]:
+        """The cases whose result is not as expected."""
         return tuple(finding for finding in self.findings if not finding.ok)
 
     def describe(self) -> str:
-        """One line: the first failure with what was expected and got, or what was tried."""
+        """One line: the first failure with the expected and actual value, or the cases that were tested."""
         if self.status in ("not claimed", "not run"):
             return self.note
         if self.note:
@@ -54,15 +54,15 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConformanceReport:
     """Every check of one function.
 
     `errors` is the relative Frobenius error against softmax attention over all pairs, on standard normal inputs
-    (1, 4, 256, 32), "bidirectional" and "causal": what an approximation costs, not a verdict.
+    (1, 4, 256, 32), "bidirectional" and "causal"; it describes an approximation and does not make a check fail.
     """
 
     subject: str
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
     errors: Mapping[str, float]
 
     @property
@@ -71,24 +71,24 @@ class Report:
         return not self.failures
 
     @property
-    def failures(self) -> tuple[Result, ...]:
+    def failures(self) -> tuple[CheckResult, ...]:
         """The checks that failed."""
         return tuple(result for result in self.results if result.status == "fail")
 
-    def __getitem__(self, check: str) -> Result:
+    def __getitem__(self, check: str) -> CheckResult:
         for result in self.results:
             if result.check == check:
                 return result
-        raise KeyError(f"no check '{check}' among {[result.check for result in self.results]}")
+        raise KeyError(f"expected a check of {', '.join(result.check for result in self.results)}, got {check!r}")
 
     def table(self) -> str:
-        """Plain text: a line to a check, then the error against softmax and a count."""
+        """Plain text: a line for each check, then the error against softmax and a count."""
         words = {"pass": "pass", "fail": "FAIL", "not claimed": "-", "not run": "not run"}
         wide = max(len(result.check) for result in self.results) if self.results else 0
         lines = [self.subject, ""]
         for result in self.results:
-            told = "not claimed" if result.status == "not claimed" else result.describe()
-            lines.append(f"  {result.check:<{wide}}  {words[result.status]:<7}  {told}".rstrip())
+            text = "not claimed" if result.status == "not claimed" else result.describe()
+            lines.append(f"  {result.check:<{wide}}  {words[result.status]:<7}  {text}".rstrip())
         for mode, error in self.errors.items():
             lines.append(f"  {'error':<{wide}}  {error:<7.2g}  against softmax, {mode}")
         counts = {word: sum(result.status == word for result in self.results) for word in words}
@@ -97,10 +97,10 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON; errors that are not finite as null."""
-        told = {
+        text = {
             "subject": self.subject,
             "ok": self.ok,
             "errors": {mode: error if math.isfinite(error) else None for mode, error in self.errors.items()},
             "results": [asdict(result) for result in self.results],
         }
-        return json.dumps(told, indent=2)
+        return json.dumps(text, indent=2)

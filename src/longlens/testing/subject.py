@@ -1,4 +1,4 @@
-"""The function under test behind one call, with what is expected of it and how far off it may be."""
+"""The function under test, called by one interface, with its expected results and their tolerances."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from longlens.errors import LonglensError
 from longlens.ops.reference import allowed_pairs
 from longlens.testing.claims import Claims, Request, softmax_definition, softmax_lse
-from longlens.testing.report import Finding, within
+from longlens.testing.report import CaseResult, within
 
 BATCH, HEADS, LENGTH, WIDTH = 2, 4, 64, 16
 
 
 class ConformanceError(LonglensError):
-    """The function returned something that is no attention output."""
+    """The function returned a value that is not an attention output."""
 
 
 @dataclass(frozen=True)
@@ -31,63 +31,63 @@ class Subject:
 
     def __call__(self, request: Request) -> Tensor:
         """The function's output, checked for shape and dtype."""
-        found = self.function(*request.tensors, **self._keywords(request))
-        return self._checked(request, found)
+        output = self.function(*request.tensors, **self._keywords(request))
+        return self._checked(request, output)
 
     def with_lse(self, request: Request) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         assert self.claims.lse is not None
-        found = self.function(*request.tensors, **self._keywords(request), **{self.claims.lse: True})
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise ConformanceError(f"expected (output, lse) with {self.claims.lse}=True, got {type(found).__name__}")
-        if found[1].shape != request.query.shape[:3]:
-            raise ConformanceError(f"expected lse {tuple(request.query.shape[:3])}, got {tuple(found[1].shape)}")
-        return self._checked(request, found[0]), found[1]
+        output = self.function(*request.tensors, **self._keywords(request), **{self.claims.lse: True})
+        if not isinstance(output, tuple) or len(output) != 2:
+            raise ConformanceError(f"expected (output, lse) with {self.claims.lse}=True, got {type(output).__name__}")
+        if output[1].shape != request.query.shape[:3]:
+            raise ConformanceError(f"expected lse {tuple(request.query.shape[:3])}, got {tuple(output[1].shape)}")
+        return self._checked(request, output[0]), output[1]
 
     def _keywords(self, request: Request) -> dict[str, Any]:
         claims = self.claims
-        given: dict[str, Any] = dict(claims.keywords)
+        keywords: dict[str, Any] = dict(claims.keywords)
         if claims.causal is not None:
-            given["is_causal"] = request.is_causal
+            keywords["is_causal"] = request.is_causal
         if request.scale is not None:
-            given["scale"] = request.scale
+            keywords["scale"] = request.scale
         if request.dropout_p:
-            given["dropout_p"] = request.dropout_p
+            keywords["dropout_p"] = request.dropout_p
         if request.attn_mask is not None:
-            given["attn_mask"] = request.attn_mask
+            keywords["attn_mask"] = request.attn_mask
         if request.softcap is not None:
-            given["softcap"] = request.softcap
+            keywords["softcap"] = request.softcap
         if request.sinks is not None:
-            given["sinks"] = request.sinks
+            keywords["sinks"] = request.sinks
         if request.cu_seqlens is not None:
             assert claims.packing is not None
-            given[claims.packing] = request.cu_seqlens
+            keywords[claims.packing] = request.cu_seqlens
         if request.key_mask is not None:
             assert claims.key_mask is not None
             mask = request.key_mask if claims.key_mask_keep else ~request.key_mask
-            given[claims.key_mask] = mask if claims.key_mask_shape == "BN" else mask[:, None, None, :]
-        return given
+            keywords[claims.key_mask] = mask if claims.key_mask_shape == "BN" else mask[:, None, None, :]
+        return keywords
 
-    def _checked(self, request: Request, found: Any) -> Tensor:
+    def _checked(self, request: Request, output: Any) -> Tensor:
         want = (*request.query.shape[:3], request.value.shape[3])
-        if not isinstance(found, Tensor):
-            raise ConformanceError(f"expected a tensor, got {type(found).__name__}")
-        if tuple(found.shape) != want:
-            raise ConformanceError(f"expected output {want}, got {tuple(found.shape)}")
-        if found.dtype != request.query.dtype:
-            raise ConformanceError(f"expected output in {request.query.dtype}, got {found.dtype}")
-        return found
+        if not isinstance(output, Tensor):
+            raise ConformanceError(f"expected a tensor, got {type(output).__name__}")
+        if tuple(output.shape) != want:
+            raise ConformanceError(f"expected output {want}, got {tuple(output.shape)}")
+        if output.dtype != request.query.dtype:
+            raise ConformanceError(f"expected output in {request.query.dtype}, got {output.dtype}")
+        return output
 
-    # what is expected
+    # expected results
 
     def define(self, request: Request) -> Tensor:
-        """The definition on the request's tensors as they are; softmax ones answer in float64."""
+        """The definition on the request's tensors in their dtype; for softmax kinds the result is float64."""
         if self.claims.definition is not None:
             return self.claims.definition(request)
         return self._exact_softmax(request)
 
     def expected(self, request: Request) -> Tensor:
-        """The definition in float64 on the request's values."""
+        """The definition on the request's values in float64."""
         return self.define(request.cast(torch.float64))
 
     def expected_lse(self, request: Request) -> Tensor:
@@ -126,22 +126,22 @@ class Subject:
             request, self.claims.pattern_of(request.is_causal), self.claims.causal or "bottom-right"
         )
 
-    def judge(self, case: str, request: Request, rows: Tensor | slice | None = None) -> Finding:
-        """Hold one call to the definition by the error rule; `rows` picks queries (an index of axis 2)."""
-        found, expected = self(request), self.expected(request)
+    def judge(self, case: str, request: Request, rows: Tensor | slice | None = None) -> CaseResult:
+        """Compare one call with the definition by the error rule; `rows` selects queries (an index of axis 2)."""
+        output, expected = self(request), self.expected(request)
         if rows is not None:
-            found, expected = found[:, :, rows], expected[:, :, rows]
-        return within(case, relative_error(found, expected), self.limit(request))
+            output, expected = output[:, :, rows], expected[:, :, rows]
+        return within(case, relative_error(output, expected), self.limit(request))
 
-    # what is tried
+    # requests that are tested
 
     @property
     def stable(self) -> float:
-        """How far two ways to the same result may lie apart: rounding, not mathematics."""
+        """How far two computations of the same result may differ by rounding."""
         return 1000 * torch.finfo(self.claims.sharpest).eps
 
     def modes(self, masked: bool = False) -> Iterator[tuple[str, bool]]:
-        """The values of `is_causal` that are claimed, with their names; `masked`: that go with other masks."""
+        """The values of `is_causal` that are claimed, with names; `masked`: those that go with other masks."""
         if self.claims.bidirectional:
             yield "bidirectional", False
         if self.claims.causal is not None and (self.claims.masks_with_causal or not masked):
@@ -175,22 +175,22 @@ class Subject:
         value = normal(batch, key_heads, keys, width if value_width is None else value_width)
         return Request(query, key, value, is_causal=is_causal)
 
-    def same(self, case: str, found: Tensor, expected: Tensor) -> Finding:
-        """Hold two results to each other, up to rounding."""
-        return within(case, relative_error(found, expected), self.stable)
+    def same(self, case: str, output: Tensor, expected: Tensor) -> CaseResult:
+        """Compare two results, up to rounding."""
+        return within(case, relative_error(output, expected), self.stable)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
+def relative_error(output: Tensor, expected: Tensor) -> float:
     """Relative Frobenius error in float64; infinite where anything is not finite."""
-    found, expected = found.detach().double(), expected.detach().double()
-    if not bool(torch.isfinite(found).all()):
+    output, expected = output.detach().double(), expected.detach().double()
+    if not bool(torch.isfinite(output).all()):
         return float("inf")
-    distance, size = torch.linalg.vector_norm(found - expected), torch.linalg.vector_norm(expected)
+    distance, size = torch.linalg.vector_norm(output - expected), torch.linalg.vector_norm(expected)
     return float(distance / size) if float(size) > 0 else float(distance)
 
 
 def plain_softmax(request: Request, claims: Claims) -> Tensor:
-    """Softmax attention in the request's dtype, every step as it is written: scores, mask, softmax, product."""
+    """Softmax attention in the request's dtype, step by step: scores, mask, softmax, product."""
     align = claims.causal or "bottom-right"
     inputs = request.inputs()
     parts = [inputs] if inputs.cu_seqlens is None else list(inputs.sequences())
@@ -216,9 +216,9 @@ def plain_softmax(request: Request, claims: Claims) -> Tensor:
 
 
 def gradients(function: Callable[[Request], Tensor], request: Request) -> tuple[Tensor, ...]:
-    """Gradients of a fixed weighting of the output, with respect to query, key, value and, where given, sinks."""
-    given = (*request.tensors, *(() if request.sinks is None else (request.sinks,)))
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+    """Gradients of a fixed weighting of the output, with respect to query, key, value and, if given, sinks."""
+    inputs = (*request.tensors, *(() if request.sinks is None else (request.sinks,)))
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     out = function(replace(request.on(*leaves[:3]), sinks=leaves[3] if len(leaves) > 3 else None))
     generator = torch.Generator(out.device).manual_seed(99)
     # small halves are the same number in every dtype
@@ -227,7 +227,7 @@ def gradients(function: Callable[[Request], Tensor], request: Request) -> tuple[
 
 
 def stacked_gradients(function: Callable[[Request], Tensor]) -> Callable[[Request], Tensor]:
-    """The gradients laid end to end: what the error rule compares."""
+    """The concatenated gradients, which the error rule compares."""
 
     def run(request: Request) -> Tensor:
         return torch.cat([gradient.flatten() for gradient in gradients(function, request)])

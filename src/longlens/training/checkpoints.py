@@ -1,9 +1,10 @@
-"""Training state on disk: a checkpoint is complete or not there, and going on from it equals never having stopped."""
+"""Training state on disk: a checkpoint is written whole, and a continued run equals one that was not interrupted."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,41 +14,62 @@ from longlens.errors import CheckpointError
 from longlens.io.results import write_whole
 
 NAME = "checkpoint.pt"
+# the state before the learning rate began to fall, from which a run of more steps continues
+STABLE = "stable.pt"
 
 
-class Part(Protocol):
-    """What has a state: a model, an optimiser, a schedule, a stream of crops."""
+class Stateful(Protocol):
+    """An object with a state: a model, an optimiser, a schedule, a stream of crops."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
-def write_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Part], step: int) -> None:
+@dataclass(frozen=True)
+class CheckpointStep:
+    """The step at which a checkpoint was written, and the planned number of steps (None: not recorded)."""
+
+    step: int
+    steps: int | None
+
+
+def write_checkpoint(
+    folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], reached: CheckpointStep, name: str = NAME
+) -> None:
     """Replace the folder's checkpoint in one step: a crash leaves the old one."""
-    state = {"settings": settings, "step": step, "parts": {name: part.state_dict() for name, part in parts.items()}}
+    state = {
+        "settings": settings, "step": reached.step, "steps": reached.steps,
+        "parts": {part: value.state_dict() for part, value in parts.items()},
+    }  # fmt: skip
     file = io.BytesIO()
     torch.save(state, file)
-    write_whole(folder / NAME, file.getvalue())
+    write_whole(folder / name, file.getvalue())
 
 
-def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Part]) -> int:
-    """Give `parts` the state of the folder's checkpoint; the step it was written at, 0 where there is none.
-
-    Raises `CheckpointError` where its settings differ from `settings`.
-    """
-    path = folder / NAME
+def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
+    """The step of the folder's checkpoint; None if there is no checkpoint."""
+    path = folder / name
     if not path.is_file():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return CheckpointStep(int(state["step"]), state.get("steps"))
+
+
+def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], name: str = NAME) -> int:
+    """Load the state of an existing checkpoint into `parts`; returns the step at which it was written.
+
+    Raises `CheckpointError` if its settings differ from `settings`.
+    """
+    state = torch.load(folder / name, map_location="cpu", weights_only=True)
     before = state["settings"]
     changed = [
-        f"{name} was {before.get(name)!r}, is {settings.get(name)!r}"
-        for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)
+        f"{setting} was {before.get(setting)!r}, is {settings.get(setting)!r}"
+        for setting in sorted({*before, *settings}) if before.get(setting) != settings.get(setting)
     ]  # fmt: skip
     if changed:
         raise CheckpointError(
             f"{folder} holds a run with other settings: {'; '.join(changed)}; give the same ones or another folder"
         )
-    for name, part in parts.items():
-        part.load_state_dict(state["parts"][name])
+    for part, value in parts.items():
+        value.load_state_dict(state["parts"][part])
     return int(state["step"])

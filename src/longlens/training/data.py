@@ -1,4 +1,4 @@
-"""Crops of proteins, packed into steps; the stream goes on exactly where a checkpoint left it."""
+"""Crops of proteins, packed into steps; the stream continues exactly where a checkpoint was written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longlens.models.encoder import Packed, pack
 
 
 def encode_files(paths: Sequence[Path], alphabet: Alphabet) -> list[NDArray[np.int16]]:
-    """The tokens of every protein in FASTA files. Raises `SequenceError` where there are none."""
+    """The tokens of every protein in FASTA files. Raises `SequenceError` if there are none."""
     proteins = [alphabet.encode(sequence).astype(np.int16) for sequence in read_cleaned(paths)]
     if not proteins:
         raise SequenceError(f"expected proteins in {', '.join(map(str, paths))}, found none")
@@ -25,7 +25,7 @@ def encode_files(paths: Sequence[Path], alphabet: Alphabet) -> list[NDArray[np.i
 
 
 def all_crops(proteins: Sequence[NDArray[np.int16]], crop: int, tokens: int, *, joined: bool = False) -> list[Packed]:
-    """All of the proteins, cut into crops as in training, in order, packed to at most `tokens` a step."""
+    """All proteins in order, cut into crops as in training, packed to at most `tokens` in a step."""
     steps: list[list[NDArray[np.int64]]] = [[]]
     for part in [np.concatenate(list(proteins))] if joined else proteins:
         for start in range(0, len(part), crop):
@@ -37,10 +37,10 @@ def all_crops(proteins: Sequence[NDArray[np.int16]], crop: int, tokens: int, *, 
 
 
 class Crops:
-    """An endless, shuffled stream of crops of at most `crop` tokens, packed to about `tokens` a step.
+    """An endless, shuffled stream of crops of at most `crop` tokens, packed to about `tokens` in a step.
 
-    `joined`: a crop is cut from proteins laid end to end and attends across their borders, so that every crop is
-    `crop` tokens long; otherwise each protein is a sequence of its own, cut at random where it is longer.
+    `joined`: crops are cut from concatenated proteins and attend across their borders, so that every crop is `crop`
+    tokens long; otherwise each protein is a separate sequence, of which a random part is used if it is longer.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Crops:
         return pack(crops)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here."""
+        """The state from which `load_state_dict` continues."""
         return {"epoch": self.epoch, "place": self.place, "left": torch.from_numpy(self._left.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
+        """Continue from `state`."""
         self.epoch, self.place, self._left = state["epoch"], state["place"], state["left"].numpy()
         self._order = self._shuffle()
 
@@ -85,7 +85,7 @@ class Crops:
         return self.proteins[self._order[self.place - 1]]
 
     def _cut(self, protein: NDArray[np.int16], most: int) -> NDArray[np.int16]:
-        # start and end tokens stand only at a protein's true ends, as ESM-2 was trained
+        # start and end tokens are only at a protein's true ends, as ESM-2 was trained
         spare = len(protein) - most
         if spare <= 0:
             return protein

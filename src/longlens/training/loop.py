@@ -1,4 +1,4 @@
-"""The training loop: steps, schedule, validation, checkpoints, and a log of all of it."""
+"""The training loop: steps, schedule, validation, checkpoints and log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,19 @@ from numpy.typing import NDArray
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from longlens.errors import InputError
+from longlens.errors import CheckpointError, InputError
 from longlens.io.alphabet import ESM
 from longlens.io.results import write_whole
 from longlens.models.encoder import EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
-from longlens.training.checkpoints import Part, read_checkpoint, write_checkpoint
+from longlens.training.checkpoints import (
+    STABLE,
+    CheckpointStep,
+    Stateful,
+    find_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from longlens.training.data import Crops, all_crops
 from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
@@ -29,8 +37,8 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What decides a run's result; `tokens` in a step, `crop` the longest crop, `decay` the share of steps in which
-    the learning rate falls to 0."""
+    """The settings that decide the result of a run; `tokens` in a step, `crop` the longest crop, `decay` the share of
+    steps in which the learning rate falls to 0."""
 
     layers: int = 6
     width: int = 256
@@ -68,8 +76,8 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What a step reports: loss in nats per hidden residue, residues per second since the last report."""
+class TrainingReport:
+    """The report of a step: loss in nats per masked residue, residues per second since the last report."""
 
     step: int
     steps: int
@@ -83,15 +91,19 @@ def train(
     proteins: Sequence[NDArray[np.int16]],
     held_out: Sequence[NDArray[np.int16]],
     folder: Path,
-    report: Callable[[Progress], None],
+    report: Callable[[TrainingReport], None],
     *,
     every: int = 100,
     stop: Callable[[], bool] = lambda: False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[MaskedLM, int]:
-    """Train to the last step, from the folder's checkpoint if there is one; the model, and the step it has reached.
+    """Train to the last step, from the folder's checkpoint if there is one; returns the model and the step reached.
 
     Every `every` steps: held-out perplexity, a line in log.jsonl, a checkpoint. `stop` is asked after each step; a run
-    that it ends is gone on with by the same call.
+    that it ends is continued by the same call. With more steps than before, the run continues from where its learning
+    rate began to fall, and gives the same as one that had so many from its beginning; `note` says so.
+
+    Raises `CheckpointError` where the folder's run has other settings, or cannot become one of so many steps.
     """
     torch.manual_seed(settings.seed)
     # a contact head is fitted to structures, not trained here
@@ -101,16 +113,16 @@ def train(
     data = Crops(proteins, settings.crop, settings.tokens, settings.seed, joined=settings.joined)
     optimizers = _optimizers(model, settings)
     schedules = [LambdaLR(optimizer, lambda step: _schedule(step, settings)) for optimizer in optimizers]
-    parts: dict[str, Part] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
+    parts: dict[str, Stateful] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
              "muon rate": schedules[0], "adam rate": schedules[1]}  # fmt: skip
-    # the number of steps may be raised later
+    # the number of steps may be raised later: see `_begin`
     identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
     identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
-    step = read_checkpoint(folder, identity, parts)
-    held = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
+    step = _begin(folder, settings, identity, parts, note)
+    validation = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
-        # drawn anew for each step, so that a checkpoint need not hold it
+        # seeded for each step, so that a checkpoint need not contain the generator's state
         generator = torch.manual_seed((settings.seed << 32) + step)
         masked = mask_tokens(data.next_step(), model.alphabet, generator, settings.mask_rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
@@ -123,24 +135,60 @@ def train(
             optimizer.zero_grad(set_to_none=True)
         step += 1
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
+        if step == stable_until(settings):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
         rate = residues / (time.monotonic() - since)
         if step % every == 0 or last or leave:
             checked = step % every == 0 or last
-            perplexity = held_out_perplexity(model, held, attend) if checked else None
-            progress = Progress(step, settings.steps, total / max(1, hidden), rate, perplexity)
+            perplexity = held_out_perplexity(model, validation, attend) if checked else None
+            progress = TrainingReport(step, settings.steps, total / max(1, hidden), rate, perplexity)
             # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
-            write_checkpoint(folder, identity, parts, step)
+            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps))
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
-            report(Progress(step, settings.steps, total / max(1, hidden), rate))
+            report(TrainingReport(step, settings.steps, total / max(1, hidden), rate))
         if leave:
             break
     model.source = str(folder)
     return model.eval(), step
+
+
+def _begin(
+    folder: Path,
+    settings: TrainSettings,
+    identity: dict[str, Any],
+    parts: dict[str, Stateful],
+    note: Callable[[str], None],
+) -> int:
+    """Restore `parts` and return the step from which the run continues; 0 for a new run."""
+    reached = find_checkpoint(folder)
+    if reached is None:
+        return 0
+    before = replace(settings, steps=reached.steps or settings.steps)
+    if before.steps == settings.steps or reached.step <= min(stable_until(before), stable_until(settings)):
+        return read_checkpoint(folder, identity, parts)
+    stable = find_checkpoint(folder, STABLE)
+    if stable is None or stable.step > stable_until(settings):
+        raise CheckpointError(
+            f"{folder} holds a run of {before.steps:,} steps that has reached step {reached.step:,}, past the point at "
+            f"which the learning rate of one of {settings.steps:,} begins to fall (step {stable_until(settings):,}); "
+            "give the same number of steps, more of them, or another folder"
+        )
+    step = read_checkpoint(folder, identity, parts, STABLE)
+    _drop_after(folder, step)
+    note(f"the run had {before.steps:,} steps and is to have {settings.steps:,}: continuing from step {step:,}, where "
+         "its learning rate began to fall")  # fmt: skip
+    return step
+
+
+def stable_until(settings: TrainSettings) -> int:
+    """The last step before which the learning rate does not depend on the number of steps."""
+    return int(settings.steps - settings.decay * settings.steps)
 
 
 def _digest(proteins: Sequence[NDArray[np.int16]]) -> str:
@@ -158,15 +206,23 @@ def _optimizers(model: MaskedLM, settings: TrainSettings) -> list[Optimizer]:
 
 
 def _schedule(step: int, settings: TrainSettings) -> float:
-    """Rise, hold, and fall to 0 over the last steps."""
+    """The factor of the learning rate: it rises, stays constant, and falls to 0 over the last steps."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
     fall = (settings.steps - step) / max(1.0, settings.decay * settings.steps)
     return max(0.0, min(rise, fall, 1.0))
 
 
-def _append(folder: Path, progress: Progress) -> None:
+def _drop_after(folder: Path, step: int) -> None:
+    """Remove the lines of later steps from the log."""
+    log = folder / LOG
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    write_whole(log, "".join(f"{line}\n" for line in remaining).encode())
+
+
+def _append(folder: Path, progress: TrainingReport) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
-    write_whole(log, "".join(f"{line}\n" for line in [*kept, json.dumps(asdict(progress))]).encode())
+    remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
+    write_whole(log, "".join(f"{line}\n" for line in [*remaining, json.dumps(asdict(progress))]).encode())

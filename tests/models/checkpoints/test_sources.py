@@ -49,6 +49,16 @@ def test_a_model_of_the_hub_goes_by_its_name(hub):
     assert read_config("somebody/model").width == 32
 
 
+def test_the_configuration_is_read_without_fetching_weights(hub):
+    folder, fetched = hub
+    (folder / "model.safetensors").unlink()
+    assert read_config("somebody/model").width == 32
+    assert fetched == [["config.json", "vocab.txt"]]
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"somebody/model: expected .* config.json, found none"):
+        read_config("somebody/model")
+
+
 def test_another_architecture_of_the_hub_is_refused_before_its_weights_are_fetched(hub):
     folder, fetched = hub
     (folder / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5EncoderModel"]}))

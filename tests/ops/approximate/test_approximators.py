@@ -130,6 +130,44 @@ def test_cosformer_refuses_a_leaking_or_short_horizon() -> None:
         CosFormer(0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("lengths", "causal", "place", "rows"),
+    [
+        # one key, one step from the first query, at a horizon of 1
+        ((2, 1), False, 0, [0]),
+        # the only key with a positive entry is the last one, and queries before the first stand at M from it
+        ((90, 40), False, 39, range(50)),
+        # queries after the last key stand at M from the first
+        ((90, 40), False, 0, range(40, 90)),
+        ((90, 40), True, 0, range(40, 90)),
+    ],
+)
+def test_cosformer_rows_without_weight_are_exactly_zero(lengths, causal, place, rows, dtype) -> None:
+    inputs = make(*lengths, dtype=dtype, causal=causal)
+    after = place == 0 and lengths != (2, 1)
+    key = torch.full_like(inputs.key, -1.0)
+    key[:, :, place] = inputs.key[:, :, place].abs()
+    query = inputs.query.abs()
+    leaves = [tensor.requires_grad_() for tensor in (query, key, inputs.value)]
+    inputs = replace(inputs, query=query, key=key, offset=0 if after else inputs.offset)
+    method = CosFormer(40 if causal else None)
+    output = method.attend(inputs).output
+    lost = torch.zeros(lengths[0], dtype=torch.bool)
+    lost[list(rows)] = True
+    assert torch.equal(output[:, :, lost], torch.zeros_like(output[:, :, lost]))
+    assert (output[:, :, ~lost] != 0).all()
+    assert_same(output, method.reference(inputs), 1e-5 if dtype == torch.float32 else 1e-11)
+    for gradient in torch.autograd.grad(output.sum(), leaves):
+        assert gradient.isfinite().all()
+
+
+def test_cosformer_weights_are_never_negative_in_float32() -> None:
+    inputs = make(400, 90, dtype=torch.float32)
+    eye = torch.eye(90).expand(2, 2, 90, 90)
+    assert CosFormer().attend(replace(inputs, value=eye)).output.min() >= 0
+
+
 def test_cosformer_weights_are_not_negative_and_ignore_the_size_of_the_scale() -> None:
     inputs = make(400, 90)
     inputs = replace(inputs, value=torch.eye(90, dtype=torch.float64).expand(2, 2, 90, 90))

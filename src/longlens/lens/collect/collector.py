@@ -1,10 +1,11 @@
-"""What can be asked of the attention matrix. A collector names it; its state is fed block by block as the scan walks.
+"""Collectors: the statistics of the attention matrix that can be asked for, and their states, which add up blocks.
 
     rows      LogSumExp Entropy EffectiveKeys Largest Distance DistanceSpread Mass TopKeys
     columns   Received ReceivedMean ReceivedMax TopQueries ColumnEntropy
     maps      Pooled DistanceHistogram WeightHistogram Rows Columns Cells
 
-The formulas stand at each in rows.py, columns.py and maps.py. Memory is linear in the length, beside a map's own size.
+The formulas are in the docstrings of rows.py, columns.py and maps.py. Memory is linear in the length, plus the size
+of a map.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ R = TypeVar("R", bound=Statistic, covariant=True)
 
 
 class State(ABC, Generic[R]):
-    """A statistic under construction. States of one extent that saw disjoint pairs can be merged."""
+    """A statistic under construction. States of one extent whose blocks had no pair in common can be merged."""
 
     @abstractmethod
     def update(self, block: Block) -> None:
-        """Take in a block; no pair comes twice."""
+        """Add a block; no pair may be in two blocks."""
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Take in what another state saw."""
+        """Add the blocks of another state."""
 
     @abstractmethod
     def result(self) -> R:
-        """The statistic over all that was seen."""
+        """The statistic over all blocks so far."""
 
 
 class Collector(ABC):
@@ -45,25 +46,25 @@ class Collector(ABC):
 
     @property
     def largest(self) -> int:
-        """How many of each row's largest weights it reads, so that the scan prepares no more."""
+        """How many of each row's largest weights it reads: the scan searches for no more than that."""
         return 0
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Under which its result stands: `seen.NAME`."""
+        """The name of its result: `seen.NAME`."""
 
     @abstractmethod
     def start(self, extent: Extent) -> State[Statistic]:
         """An empty state."""
 
     def of_call(self, call: AttentionCall) -> Collector:
-        """The collector for one layer of a model; itself unless it takes something of that layer."""
+        """The collector for one layer of a model: itself, unless it needs the layer's values or projection."""
         return self
 
 
 def by_name(collect: Sequence[Collector]) -> dict[str, Collector]:
-    """Collectors by their names; `InputError` for what is no collector, and for two of one name."""
+    """Collectors by their names; `InputError` for anything else than a collector, and for two of one name."""
     strange = [collector for collector in collect if not isinstance(collector, Collector)]
     if strange:
         raise InputError(f"expected collectors of longlens.lens, such as Entropy(), got {strange[0]!r}")
@@ -74,7 +75,7 @@ def by_name(collect: Sequence[Collector]) -> dict[str, Collector]:
 
 
 class Sums(State[R]):
-    """A state that is tensors to which blocks add."""
+    """A state of tensors (B H, ...) to which each block is added."""
 
     def __init__(self, extent: Extent, **shapes: tuple[int, ...]) -> None:
         self.extent = extent

@@ -1,4 +1,4 @@
-"""Statistics of columns: who looks at each key. Every sum runs over the queries i that may attend to key j."""
+"""Statistics of columns: the attention that each key receives. Sums run over the queries i that may attend to key j."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Received(_ColumnSums):
 @dataclass(frozen=True)
 class ReceivedMean(Collector):
     """c_j divided by the number of queries that may attend to j, which under a causal mask falls along the sequence;
-    NaN for a key that no query may see."""
+    NaN for a key that no query may attend to."""
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ def _pairs(block: Block) -> Tensor:
 
 @dataclass(frozen=True)
 class ReceivedMax(Collector):
-    """max_i p_ij: the strongest look at each key; 0 for a key that no query may see."""
+    """max_i p_ij: the largest weight on each key; 0 for a key that no query may attend to."""
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ class _ReceivedMax(_ColumnSums):
 
 @dataclass(frozen=True)
 class ColumnEntropy(Collector):
-    """Entropy, in nats, of p_ij / c_j over the queries: how many look at key j, however much.
+    """Entropy, in nats, of p_ij / c_j over the queries: how many queries key j's attention comes from.
 
     log c_j - (1 / c_j) sum_i p_ij log p_ij; 0 for a key that receives nothing.
     """
@@ -157,16 +157,16 @@ class _TopQueries(State[TopK]):
         if isinstance(block.keys, Tensor) and block.keys.ndim == 2:
             raise UnsupportedError("top_queries cannot follow lsh, whose keys differ by head; use received_max")
         weights = block.weights if block.allowed is None else block.weights.masked_fill(~block.allowed, -1.0)
-        found, where = torch.topk(weights, min(self.collector.count, weights.shape[-2]), -2)
-        found, where = found.transpose(1, 2), where.transpose(1, 2)
-        queries = expanded(block.absolute_rows(), len(found), found.device)
-        index = queries.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where).masked_fill(found < 0, -1)
-        # a key stands once in a block, so what it holds can be taken, compared and put back
+        best, places = torch.topk(weights, min(self.collector.count, weights.shape[-2]), -2)
+        best, places = best.transpose(1, 2), places.transpose(1, 2)
+        queries = expanded(block.absolute_rows(), len(best), best.device)
+        index = queries.unsqueeze(1).expand(-1, best.shape[1], -1).gather(-1, places).masked_fill(best < 0, -1)
+        # no key occurs twice in a block, so its entries can be read, compared and written back
         keys = block.absolute_keys()
-        found = torch.cat([take(self.weight, block.heads, keys), found], -1)
+        best = torch.cat([take(self.weight, block.heads, keys), best], -1)
         index = torch.cat([take(self.index, block.heads, keys), index], -1)
-        found, index = best_of(found, index, self.collector.count)
-        put(self.weight, block.heads, keys, found)
+        best, index = best_of(best, index, self.collector.count)
+        put(self.weight, block.heads, keys, best)
         put(self.index, block.heads, keys, index)
 
     def merge(self, other: _TopQueries) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of the whole matrix at a size of one's own choosing, and exact pieces of it."""
+"""Maps: the whole matrix pooled to a chosen size, histograms of it, and its exact weights at chosen places."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ class _Pooled(Sums[PooledMap]):
         super().__init__(extent, mass=cells, **({"count": cells} if collector.kind != "sum" else {}))
 
     def update(self, block: Block) -> None:
-        lanes = len(block.e)
         row_cells, key_cells = (
-            expanded(index, lanes, block.e.device) // width
+            expanded(index, len(block.e), block.e.device) // width
             for index, width in zip((block.absolute_rows(), block.absolute_keys()), self.widths, strict=True)
         )
         present = torch.unique(row_cells)
@@ -66,8 +65,9 @@ class _Pooled(Sums[PooledMap]):
                 pairs = torch.bmm(member, block.allowed.to(member.dtype))
             self._add("count", block, present, key_cells, pairs)
 
-    def _cells(self, name: str, lanes: slice, row_cell: int) -> Tensor:
-        return self.sums[name][lanes, row_cell]
+    def _cells(self, name: str, heads: slice, row_cell: int) -> Tensor:
+        """(heads, cells of keys) of one row of cells; `heads` is a range of (B H,)."""
+        return self.sums[name][heads, row_cell]
 
     def _add(self, name: str, block: Block, present: Tensor, key_cells: Tensor, values: Tensor) -> None:
         """`values` (heads, cells of rows, keys)."""
@@ -97,7 +97,8 @@ class _Pooled(Sums[PooledMap]):
 
 @dataclass(frozen=True)
 class DistanceHistogram(Collector):
-    """Mass by signed distance j - i: 0, then bins that double on each side, 1, 2-3, 4-7, ... up to 2^`octaves`."""
+    """Sum of p_ij by signed distance j - i in tokens: a bin for 0, then bins whose width doubles on each side, 1, 2-3,
+    4-7, ... up to 2^`octaves`."""
 
     octaves: int = 17
 
@@ -129,7 +130,7 @@ class _Binned(Sums[Histogram]):
 class _DistanceHistogram(_Binned):
     def __init__(self, collector: DistanceHistogram, extent: Extent) -> None:
         powers = 2.0 ** torch.arange(collector.octaves + 1)
-        # bins hold whole distances: edges lie halfway between them
+        # distances are whole numbers: the edges of the bins are halfway between two of them
         self.edges = torch.cat([-powers.flip(0) + 0.5, powers - 0.5])
         bins = len(self.edges) - 1
         super().__init__(extent, mass=(bins,), count=(bins,))
@@ -143,8 +144,8 @@ class _DistanceHistogram(_Binned):
 
 @dataclass(frozen=True)
 class WeightHistogram(Collector):
-    """Weights by their decimal logarithm, `per_decade` bins to a power of ten from 1e-12 to 1; smaller ones are in the
-    first bin. Says how sparse the attention is: `result.share_for(0.9)`."""
+    """Weights by their decimal logarithm, `per_decade` bins to a power of ten from 1e-12 to 1; smaller weights are in
+    the first bin. `result.share_for(0.9)` measures how sparse the attention is."""
 
     per_decade: int = 10
 
@@ -164,13 +165,17 @@ class _WeightHistogram(_Binned):
         self.collector = collector
 
     def update(self, block: Block) -> None:
-        steps = block.weights.log10().add_(12).mul_((len(self.edges) - 1) / 12)
+        # a NaN weight counts in the first bin, whose mass is then NaN
+        steps = block.weights.log10().add_(12).mul_((len(self.edges) - 1) / 12).nan_to_num_(nan=0.0)
         self.add(block, steps.clamp_(0, len(self.edges) - 2).long())
 
 
 @dataclass(frozen=True)
 class Cells(Collector):
-    """The weights themselves of some queries and keys (every one where None): exact, N for each query asked for."""
+    """p_ij itself for chosen queries and keys (None means all of them), exact: N numbers for each chosen query.
+
+    Raises `InputError` where both are None, and, once the extent is known, for numbers that do not exist.
+    """
 
     queries: tuple[int, ...] | None = None
     keys: tuple[int, ...] | None = None
@@ -190,37 +195,42 @@ class Cells(Collector):
 
 class _Cells(Sums[Weights]):
     def __init__(self, collector: Cells, extent: Extent) -> None:
-        wanted = []
+        chosen = []
         for named, count, what in (
             (collector.queries, extent.queries, "queries"),
             (collector.keys, extent.keys, "keys"),
         ):
             if named is not None and any(not 0 <= place < count for place in named):
                 raise InputError(f"expected {what} in 0..{count - 1}, got {named}")
-            wanted.append(torch.tensor(range(count) if named is None else named, dtype=torch.int64))
-        self.queries, self.keys = wanted
-        super().__init__(extent, weights=(len(self.queries), len(self.keys)))
+            chosen.append(torch.tensor(range(count) if named is None else named, dtype=torch.int64))
+        self.queries, self.keys = chosen
+        # a repeated number is collected once
+        distinct = [torch.unique(index) for index in chosen]
+        super().__init__(extent, weights=tuple(len(index) for index in distinct))
         self.collector = collector
-        # where each token of the whole stands in the result, -1 where it does not
+        # the place of each token among the distinct numbers, -1 for tokens that were not chosen
         self.place = []
-        for index, count in ((self.queries, extent.queries), (self.keys, extent.keys)):
+        for index, count in zip(distinct, (extent.queries, extent.keys), strict=True):
             place = torch.full((count,), -1)
             place[index] = torch.arange(len(index))
             self.place.append(place.to(extent.device))
 
     def update(self, block: Block) -> None:
-        lanes = len(block.e)
+        heads = len(block.e)
         rows, keys = (
-            place[expanded(index, lanes, block.e.device)]
+            place[expanded(index, heads, block.e.device)]
             for place, index in zip(self.place, (block.absolute_rows(), block.absolute_keys()), strict=True)
         )
         if not bool((rows >= 0).any()) or not bool((keys >= 0).any()):
             return
         target = self.sums["weights"][block.heads]
-        for lane in range(lanes):
-            some, others = (rows[lane] >= 0).nonzero().squeeze(1), (keys[lane] >= 0).nonzero().squeeze(1)
-            weights = block.weights[lane][some.unsqueeze(1), others]
-            target[lane].index_put_((rows[lane][some].unsqueeze(1), keys[lane][others]), weights, accumulate=True)
+        for head in range(heads):
+            in_rows, in_keys = (rows[head] >= 0).nonzero().squeeze(1), (keys[head] >= 0).nonzero().squeeze(1)
+            weights = block.weights[head][in_rows.unsqueeze(1), in_keys]
+            target[head].index_put_((rows[head][in_rows].unsqueeze(1), keys[head][in_keys]), weights, accumulate=True)
 
     def result(self) -> Weights:
-        return Weights(self.collector.name, self.of("weights"), self.queries, self.keys)
+        rows, columns = (place.cpu()[index] for place, index in zip(self.place, (self.queries, self.keys), strict=True))
+        weights = self.of("weights")
+        weights = weights[..., rows.to(weights.device), :][..., columns.to(weights.device)]
+        return Weights(self.collector.name, weights, self.queries, self.keys)

@@ -1,16 +1,16 @@
-"""Attention weighted by the size of what it moves (Kobayashi et al. 2020, arXiv:2004.10102).
+"""Attention weighted by the norms of the transformed values (Kobayashi et al. 2020, arXiv:2004.10102).
 
-A large weight on a small value moves little. With W_h the columns of the output projection that head h's output meets:
+A large weight on a small value adds little to the output. With W_h the columns of the output projection for head h:
 
     by head    f_ij = p_ij nu_j,  nu_j = |W_h v_j|                        NormWeighted(collector)
     together   f_ij = |sum_h p_hij W_h v_hj| = sqrt(p_ij^T G_j p_ij)      JointNorm(collector)
 
     with longlens.watch(model, [NormWeighted(Received())]) as seen: ...
 
-A watched model gives each layer's values and projection; `longlens.scan` takes NormWeighted(collector, nu) and
-JointNorm(collector, value, projection). p_ij runs over heads, and G_j (H, H) holds the products
-(W_h v_hj) . (W_g v_gj). Each wraps a collector of sums, maxima or largest entries, which then sees f in the place of p;
-rows of f do not sum to 1.
+Of a watched model, each layer's values and projection are used; for `longlens.scan`, give NormWeighted(collector, nu)
+or JointNorm(collector, value, projection). The vector p_ij has an entry for each head, and G_j (H, H) holds the
+products (W_h v_hj) . (W_g v_gj). Each wraps a collector of sums, maxima or largest entries, which then reads f in
+place of p; the rows of f do not sum to 1.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from longlens.lens.statistic import Statistic
 from longlens.ops.observe import AttentionCall
 from longlens.ops.tiles.index import take
 
-# collectors that ask nothing of the rows' sums
+# collectors that do not need rows of sum 1
 WRAPPABLE = (Received, ReceivedMean, ReceivedMax, TopQueries, TopKeys, Largest, Mass, Pooled, Cells, DistanceHistogram)
-# pairs x heads whose products are held at a time
+# pairs x heads whose products are in memory at a time
 PAIRS = 2**19
 
 
@@ -49,7 +49,7 @@ def value_norms(value: Tensor, projection: Tensor | None = None) -> Tensor:
     if projection is None:
         return wide.norm(dim=-1)
     own = _by_head(projection, value).to(wide)
-    # |W v|^2 = v^T (W^T W) v, so that nothing of width d is made
+    # |W v|^2 = v^T (W^T W) v needs no vector of width d
     gram = own.transpose(1, 2) @ own
     spread = wide.repeat_interleave(len(own) // value.shape[1], 1)
     return ((spread @ gram) * spread).sum(-1).clamp(min=0).sqrt()
@@ -91,7 +91,7 @@ class NormWeighted(Collector):
 
 
 class _Named(State[Statistic]):
-    """A state that hands another one changed blocks."""
+    """A state that passes changed blocks on to another state."""
 
     def __init__(self, name: str, inner: State[Statistic]) -> None:
         self.name, self.inner = name, inner
@@ -113,7 +113,7 @@ class _NormWeighted(_Named):
         norms = take(self.norms, block.heads, block.absolute_keys()).unsqueeze(1)
         weights = block.e * norms
         if block.allowed is not None:
-            # a masked value may be anything: it must not count
+            # a masked key's value may be NaN: it must not count
             weights = weights.masked_fill(~block.allowed, 0.0)
         self.inner.update(_with_weights(block, weights, block.allowed))
 
@@ -165,8 +165,8 @@ class _JointNorm(_Named):
         assert collector.value is not None
         assert collector.projection is not None
         self.gram = _grams(collector.value, collector.projection, extent)
-        # weights of the heads of one batch row seen so far, with the pairs that they are of
-        self._held: list[Tensor] = []
+        # weights of the heads of one batch row so far, (1, rows, keys) each, and the pairs that may attend
+        self._weights: list[Tensor] = []
         self._allowed: list[Tensor] = []
 
     def update(self, block: Block) -> None:
@@ -175,20 +175,20 @@ class _JointNorm(_Named):
                 f"{self.name} cannot follow a method whose pairs differ by head (lsh); use a collector of NormWeighted"
             )
         heads = self.extent.heads
-        for lane in range(block.heads.start, block.heads.stop):
-            own = slice(lane - block.heads.start, lane - block.heads.start + 1)
-            self._held.append(block.weights[own].clone())
+        for head in range(block.heads.start, block.heads.stop):
+            own = slice(head - block.heads.start, head - block.heads.start + 1)
+            self._weights.append(block.weights[own].clone())
             if block.allowed is not None:
                 self._allowed.append(block.allowed[own])
-            if lane % heads == heads - 1:
-                self._join(block, lane // heads)
+            if head % heads == heads - 1:
+                self._join(block, head // heads)
 
     def _join(self, block: Block, batch: int) -> None:
-        """Hand on the norm of one batch row's heads; heads of a tile come one after the other."""
-        p = torch.cat(self._held)
+        """Pass on the norm over the heads of one batch row; the scan makes a tile's heads one after the other."""
+        p = torch.cat(self._weights)
         # pairs of which any head attends
         allowed = torch.stack(self._allowed).any(0) if self._allowed else None
-        self._held, self._allowed = [], []
+        self._weights, self._allowed = [], []
         gram = take(self.gram, slice(batch, batch + 1), block.absolute_keys())[0]
         norms = p.new_empty(1, *p.shape[1:])
         step = max(1, PAIRS // max(1, p.shape[0] * p.shape[1]))
@@ -207,7 +207,7 @@ class _JointNorm(_Named):
 
 
 def _with_weights(block: Block, e: Tensor, allowed: Tensor | None) -> Block:
-    """The block with other exponentials; pairs that may attend stay so, also where the weight is 0."""
+    """The block with exponentials `e` (heads, rows, keys); pairs that may attend still count where `e` is 0."""
     exponents = e.log2().clamp_(min=-1e20)
     if allowed is not None:
         exponents.masked_fill_(~allowed, -1e30)

@@ -76,6 +76,11 @@ class _Entropy(_RowSums):
     def update(self, block: Block) -> None:
         self.add(block, "entropy", _entropy_of(block))
 
+    def values(self) -> Tensor:
+        # where the tiles of a row share a log-sum-exp made before, its rounding (6e-5 at scores of 1,000, in float32)
+        # moves every log p by as much: an entropy of 0 may then come out below 0
+        return super().values().clamp(min=0)
+
 
 def _entropy_of(block: Block) -> Tensor:
     """(heads, rows): the block's share of -sum p log p."""
@@ -97,7 +102,7 @@ class EffectiveKeys(Collector):
 
 class _EffectiveKeys(_Entropy):
     def values(self) -> Tensor:
-        return self.of("entropy").exp()
+        return super().values().exp()
 
 
 @dataclass(frozen=True)
@@ -183,8 +188,8 @@ def _moments(block: Block, powers: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Mass(Collector):
-    """sum of p_ij over some keys: the first `first` of the sequence, those within `window` of the query, or, for
-    `segments` ((start, stop), ...), their union. One of the three; several collectors tell more."""
+    """Sum of p_ij over some keys: the first `first` of the sequence, those within `window` tokens of the query, or the
+    union of `segments` ((start, stop), ...). Exactly one of the three; use several collectors for more."""
 
     first: int | None = None
     window: int | None = None
@@ -262,17 +267,17 @@ class _TopKeys(State[TopK]):
         if count < 1:
             raise InputError(f"expected a count of at least 1, got {count}")
         self.name, self.count, self.extent = name, count, extent
-        # below any weight, so that absent places lose
+        # less than any weight, so that every key comes before an empty place
         self.weight = extent.zeros(extent.queries, count).fill_(-1.0)
         self.index = torch.full(self.weight.shape, -1, dtype=torch.int64, device=extent.device)
 
     def update(self, block: Block) -> None:
-        found, where = block.largest(self.count)
-        keys = expanded(block.absolute_keys(), len(found), found.device)
-        index = keys.unsqueeze(1).expand(-1, found.shape[1], -1).gather(-1, where)
-        weight = torch.exp2(found).mul_(block.inverse)
+        exponents, places = block.largest(self.count)
+        keys = expanded(block.absolute_keys(), len(exponents), exponents.device)
+        index = keys.unsqueeze(1).expand(-1, exponents.shape[1], -1).gather(-1, places)
+        weight = torch.exp2(exponents).mul_(block.inverse)
         if block.masked:
-            absent = found <= -1e29
+            absent = exponents <= -1e29
             weight.masked_fill_(absent, -1.0)
             index = index.masked_fill(absent, -1)
         rows = block.absolute_rows()

@@ -1,1 +1,1 @@
-"""Checkpoints in the formats that they come in, and models built from them; `longlens.load` chooses among them."""
+"""The formats of checkpoints, and the models built from them; `longlens.load` chooses the format."""

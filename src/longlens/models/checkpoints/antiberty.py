@@ -1,4 +1,4 @@
-"""AntiBERTy's weights and vocabulary from its package; none of its code is imported."""
+"""AntiBERTy's weights and vocabulary, read from its installed package without importing its code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INSTALL = "pip install antiberty==0.1.3 --no-deps"
 
 
 def read_antiberty() -> Checkpoint:
-    """The model of the installed package; `CheckpointError` where it is missing or of a version without weights."""
+    """The model of the installed package. Raises `CheckpointError` if it is missing or its version has no weights."""
     spec = importlib.util.find_spec("antiberty")
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"expected the package antiberty, found none; {_INSTALL}")
@@ -36,4 +36,4 @@ def _version() -> str:
     try:
         return f"version {version('antiberty')}"
     except PackageNotFoundError:
-        return "something else of that name"
+        return "another package of that name"

@@ -1,4 +1,4 @@
-"""A model from a checkpoint: every tensor is accounted for, and goes to its place in the wanted dtype one by one."""
+"""Build a model from a checkpoint: every tensor is accounted for and converted to the wanted dtype, one at a time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from longlens.models.checkpoints.tensors import FLOATS
 from longlens.models.language_model import MaskedLM
 from longlens.models.rotary import Rotary
 
-# what is wrong with a checkpoint is listed up to this many tensors
+# a message lists at most this many faulty tensors
 _LISTED = 12
 
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> MaskedLM:
     """The model, its parameters in `dtype` on `device`, frozen.
 
-    Memory beside the model is one tensor of the checkpoint at a time and `tensors.REMAP` bytes. Raises
-    `CheckpointError` for tensors that are missing, extra, of another shape or no floating-point numbers.
+    Beside the model, memory holds one tensor of the checkpoint at a time and `tensors.REMAP` bytes. Raises
+    `CheckpointError` for tensors that are missing, extra, of another shape or not floating-point numbers.
     """
     _refuse_other_sizes(checkpoint)
     _refuse_untied(checkpoint)
@@ -34,7 +34,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     _refuse_other_tensors(checkpoint, table, shapes)
     state = {name: _assemble(checkpoint, sources, shapes[name], dtype, device) for name, sources in table.items()}
     if names.token_type is not None and names.token_type in infos:
-        # every token is of type 0, so its vector is part of every position's
+        # every token is of type 0, so the vector of type 0 is added to every position
         (positions,) = table["encoder.position.weight"]
         first = checkpoint.tensors.read(names.token_type)[0].float()
         whole = checkpoint.tensors.read(positions).float() + first
@@ -49,7 +49,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
 def _assemble(
     checkpoint: Checkpoint, sources: tuple[str, ...], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """One tensor of ours from those of the checkpoint that are stacked in it."""
+    """One tensor of the model from the tensors of the checkpoint that are stacked in it."""
     whole = torch.empty(shape, dtype=dtype, device=device)
     for source, rows in zip(sources, whole.chunk(len(sources)), strict=True):
         rows.copy_(checkpoint.tensors.read(source))
@@ -57,7 +57,7 @@ def _assemble(
 
 
 def _refuse_other_sizes(checkpoint: Checkpoint) -> None:
-    """Hold the configuration against the files before anything is made that is as large as it says."""
+    """Compare the configuration with the files before allocating anything of the sizes that it gives."""
     config, infos = checkpoint.config, checkpoint.tensors.infos
     embedding = infos.get(checkpoint.names.embedding)
     if embedding is None:
@@ -93,28 +93,28 @@ def _refuse_other_tensors(
     checkpoint: Checkpoint, table: dict[str, tuple[str, ...]], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     names, config, infos = checkpoint.names, checkpoint.config, checkpoint.tensors.infos
-    wanted: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for ours, sources in table.items():
         whole = shapes[ours]
-        wanted |= dict.fromkeys(sources, (whole[0] // len(sources), *whole[1:]))
+        expected |= dict.fromkeys(sources, (whole[0] // len(sources), *whole[1:]))
     if names.token_type is not None and names.token_type in infos:
         types = infos[names.token_type].shape
-        wanted[names.token_type] = (max(1, types[0]) if types else 1, config.width)
+        expected[names.token_type] = (max(1, types[0]) if types else 1, config.width)
     if config.positions == "rotary":
         frequencies = [name for name in names.frequency_names(config) if name in infos]
         for name in frequencies:
-            wanted[name] = (config.head_width // 2,)
-    problems = [f"missing {name}" for name in wanted if name not in infos]
-    for name, shape in wanted.items():
+            expected[name] = (config.head_width // 2,)
+    problems = [f"missing {name}" for name in expected if name not in infos]
+    for name, shape in expected.items():
         info = infos.get(name)
         if info is not None and info.shape != shape:
             problems.append(f"{name} of shape {info.shape}, expected {shape}")
         elif info is not None and info.dtype not in FLOATS:
             problems.append(f"{name} of dtype {info.dtype}, expected one of {', '.join(FLOATS)}")
-    known = {*wanted, *(copy for copy, _ in names.tied)}
+    listed = {*expected, *(copy for copy, _ in names.tied)}
     # no name begins with a zero
     ignored = names.ignored or ("\0",)
-    problems += [f"extra {name}" for name in infos if name not in known and not name.startswith(ignored)]
+    problems += [f"extra {name}" for name in infos if name not in listed and not name.startswith(ignored)]
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise CheckpointError(
@@ -123,7 +123,7 @@ def _refuse_other_tensors(
 
 
 def _frequencies(checkpoint: Checkpoint) -> Tensor:
-    """The checkpoint's rotary frequencies, float32; the formula's where it has none."""
+    """The checkpoint's rotary frequencies, float32; those of the formula if it has none."""
     tensors = checkpoint.tensors
     names = [name for name in checkpoint.names.frequency_names(checkpoint.config) if name in tensors.infos]
     if not names:

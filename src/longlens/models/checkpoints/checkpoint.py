@@ -1,25 +1,25 @@
-"""A checkpoint as a reader of one format gives it to `build`."""
+"""The value that the reader of each format hands to `build`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from longlens.io.alphabet import Alphabet
-from longlens.models.checkpoints.names import Names
-from longlens.models.checkpoints.tensors import Tensors
+from longlens.models.checkpoints.names import TensorNames
+from longlens.models.checkpoints.tensors import CheckpointTensors
 from longlens.models.encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where it came from, its tensors under the names of its format, and what they are.
+    """The source, the tensors under the names of their format, and what these names mean.
 
-    `predicts`: whether it has to have the head of a masked language model; otherwise it may.
+    `predicts`: whether the head of a masked language model is required; otherwise it is optional.
     """
 
     source: str
-    tensors: Tensors
-    names: Names
+    tensors: CheckpointTensors
+    names: TensorNames
     config: EncoderConfig
     alphabet: Alphabet
     predicts: bool = True

@@ -1,4 +1,4 @@
-"""transformers' config.json, checked: which architecture it describes, and its sizes."""
+"""The config.json of transformers, checked: the architecture that it describes, and its sizes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM
 from longlens.models.encoder import EncoderConfig
 
-# far above any model; what a file says beyond is refused before anything is allocated
+# far above any model; larger numbers in a file are refused before anything is allocated
 MOST = 10_000_000
 _ELSEWHERE = "other models of transformers run with longlens.hf.attach"
 
 
-class Settings:
-    """The entries of a configuration, each checked when it is asked for. `where` is for messages."""
+class ConfigEntries:
+    """The entries of a configuration, each checked when it is read. `where` is used in messages."""
 
     def __init__(self, entries: Mapping[str, Any], where: str) -> None:
         self.entries = entries
         self.where = where
 
     def size(self, name: str) -> int:
-        """A whole number from 1."""
+        """A whole number of at least 1."""
         if name not in self.entries:
             raise CheckpointError(f"{self.where}: expected an entry {name!r}, found none")
         return self._whole(name, self.entries[name], 1)
 
     def token(self, name: str, default: int, vocabulary: int) -> int:
-        """The number of a token, or `default` where there is no entry."""
+        """The number of a token, or `default` if there is no entry."""
         number = self._whole(name, self.entries.get(name, default), 0)
         if number >= vocabulary:
             raise CheckpointError(f"{self.where}: expected {name} below the vocabulary of {vocabulary}, got {number}")
         return number
 
     def flag(self, name: str) -> bool:
-        """True or false; false where there is no entry."""
+        """True or false; false if there is no entry."""
         value = self.entries.get(name)
         if value is None:
             return False
@@ -47,7 +47,7 @@ class Settings:
         return value
 
     def epsilon(self, name: str, default: float) -> float:
-        """A small positive number."""
+        """A number in (0, 1]."""
         value = self.entries.get(name, default)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not 0 < value <= 1:
@@ -63,7 +63,7 @@ class Settings:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; `CheckpointError` for anything else."""
+    """A JSON object. Raises `CheckpointError` for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def architecture(entries: Mapping[str, Any], folder: Path) -> str:
-    """ "esm" or "bert"; `CheckpointError` that names the architecture otherwise."""
+    """ "esm" or "bert". Raises a `CheckpointError` that names any other architecture."""
     kind = entries.get("model_type")
     if kind in ("esm", "bert"):
         return str(kind)
@@ -88,7 +88,7 @@ def architecture(entries: Mapping[str, Any], folder: Path) -> str:
 
 
 def class_names(entries: Mapping[str, Any]) -> list[str]:
-    """The classes of transformers that wrote the checkpoint, as far as it says."""
+    """The classes of transformers that wrote the checkpoint, if the configuration names them."""
     names = entries.get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
@@ -96,10 +96,10 @@ def class_names(entries: Mapping[str, Any]) -> list[str]:
 def encoder_config(entries: Mapping[str, Any], folder: Path) -> EncoderConfig:
     """The encoder of an ESM-2 or BERT model.
 
-    Raises `CheckpointError` for another architecture, by its name and by the entry that tells it, and for entries that
-    are missing, of a wrong type or absurd.
+    Raises `CheckpointError` for another architecture, naming it and the entry that shows it, and for entries that are
+    missing, of a wrong type or out of range.
     """
-    settings = Settings(entries, str(folder / "config.json"))
+    settings = ConfigEntries(entries, str(folder / "config.json"))
     if architecture(entries, folder) == "esm":
         _refuse_other_esm(settings)
         return rotary_config(_sizes(settings), settings)
@@ -111,8 +111,8 @@ def encoder_config(entries: Mapping[str, Any], folder: Path) -> EncoderConfig:
     )  # fmt: skip
 
 
-def rotary_config(sizes: dict[str, Any], settings: Settings) -> EncoderConfig:
-    """ESM-2's encoder of these sizes."""
+def rotary_config(sizes: dict[str, Any], settings: ConfigEntries) -> EncoderConfig:
+    """The configuration of an ESM-2 encoder of these sizes."""
     if sizes["width"] // sizes["heads"] % 2:
         raise CheckpointError(
             f"{settings.where}: expected an even width of each head for rotary positions, got "
@@ -123,12 +123,12 @@ def rotary_config(sizes: dict[str, Any], settings: Settings) -> EncoderConfig:
 
 
 def check_heads(width: int, heads: int, where: str) -> None:
-    """Raise `CheckpointError` where heads do not share the width evenly."""
+    """Raise `CheckpointError` unless the width is a multiple of the heads."""
     if width % heads:
         raise CheckpointError(f"{where}: expected the width to be a multiple of the heads, got {width} and {heads}")
 
 
-def _sizes(settings: Settings) -> dict[str, Any]:
+def _sizes(settings: ConfigEntries) -> dict[str, Any]:
     sizes: dict[str, Any] = {
         "vocabulary": settings.size("vocab_size"),
         "layers": settings.size("num_hidden_layers"),
@@ -141,7 +141,7 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     return sizes
 
 
-def _refuse_other_esm(settings: Settings) -> None:
+def _refuse_other_esm(settings: ConfigEntries) -> None:
     entries = settings.entries
     learned = "ESM-1b or ESM-1v, whose positions are learned"
     _refuse(
@@ -155,7 +155,7 @@ def _refuse_other_esm(settings: Settings) -> None:
     )  # fmt: skip
 
 
-def _refuse_other_bert(settings: Settings) -> None:
+def _refuse_other_bert(settings: ConfigEntries) -> None:
     entries = settings.entries
     positions = entries.get("position_embedding_type", "absolute")
     _refuse(
@@ -168,7 +168,7 @@ def _refuse_other_bert(settings: Settings) -> None:
     )  # fmt: skip
 
 
-def _refuse(settings: Settings, expected: str, refused: Mapping[str, tuple[bool, str]]) -> None:
+def _refuse(settings: ConfigEntries, expected: str, refused: Mapping[str, tuple[bool, str]]) -> None:
     """`refused`: the entry -> whether it differs, and what that makes of the model."""
     for entry, (differs, name) in refused.items():
         if differs:

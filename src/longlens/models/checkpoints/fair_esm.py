@@ -10,12 +10,12 @@ from typing import Any
 from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM
 from longlens.models.checkpoints.checkpoint import Checkpoint
-from longlens.models.checkpoints.configuration import Settings, check_heads, rotary_config
+from longlens.models.checkpoints.configuration import ConfigEntries, check_heads, rotary_config
 from longlens.models.checkpoints.names import FAIR_ESM
-from longlens.models.checkpoints.tensors import TensorFile, Tensors, TorchFile, read_torch_values
+from longlens.models.checkpoints.tensors import CheckpointTensors, TensorFile, TorchFile, read_torch_values
 from longlens.models.encoder import EncoderConfig
 
-# the architectures of fair-esm's older files, as they name themselves
+# names of architectures in fair-esm's older files
 _OTHER_MODELS = {
     "roberta_large": "ESM-1b or ESM-1v, whose positions are learned",
     "protein_bert_base": "ESM-1",
@@ -25,13 +25,13 @@ _OTHER_MODELS = {
 
 
 def read_fair_esm(path: Path) -> Checkpoint:
-    """An ESM-2 file. Raises `CheckpointError` for another model's, by its name, and for a broken one."""
+    """An ESM-2 file. Raises `CheckpointError` for the file of another model, which it names, and for a broken file."""
     config = _config(read_torch_values(path), path)
     files: list[TensorFile] = [TorchFile(path, lambda content: content["model"])]
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.is_file():
         files.append(TorchFile(regression, lambda content: content["model"]))
-    tensors = Tensors(files, lambda name: name.removeprefix("encoder.").removeprefix("sentence_encoder."))
+    tensors = CheckpointTensors(files, lambda name: name.removeprefix("encoder.").removeprefix("sentence_encoder."))
     return Checkpoint(str(path), tensors, FAIR_ESM, config, ESM)
 
 
@@ -41,7 +41,7 @@ def _config(content: Any, path: Path) -> EncoderConfig:
     entries = vars(model) if isinstance(model, argparse.Namespace) else model
     if not isinstance(entries, Mapping) or not isinstance(content.get("model"), Mapping):
         raise CheckpointError(f"{path}: expected a fair-esm file of ESM-2, with cfg.model, got {_kind(content)}")
-    settings = Settings(entries, f"{path}, cfg.model")
+    settings = ConfigEntries(entries, f"{path}, cfg.model")
     width, heads = settings.size("encoder_embed_dim"), settings.size("encoder_attention_heads")
     check_heads(width, heads, settings.where)
     sizes = {
@@ -55,7 +55,7 @@ def _config(content: Any, path: Path) -> EncoderConfig:
 
 
 def _kind(content: Any) -> str:
-    """What a file holds instead, in words."""
+    """A description of the contents of a file that is not ESM-2, for messages."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     names = [str(name) for name in content]
@@ -64,7 +64,7 @@ def _kind(content: Any) -> str:
         return f"{_OTHER_MODELS.get(str(arch), 'another model')} (arch {arch!r:.40})"
     inner = content.get("model")
     if isinstance(inner, Mapping) and inner and all("contact_head" in str(name) for name in inner):
-        return "a contact regression alone; give the file of the model, beside which it lies"
+        return "a contact regression alone; give the file of the model in the same folder"
     if any(name.endswith(("embed_tokens.weight", "word_embeddings.weight")) for name in names):
         return "tensors without a configuration; give a folder with config.json"
     return f"keys {', '.join(sorted(names)[:10]) or 'none'}"

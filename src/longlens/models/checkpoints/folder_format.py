@@ -1,4 +1,4 @@
-"""transformers' folders: config.json, vocab.txt, and weights as safetensors or `.bin`, whole or in shards."""
+"""Folders in transformers' format: config.json, vocab.txt, and weights as safetensors or `.bin`, also in shards."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM, Alphabet
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.configuration import architecture, class_names, encoder_config, read_json
-from longlens.models.checkpoints.names import TRANSFORMERS_BERT, TRANSFORMERS_ESM, Names
-from longlens.models.checkpoints.tensors import SafetensorsFile, TensorFile, Tensors, TorchFile
+from longlens.models.checkpoints.names import TRANSFORMERS_BERT, TRANSFORMERS_ESM, TensorNames
+from longlens.models.checkpoints.tensors import CheckpointTensors, SafetensorsFile, TensorFile, TorchFile
 
 _FORMATS: tuple[tuple[str, type[SafetensorsFile] | type[TorchFile]], ...] = (
     ("model.safetensors", SafetensorsFile),
@@ -18,7 +18,7 @@ _FORMATS: tuple[tuple[str, type[SafetensorsFile] | type[TorchFile]], ...] = (
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """ESM-2 and BERT, with any head or none.
+    """Read ESM-2 or BERT, with any head or without one.
 
     Raises `CheckpointError` for another architecture, and for files that are missing or broken.
     """
@@ -36,26 +36,26 @@ def read_folder(folder: Path) -> Checkpoint:
     return Checkpoint(str(folder), read_tensors(folder, names), names, config, alphabet, predicts)
 
 
-def read_tensors(folder: Path, names: Names) -> Tensors:
-    """The tensors of a folder's files, under the names of a model that has its encoder inside."""
+def read_tensors(folder: Path, names: TensorNames) -> CheckpointTensors:
+    """The tensors of a folder's files, under the names that they have in a model with a head."""
     files = _open_files(folder)
     bare = names.embedding.removeprefix(names.prefix)
     alone = any(bare in file.infos for file in files)
 
     def rename(name: str) -> str:
-        # LayerNorm's parameters in the oldest checkpoints
+        # names of LayerNorm's parameters in the oldest checkpoints
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         return f"{names.prefix}{name}" if alone and name.startswith(_ENCODER_PARTS) else name
 
-    return Tensors(files, rename)
+    return CheckpointTensors(files, rename)
 
 
-# what an encoder without its prefix has
+# the names in a checkpoint of the encoder alone have no prefix
 _ENCODER_PARTS = ("embeddings.", "encoder.", "rotary_embeddings.", "contact_head.", "pooler.")
 
 
 def bert_alphabet(vocabulary: Path) -> Alphabet:
-    """The tokens of a vocab.txt; `CheckpointError` where special ones are missing."""
+    """The tokens of a vocab.txt. Raises `CheckpointError` if special tokens are missing."""
     if not vocabulary.is_file():
         raise CheckpointError(f"expected a vocabulary at {vocabulary}, found none")
     try:
@@ -82,13 +82,13 @@ def _open_files(folder: Path) -> list[TensorFile]:
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names, all of them in its own folder."""
+    """The files that an index names, which must be in the folder of the index."""
     entries = read_json(index).get("weight_map")
     if not isinstance(entries, dict) or not entries or not all(isinstance(file, str) for file in entries.values()):
         raise CheckpointError(f"{index}: expected weight_map to map tensors to files; fetch it again")
     shards = sorted(set(entries.values()))
     for shard in shards:
-        # a name with a folder, a drive or `..` leads elsewhere, on any system
+        # a name with a folder, a drive or `..` leads to another folder, on any system
         if PureWindowsPath(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index}: expected names of files beside it, got {shard!r:.80}")
         if not (index.parent / shard).is_file():

@@ -1,7 +1,7 @@
-"""What each kind of checkpoint calls our tensors: transformers' ESM and BERT, and fair-esm.
+"""The names of the tensors of `MaskedLM` in each kind of checkpoint: transformers' ESM and BERT, and fair-esm.
 
-A table says, for each tensor of `MaskedLM`, which tensors of the checkpoint make it: one, or three that are stacked
-(queries, keys, values). So reading is complete by construction: what no line names is extra.
+A table gives, for each tensor of `MaskedLM`, the tensors of the checkpoint that make it up: one, or three that are
+stacked (queries, keys, values). Reading is therefore complete: a tensor that no line names is reported as extra.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from longlens.models.encoder import EncoderConfig
 
 
 @dataclass(frozen=True)
-class Names:
+class TensorNames:
     """The names of one kind of checkpoint; `{i}` stands for the layer.
 
     `prefix` begins the encoder's names; checkpoints of the encoder alone leave it out. `frequencies`: rotary
@@ -36,9 +36,9 @@ class Names:
     def table(
         self, config: EncoderConfig, *, predicts: bool = True, contacts: bool = True
     ) -> dict[str, tuple[str, ...]]:
-        """Our name -> the checkpoint's names, frequencies apart.
+        """Name in `MaskedLM` -> names in the checkpoint, without the frequencies.
 
-        `predicts`: with the language model's head. `contacts`: with that of contacts, in formats that have one.
+        `predicts`: with the language model's head. `contacts`: with the contact head, in formats that have one.
         """
         table: dict[str, tuple[str, ...]] = {"encoder.embedding.weight": (self.embedding,)}
         if self.position:
@@ -54,7 +54,7 @@ class Names:
         return table | (self.head_table() if predicts else {})
 
     def head_table(self) -> dict[str, tuple[str, ...]]:
-        """The part of `table` that is the language model's head."""
+        """The tensors of `table` that belong to the language model's head."""
         dense: dict[str, tuple[str, ...]] = {
             f"head.{ours}.{kind}": (f"{self.head[ours]}.{kind}",)
             for kind in ("weight", "bias")
@@ -63,13 +63,13 @@ class Names:
         return dense | {"head.bias": (self.head["bias"],)}
 
     def frequency_names(self, config: EncoderConfig) -> list[str]:
-        """Every place where rotary frequencies may stand."""
+        """Every name that rotary frequencies may have."""
         return [name.format(i=i) for name in self.frequencies for i in range(config.layers)]
 
 
 _HF_LAYER = "encoder.layer.{i}."
 
-TRANSFORMERS_ESM = Names(
+TRANSFORMERS_ESM = TensorNames(
     embedding="esm.embeddings.word_embeddings.weight",
     norm="esm.encoder.emb_layer_norm_after",
     qkv=tuple(f"esm.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ TRANSFORMERS_ESM = Names(
     head={"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
     contact="esm.contact_head.regression",
     prefix="esm.",
-    # transformers 4; 5 in memory; 5 on disk, with the star as it stands (seen in 5.23)
+    # transformers 4; transformers 5 in memory; 5 on disk, where the name has a literal star (as of 5.23)
     frequencies=(
         f"esm.{_HF_LAYER}attention.self.rotary_embeddings.inv_freq",
         "esm.rotary_embeddings.inv_freq",
@@ -93,11 +93,11 @@ TRANSFORMERS_ESM = Names(
         ("lm_head.decoder.weight", "esm.embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
-    # learned positions stand in rotary checkpoints too, unused; classifiers of sequences and of residues
+    # rotary checkpoints have unused learned positions too; classifiers of sequences and of residues
     ignored=("esm.embeddings.position_ids", "esm.embeddings.position_embeddings.", "esm.pooler.", "classifier."),
 )
 
-TRANSFORMERS_BERT = Names(
+TRANSFORMERS_BERT = TensorNames(
     embedding="bert.embeddings.word_embeddings.weight",
     norm="bert.embeddings.LayerNorm",
     qkv=tuple(f"bert.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ TRANSFORMERS_BERT = Names(
     ),
 )  # fmt: skip
 
-FAIR_ESM = Names(
+FAIR_ESM = TensorNames(
     embedding="embed_tokens.weight",
     norm="emb_layer_norm_after",
     qkv=tuple(f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint's files: what there is, then one tensor at a time, so that no second copy is in memory.
+"""The tensors of a checkpoint's files: first a list of them, then one at a time, so that no second copy is in memory.
 
-Files are mapped. Pages of a mapping count as memory of the process once they were read, so that a file is mapped anew
-after every `REMAP` bytes.
+Files are memory-mapped. Pages that were read count as memory of the process, so a file is mapped again after every
+`REMAP` bytes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _ZIP = b"PK\x03\x04"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of a tensor; `dtype` is torch's word where torch has one."""
+    """Shape and dtype of a tensor in a file; `dtype` is torch's name for it if torch has one."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 class TensorFile(ABC):
-    """The tensors of one file. Whatever is wrong with it is a `CheckpointError`."""
+    """The tensors of one file. Every fault of the file raises `CheckpointError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class TensorFile(ABC):
         self.infos: Mapping[str, TensorInfo] = self._guarded(self._describe)
 
     def read(self, name: str) -> Tensor:
-        """A tensor, on the CPU, as the file has it. Let go of it before the next is read."""
+        """A tensor, on the CPU, in the dtype of the file. Drop it before the next one is read."""
         if self._touched >= REMAP and self._is_mapped():
             self._opened, self._touched = None, 0
             self._opened = self._guarded(self._open)
@@ -60,7 +60,7 @@ class TensorFile(ABC):
         except FileNotFoundError:
             raise CheckpointError(f"expected a file of weights at {self.path}, found none") from None
         except Exception as error:
-            # readers of formats that a stranger's file may break in any way raise errors of any type
+            # a broken file may make the readers raise exceptions of any type
             raise CheckpointError(f"{self.path}: {_reason(error)}") from error
 
     @abstractmethod
@@ -77,7 +77,7 @@ class TensorFile(ABC):
 
     @abstractmethod
     def _is_mapped(self) -> bool:
-        """Whether opening the file again costs little and gives memory back."""
+        """Whether opening the file again is cheap and releases memory."""
 
 
 class SafetensorsFile(TensorFile):
@@ -102,10 +102,10 @@ class SafetensorsFile(TensorFile):
 
 
 class TorchFile(TensorFile):
-    """What `torch.save` wrote: `.bin` and `.pt`. Nothing in it is run: plain values and tensors alone are read.
+    """A file written by `torch.save`: `.bin` or `.pt`. No code in it is run: only plain values and tensors are read.
 
-    `select` takes the dictionary of tensors out of the file's content. Files of before PyTorch 1.6 cannot be mapped:
-    all of one is in memory while it is read.
+    `select` takes the dictionary of tensors out of the file's content. Files from before PyTorch 1.6 cannot be
+    memory-mapped and are read into memory whole.
     """
 
     def __init__(self, path: Path, select: Callable[[Any], Any] = lambda content: content) -> None:
@@ -147,10 +147,10 @@ class TorchFile(TensorFile):
         return _is_zip(self.path)
 
 
-class Tensors:
+class CheckpointTensors:
     """The tensors of all files of a checkpoint, by name. `rename` is applied to each name.
 
-    Raises `CheckpointError` where two tensors have one name.
+    Raises `CheckpointError` if two tensors have the same name.
     """
 
     def __init__(self, files: Iterable[TensorFile], rename: Callable[[str], str] = str) -> None:
@@ -168,7 +168,7 @@ class Tensors:
                 self._places[name] = file, original
 
     def read(self, name: str) -> Tensor:
-        """A tensor, on the CPU. Let go of it before the next is read."""
+        """A tensor, on the CPU. Drop it before the next one is read."""
         file, original = self._places[name]
         return file.read(original)
 
@@ -181,7 +181,7 @@ def read_torch(path: Path) -> Any:
 
 
 def read_torch_values(path: Path) -> Any:
-    """`read_torch`, with `CheckpointError` for whatever is wrong with the file."""
+    """`read_torch`, where every fault of the file raises `CheckpointError`."""
     try:
         return read_torch(path)
     except MemoryError:
@@ -196,7 +196,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong with a file, in one line out of torch's many."""
+    """One line that says what is wrong with a file, from torch's longer message."""
     message = str(error)
     if refused := re.search(r"GLOBAL ([\w.]+)", message):
         return (

@@ -23,9 +23,19 @@ class CosFormer(Method):
 
         w_ij = relu(q_i) . relu(k_j) cos(pi (i - j) / 2M),    o_i = sum_j w_ij v_j / sum_j w_ij
 
-    split as cos(a - b) = cos a cos b + sin a sin b into 2 D features. Qin et al. 2022, arXiv:2202.08791, section 3.2.
-    Time O(N D Dv), state 2D x (Dv + 1) to a head; causal in chunks. A row of weights that is all 0 (no common
-    positive entry) gives 0, where the paper's code divides by an epsilon.
+    with the cosine split into 2 D features. Qin et al. 2022, arXiv:2202.08791, section 3.2. Time O(N D Dv), state
+    2D x (Dv + 1) to a head; causal in chunks. A row of weights that is all 0 (no positive entry in common with a key
+    nearer than M) gives 0, where the paper's code divides by an epsilon.
+
+    The paper splits cos(a - b) = cos a cos b + sin a sin b. Of queries before the first key one product is negative,
+    and where all weights are 0 the sum leaves rounding errors, which the normaliser would blow up. So, with e the angle
+    of the last key,
+
+        cos(a - b) = (cos(a - e) sin b + cos a sin(e - b)) / sin e,
+
+    in which no term is negative, for angles b of keys from 0 to e and angles a that are within pi/2 of all of them.
+    Causal attention keeps e = pi/2, which is the paper's split: the last key is the future, and no query that sees a
+    key stands before the first.
 
     M, the paper's maximal length, is `horizon`. None means the length of the keys, from the first to the last that the
     key mask keeps, so that padding on either side changes nothing. Queries further than M from a key (more queries than
@@ -63,10 +73,14 @@ class CosFormer(Method):
         )
 
     def _build(self, inputs: Inputs, dtype: torch.dtype) -> Features:
-        of_query, of_key = self._angles(inputs)
+        query, key, last, span = self._steps(inputs)
+        # a single key has no sine to divide by, and takes the paper's split
+        end = span if inputs.causal else torch.where(last > 0, last, span)
+        of_query = (_cosine(query - end, span), _cosine(query, span))
+        of_key = (_sine(key, span) / _sine(end, span), _sine(end - key, span) / _sine(end, span))
         return _Cosine(
-            (of_query.cos().to(dtype), of_query.sin().to(dtype)),
-            (of_key.cos().to(dtype), of_key.sin().to(dtype)),
+            (of_query[0].to(dtype), of_query[1].to(dtype)),
+            (of_key[0].to(dtype), of_key[1].to(dtype)),
             inputs.scale < 0,
             dtype,
         )
@@ -75,11 +89,12 @@ class CosFormer(Method):
         """The weights as an N x N matrix."""
         sign = -1 if inputs.scale < 0 else 1
         kernel = (sign * inputs.query).relu() @ repeat_heads(inputs.key, inputs).relu().mT
-        of_query, of_key = (angle.squeeze(2) for angle in self._angles(inputs))
-        return reference_attention(kernel * torch.cos(of_query - of_key.mT).to(kernel.dtype), inputs)
+        query, key, _, span = (steps.squeeze(2) for steps in self._steps(inputs))
+        return reference_attention(kernel * _cosine(query - key.mT, span).to(kernel.dtype), inputs)
 
-    def _angles(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """pi p / 2M of queries and of keys, positions p counted from the first kept key: (B, 1, 1, N, 1) float64."""
+    def _steps(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Whole numbers that count from the first kept key: positions of queries, positions of keys, each
+        (B, 1, 1, N, 1), position of the last kept key and M, each (B, 1, 1, 1, 1); B is 1 without a key mask."""
         device = inputs.query.device
         q = torch.arange(inputs.queries, device=device).unsqueeze(0) + inputs.offset
         k = torch.arange(inputs.keys, device=device).unsqueeze(0)
@@ -92,8 +107,8 @@ class CosFormer(Method):
         near = torch.minimum(q - first, span)
         if not inputs.causal:
             near = torch.maximum(near, last - first - span)
-        factor = math.pi / (2 * span.double())
-        return (near * factor)[:, None, None, :, None], ((k - first) * factor)[:, None, None, :, None]
+        query, key, end, quarter = (steps[:, None, None, :, None] for steps in (near, k - first, last - first, span))
+        return query, key, end, quarter
 
     def peak_elements(self, inputs: Inputs) -> int:
         """Predicted scratch of a forward pass: blocks, and tables of angles."""
@@ -114,6 +129,17 @@ class _Cosine(Features):
 
     def key(self, block: Tensor, start: int) -> Sums:
         return _turned(block.relu(), self.of_key, start), None
+
+
+def _cosine(steps: Tensor, span: Tensor) -> Tensor:
+    """cos(pi steps / 2 span) in float64, exactly 0 at a quarter turn."""
+    cosine = torch.cos(steps * (math.pi / (2 * span.double())))
+    return cosine.masked_fill_(steps.abs() == span, 0.0)
+
+
+def _sine(steps: Tensor, span: Tensor) -> Tensor:
+    """sin(pi steps / 2 span) in float64."""
+    return torch.sin(steps * (math.pi / (2 * span.double())))
 
 
 def _turned(block: Tensor, tables: tuple[Tensor, Tensor], start: int) -> Tensor:

@@ -59,13 +59,9 @@ def attend(inputs: Inputs) -> AttentionOutput:
         mask = (inputs.key_mask | ~filled)[:, None, None, :]
     lse = None
     if inputs.device_type == "cpu":
-        if query.dtype == torch.float16:
-            # CPUs multiply float16 slowly: by way of float32 it takes half the time, and is more exact
-            query, key, value = query.float(), key.float(), value.float()
         if mask is not None:
             mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
         output, lse = attend_cpu(query, key, value, inputs.scale, causal=inputs.causal, mask=mask)
-        output = output.to(inputs.query.dtype)
         output, lse = _pass_on_nan(inputs.query, output, lse)
     else:
         output = F.scaled_dot_product_attention(
@@ -80,11 +76,9 @@ def attend(inputs: Inputs) -> AttentionOutput:
 
 
 def scratch_elements(inputs: Inputs) -> int:
-    """What padding to one width, and float32 in place of float16, hold, in elements of the inputs' dtype."""
+    """What padding to one width holds, in elements of the inputs' dtype."""
     width = max(inputs.query.shape[3], inputs.value.shape[3])
     rows = [tensor.numel() // tensor.shape[3] for tensor in (inputs.query, inputs.key, inputs.value, inputs.query)]
-    if inputs.device_type == "cpu" and inputs.query.dtype == torch.float16:
-        return 2 * width * sum(rows)
     short = width - inputs.value.shape[3]
     if short > 0:
         return width * (rows[2] + rows[3])

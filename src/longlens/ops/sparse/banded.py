@@ -2,7 +2,7 @@
 
 Block b of R queries meets keys b R - left .. (b + 1) R + right. As views with overlapping strides, all these ranges
 are one batch of small attentions that share one mask; the fused kernel runs them in a single call and nothing is
-copied. In float32 on a CPU that is faster than one tile after another; in half precision the tiles are.
+copied. On a CPU that is faster than one tile after another.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from longlens.ops.fused_cpu import attend_cpu, cpu_serves
 from longlens.ops.inputs import Inputs
 from longlens.ops.sparse.strata import Intervals, Stratum
 from longlens.ops.tiles.grid import sparse_shape
+from longlens.ops.tiles.kernel import wide_dtype
 
 # queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
 ROWS = 32
@@ -30,8 +31,7 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
     band = strata[0].band if len(strata) == 1 and isinstance(strata[0], Intervals) else None
     serves = (
         inputs.device_type == "cpu"
-        and inputs.query.element_size() >= 4
-        and cpu_serves(inputs.query.dtype)
+        and cpu_serves(wide_dtype(inputs.query.dtype))
         and inputs.rule is None
         and inputs.key_mask is None
         and inputs.bias is None
@@ -53,6 +53,8 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
         offset, groups = inputs.offset, inputs.groups
         # the fused kernel reads rows of adjacent numbers
         q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
+        # by way of float32 also for half inputs: bands are so small that the kernel's own casts would take longer
+        q, k, v = (tensor.to(wide_dtype(tensor.dtype)) for tensor in (q, k, v))
         # rows in whole blocks with all their keys inside 0..Nk, starting where the tiles' blocks start
         start = -(-max(0, left - offset) // 64) * 64
         stop = min(inputs.queries, inputs.keys - right - offset)

@@ -22,7 +22,7 @@ from torch import Tensor
 from longlens.ops.tiles.forward import sinks_by_head
 from longlens.ops.tiles.grid import Tile
 from longlens.ops.tiles.index import add, take
-from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain, wide_dtype
+from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain, wide_dtype, wide_product
 from longlens.ops.tiles.problem import TiledProblem
 from longlens.ops.tiles.scratch import Scratch
 
@@ -96,8 +96,9 @@ class _Gradients:
             if slope is not None:
                 d_s = d_s.mul_(slope)
             d_s, keys = kernel.fold(d_s).to(dtype), kernel.keys(piece)
-            add(self.d_k, kernel.kv_heads, keys, torch.bmm(d_s.transpose(1, 2), kernel.q.to(dtype)))
-            part = torch.bmm(d_s, take(self.k, kernel.kv_heads, keys)).to(self.d_q.dtype)
+            d_keys = wide_product(d_s.transpose(1, 2), kernel.q).to(self.d_k.dtype)
+            add(self.d_k, kernel.kv_heads, keys, d_keys.mul_(inputs.scale))
+            part = wide_product(d_s, take(self.k, kernel.kv_heads, keys)).to(self.d_q.dtype)
             d_rows = part if d_rows is None else d_rows.add_(part)
         if d_rows is not None:
             add(self.d_q, kernel.heads, kernel.rows, kernel.unfold(d_rows).mul_(inputs.scale))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longlens.ops.inputs import Inputs
-from longlens.ops.tiles.grid import Piece, Tile
+from longlens.ops.tiles.grid import Tile
 from longlens.ops.tiles.index import Index, of_heads, put, size, take
 from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain, wide_dtype
 from longlens.ops.tiles.problem import TiledProblem
@@ -165,10 +165,7 @@ class _Unshifted:
         # key heads whose scores have been small so far
         self._small = [fits and plain and inputs.sinks is None] * v.shape[0]
         self._values = v
-        self._summed = v.shape[2] % COLUMNS != 0
-        if any(self._small) and self._summed:
-            # one product gives both the weighted sum and the sum of the weights
-            v = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2)
+        if any(self._small) and v.shape[2] % COLUMNS:
             self._values = F.pad(v, (0, -v.shape[2] % COLUMNS))
 
     def attend(self, tile: Tile, kv_heads: slice, buffer: OutputBuffer) -> bool:
@@ -177,8 +174,11 @@ class _Unshifted:
             return False
         in_bits = self._inputs.scale * math.log2(math.e)
         kernel = TileKernel(self._inputs, self._q, self._k, kv_heads, tile.rows, self._scratch, scale=in_bits)
-        sums, total = self._sums(kernel, tile.pieces[0])
-        dead = kernel.dead(tile.pieces[0])
+        (piece,) = tile.pieces
+        e = kernel.scores(piece).exp2_()
+        total = e.sum(-1, keepdim=True)
+        sums = kernel.times(e, self._values, piece)[..., : self._width]
+        dead = kernel.dead(piece)
         if dead is not None:
             total.masked_fill_(dead, 1.0)
         # neither too large for the format, nor so small that a weight that counts was lost
@@ -187,11 +187,3 @@ class _Unshifted:
             return False
         buffer.write(kernel.rows, kernel.heads, sums.div_(total))
         return True
-
-    def _sums(self, kernel: TileKernel, piece: Piece) -> tuple[Tensor, Tensor]:
-        """sum_j e_j v_j (heads, rows, Dv) and sum_j e_j (heads, rows, 1)."""
-        e = kernel.scores(piece).exp2_()
-        sums = kernel.times(e, self._values, piece)
-        if self._summed:
-            return sums[..., : self._width], sums[..., self._width : self._width + 1]
-        return sums, e.sum(-1, keepdim=True, dtype=torch.float32)

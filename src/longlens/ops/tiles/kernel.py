@@ -29,12 +29,22 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scores and weights for inputs of `dtype`: the one place that decides it.
+    """The dtype of scores, softmax and the gradients of scores for inputs of `dtype`: the one place that decides it.
 
-    Everything here follows: queries and keys are cast to it for the scores, and weights and the gradients of scores
-    back to the inputs' dtype for their products.
+    Wide: scores rounded to half precision would be off by up to 0.1 where they reach 30, and every weight with them.
+    Weights and gradients are rounded to the inputs' dtype for their products alone.
     """
-    return dtype
+    return wide_dtype(dtype)
+
+
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left (heads, m, x) times right (heads, x, n). Halves on CUDA give float32, which neither rounds nor overflows.
+
+    On a CPU no product of halves gives float32: they give their own dtype, summed in float32.
+    """
+    if left.is_cuda and left.element_size() == 2:
+        return torch.bmm(left, right, out_dtype=torch.float32)
+    return torch.bmm(left, right)
 
 
 def head_groups(inputs: Inputs, tile: Tile, kv_heads: int, scores: int) -> Iterator[slice]:
@@ -79,8 +89,8 @@ class TileKernel:
         self.heads = slice(kv_heads.start * groups, kv_heads.stop * groups)
         self.rows = of_heads(rows, self.heads)
         self.dtype = score_dtype(q.dtype)
-        scaled = take(q, self.heads, self.rows).to(self.dtype) * (inputs.scale if scale is None else scale)
-        self.q = self.fold(scaled)
+        self.q = self.fold(take(q, self.heads, self.rows))
+        self._scale = inputs.scale if scale is None else scale
         self._count = size(rows)
         self._scratch = scratch
         self._generator: torch.Generator | None = None
@@ -107,8 +117,12 @@ class TileKernel:
 
     def capped(self, piece: Piece) -> Tensor:
         """cap(scale q . k): (heads, rows, keys), before bias and masks."""
-        keys = take(self.k, self.kv_heads, self.keys(piece)).to(self.dtype)
-        scores = self._product(self.q, keys.transpose(1, 2), "scores")
+        keys = take(self.k, self.kv_heads, self.keys(piece)).transpose(1, 2)
+        if keys.is_cuda and keys.dtype != self.dtype:
+            scores = self.unfold(wide_product(self.q, keys)).mul_(self._scale)
+        else:
+            # no product of halves gives float32 on a CPU
+            scores = self._product(self.q.to(self.dtype) * self._scale, keys.to(self.dtype), "scores")
         if self.inputs.softcap is not None:
             scores.div_(self.inputs.softcap).tanh_().mul_(self.inputs.softcap)
         return scores
@@ -161,9 +175,13 @@ class TileKernel:
         return out.div_(total.masked_fill(total == 0, 1.0)), lse.squeeze(-1)
 
     def times(self, weights: Tensor, v: Tensor, piece: Piece) -> Tensor:
-        """Weights (heads, rows, keys) times values: (heads, rows, Dv), in the values' dtype."""
+        """Weights (heads, rows, keys) times values: (heads, rows, Dv), of the dtype that `wide_product` gives.
+
+        Weights that are not normalised yet may sum to thousands, and their products with values of float16 to more
+        than it holds: on CUDA the result is float32. On a CPU the inputs are never float16 here.
+        """
         values = take(v, self.kv_heads, self.keys(piece))
-        return self.unfold(torch.bmm(self.fold(weights).to(v.dtype), values))
+        return self.unfold(wide_product(self._rounded(self.fold(weights), v.dtype), values))
 
     def dead(self, piece: Piece) -> Tensor | None:
         """(heads|1, rows, 1) bool: rows with nothing to attend to; None where there are none."""
@@ -184,7 +202,8 @@ class TileKernel:
         # a draw of 64 bits serves four weights: PyTorch's CPU generator is serial and would dominate otherwise
         words = torch.empty(-(-weights.numel() // 4), dtype=torch.int64, device=weights.device)
         bits = words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: weights.numel()]
-        lost = round(self.inputs.dropout * 65_536)
+        # at least one weight in 65,536 is kept, or what is kept could not be scaled up
+        lost = min(65_535, round(self.inputs.dropout * 65_536))
         return (bits >= lost - 32_768).view(weights.shape).to(weights.dtype).mul_(65_536 / (65_536 - lost))
 
     # ---- gradients
@@ -206,14 +225,18 @@ class TileKernel:
         where the piece holds every key.
         """
         values = take(v, self.kv_heads, self.keys(piece))
-        d_weights = self._product(d_o, values.transpose(1, 2), "gradients").to(weights.dtype)
+        if d_o.is_cuda and d_o.dtype != self.dtype:
+            d_weights = self.unfold(wide_product(d_o, values.transpose(1, 2)))
+        else:
+            d_weights = self._product(d_o, values.transpose(1, 2), "gradients").to(weights.dtype)
         if self._generator is None:
             dropped = weights
         else:
             survivors = self._survivors(weights)
             dropped = weights * survivors
             d_weights.mul_(survivors)
-        add(d_v, self.kv_heads, self.keys(piece), torch.bmm(self.fold(dropped).to(d_o.dtype).transpose(1, 2), d_o))
+        dropped = self._rounded(self.fold(dropped), d_o.dtype)
+        add(d_v, self.kv_heads, self.keys(piece), wide_product(dropped.transpose(1, 2), d_o))
         if u is None:
             # p (dp - sum_j p dp), fused
             return torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
@@ -230,6 +253,12 @@ class TileKernel:
         """left (key heads, G rows, x) times right (key heads, x, keys), unfolded, in the scratch memory `name`."""
         shape = (*left.shape[:2], right.shape[2])
         return self.unfold(torch.bmm(left, right, out=self._scratch.empty(name, shape, left.dtype)))
+
+    def _rounded(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tile in the dtype of its products; itself, or in scratch memory."""
+        if tensor.dtype == dtype:
+            return tensor
+        return self._scratch.empty("rounded", tensor.shape, dtype).copy_(tensor)
 
     def _positions(self, piece: Piece) -> tuple[Tensor, Tensor]:
         device = self.k.device

@@ -27,7 +27,7 @@ from longlens.jobs.memory import (
     refuse_large_model,
     total_limit,
 )
-from longlens.jobs.plan import Outputs
+from longlens.jobs.plan import BatchOutputs
 from longlens.models.language_model import MaskedLM
 from longlens.models.pretrained import load, save
 
@@ -66,13 +66,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.memory
 @pytest.mark.skipif(sys.platform != "linux", reason="RSS is counted in another way")
 def test_a_process_stays_within_its_limit_and_near_its_plan(folder):
-    common = (folder / "p.fasta", "-m", folder / "weights", "--max-memory", "600M")
+    common = (folder / "p.fasta", "-m", folder / "weights", "--max-memory", "700M")
     _, _, text = measured("plan", *common)
     amount, unit = re.search(r"about ([\d.]+) (MiB|GiB) for the whole process", text).groups()
     planned = float(amount) * {"MiB": 2**20, "GiB": 2**30}[unit]
     code, peak, text = measured("embed", *common, "-o", folder / "out")
     assert code == 0, text
-    assert peak <= 600 * MIB
+    assert peak <= 700 * MIB
     # 100 MiB less where the files of libraries are not in the page cache: fewer of their pages are mapped then
     assert planned / 1.5 <= peak <= planned
     # not even the weights fit: said before they are read
@@ -98,7 +98,7 @@ def test_parameters_are_counted_from_the_configuration(folder):
 def test_limits_leave_room_for_all_that_comes_beside_a_batch(folder):
     cpu = torch.device("cpu")
     size = model_size(folder / "weights", "float32", "cpu")
-    peak = predict_peak(size, 4000, Outputs(0, 1))
+    peak = predict_peak(size, 4000, BatchOutputs(0, 1))
     assert peak.total == peak.libraries + peak.weights + max(peak.loading, peak.batch, peak.writing)
     held = 500 * MIB
     room = batch_limit(2**30, held, cpu)

@@ -1,0 +1,66 @@
+"""The result object of `longlens.contacts`: the pairs or the map of each protein."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longlens.jobs.table_results import TableResults
+from longlens.report.tables import to_frame
+
+
+class ContactMaps(TableResults):
+    """Contacts of proteins, in a folder (`folder`); `table` has a row for each record.
+
+    maps["P12345"]                              # what was kept: "i", "j" (from 1), "probability", each (M,)
+    maps.matrix("P12345")                       # (L, L), symmetric, 0 where a pair was not kept
+    maps.to_frame()                             # pandas: a row for each pair that was kept
+    """
+
+    kind = "contact maps"
+
+    def __getitem__(self, protein: str | int) -> dict[str, NDArray[Any]]:
+        """The pairs of a protein, i < j; with the option `top` also j < i."""
+        path = self._path(protein)
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            return {name: table[name].to_numpy() for name in ("i", "j", "probability")}
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                return {"i": file["row"] + 1, "j": file["col"] + 1, "probability": file["data"]}
+        matrix = self.matrix(protein)
+        i, j = np.triu_indices(len(matrix), 1)
+        return {"i": i + 1, "j": j + 1, "probability": matrix[i, j]}
+
+    def matrix(self, protein: str | int) -> NDArray[Any]:
+        """(L, L), symmetric; 0 for pairs that were not kept. It takes 4 L^2 bytes."""
+        path = self._path(protein)
+        if path.suffix == ".zarr":
+            import zarr
+
+            array: Any = zarr.open_array(path, mode="r")
+            return np.asarray(array[:])
+        length, pairs = self.row(protein)["length"], self[protein]
+        whole = np.zeros((length, length), np.float32)
+        i, j = pairs["i"] - 1, pairs["j"] - 1
+        whole[i, j] = whole[j, i] = pairs["probability"]
+        return whole
+
+    def to_frame(self) -> Any:
+        """A pandas data frame: id, i, j (from 1) and probability of every pair. Needs the extra `notebook`."""
+        pairs = [self[number] for number in range(len(self))]
+        ids = np.repeat(np.array(self.ids, object), [len(part["i"]) for part in pairs])
+        return to_frame({
+            "id": ids, **{name: np.concatenate([part[name] for part in pairs]) for name in ("i", "j", "probability")}
+        })  # fmt: skip
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def _path(self, protein: str | int) -> Path:
+        return self.folder / self.row(protein)["file"]

@@ -1,0 +1,82 @@
+"""The memory and the threads that a job may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from longlens.errors import InputError
+from longlens.jobs.memory import batch_limit, model_size, process_bytes, refuse_large_model, total_limit
+from longlens.jobs.plan import BatchOutputs, token_budget, tokens_named
+from longlens.models.language_model import MaskedLM
+from longlens.models.pretrained import load
+
+# the CPU quota of this process's control group, on Linux
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None = None) -> MaskedLM:
+    """The model of a job: a loaded model, or the one that `longlens.load` loads by its name.
+
+    Raises `InputError`, before weights are read, if loading alone takes more than `max_memory`.
+    """
+    if isinstance(model, MaskedLM):
+        return model
+    if max_memory is not None:
+        refuse_large_model(model_size(model, dtype, device), max_memory)
+    return load(model, dtype=dtype, device=device)
+
+
+def memory_limits(
+    model: MaskedLM, outputs: BatchOutputs, max_memory: str | None, tokens_per_batch: int | str
+) -> tuple[int, int]:
+    """Bytes that a batch may take, and tokens in a batch ("auto": as many as fit). Raises `InputError`."""
+    total = total_limit(max_memory, model.device)
+    on_cpu = model.device.type == "cpu"
+    in_use = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
+    limit = batch_limit(total, in_use, model.device)
+    if tokens_per_batch == "auto":
+        return limit, token_budget(model, limit, outputs)
+    return limit, tokens_named(tokens_per_batch)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text(encoding="ascii").split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        # no control group, or one of the first version
+        pass
+    return cores
+
+
+@contextmanager
+def threads_set(threads: int | None) -> Iterator[None]:
+    """Run with so many threads, and restore the number afterwards; None changes nothing. Raises `InputError`."""
+    if threads is None:
+        yield
+        return
+    if threads < 1:
+        raise InputError(f"expected at least 1 thread, got {threads}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def default_threads() -> int:
+    """The default of the commands: OMP_NUM_THREADS if it is set, otherwise all cores that the process may use."""
+    from_environment = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(from_environment) if from_environment.isdigit() and int(from_environment) else usable_cores()

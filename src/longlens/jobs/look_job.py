@@ -1,0 +1,252 @@
+"""The job that makes tables and figures of what a model attends to: `longlens.look` and `longlens look`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from longlens.errors import InputError
+from longlens.hf.texts import TextModel, TokenizedText, load_text_model
+from longlens.io.alphabet import STANDARD as RESIDUES
+from longlens.io.results import ResultFolder
+from longlens.io.texts import looks_like_fasta, read_text
+from longlens.jobs.inputs import Proteins, ProteinSource, SelectedRecords, is_file, open_proteins, readable_twice
+from longlens.jobs.job_key import ModelInfo, job_key
+from longlens.jobs.limits import load_model, threads_set
+from longlens.jobs.look import (
+    LookOptions,
+    folder_name,
+    look_at_protein,
+    look_at_text,
+    protein_options,
+    refuse_tokens,
+    refuse_unfit,
+    text_options,
+    text_survey,
+)
+from longlens.jobs.looks import Looks
+from longlens.jobs.output import output_folder
+from longlens.jobs.profiles import write_profile
+from longlens.jobs.progress import ProgressCallback, StageProgress, silent
+from longlens.jobs.runner import Job, Unit, announce, run
+from longlens.lens.profile import Profile
+from longlens.models.language_model import MaskedLM
+from longlens.ops.registry import parse_method
+
+
+@dataclass
+class LookJob(Job):
+    """A unit of work is one sequence: its folder is written aside and moved into place whole.
+
+    `profile` computes the profile of a sequence; the second argument is the title.
+    """
+
+    grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.no_grad
+
+    model: ModelInfo
+    source: ProteinSource
+    options: LookOptions
+    profile: Callable[[str, str], Profile]
+
+    @property
+    def key(self) -> dict[str, Any]:
+        # figures name the model, so its name belongs to the job key
+        chosen = asdict(self.options) | {"method": str(parse_method(self.options.method)), "name": self.model.name}
+        records = [[entry.source, entry.number, entry.sha256] for entry in self.source.survey.entries]
+        return job_key(self.model, self.source.survey, chosen | {"records": records})
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return super().about | {"folders": self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        entries = self.source.survey.entries
+        width = len(str(max(entry.number for entry in entries)))
+        return [folder_name(entry.id, entry.number, width) for entry in entries]
+
+    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+        total = len(self.source.survey.entries)
+        return (Unit(place, place + 1, StageProgress("look", place + 1, total, "sequences")) for place in range(total))
+
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Any]:
+        entry, options = self.source.survey.entries[unit.first], self.options
+        folder_path = folder.work / self._names[unit.first]
+        # left by a run that was killed
+        shutil.rmtree(folder_path, ignore_errors=True)
+        folder_path.mkdir(parents=True)
+        profile = self.profile(texts[0], entry.id or f"record {entry.number}")
+        write_profile(profile, folder_path, options.tokens, options.maps, draw=options.figures)
+        folder.place(folder_path)
+        return ()
+
+    def finish(self, folder: ResultFolder) -> list[Path]:
+        return [folder.path / name for name in self._names]
+
+
+@dataclass(frozen=True)
+class TextSource(ProteinSource):
+    """A text as the only sequence of a job."""
+
+    text: str
+    name: str
+    count: int
+
+    @property
+    def survey(self) -> Any:  # type: ignore[override]
+        return text_survey(self.text, self.name, self.count)
+
+    def sequences(self) -> Iterator[str]:
+        return iter([self.text])
+
+
+def look(
+    source: Proteins,
+    *,
+    model: str | Path | MaskedLM = "tiny",
+    output: str | Path | None = None,
+    layers: int | str | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    collect: Sequence[str] | None = None,
+    tokens: Sequence[int] = (),
+    maps: Sequence[tuple[int, int]] = (),
+    record: str | Sequence[str] = (),
+    pool: int = 256,
+    top: int = 8,
+    input: str = "auto",
+    figures: bool = True,
+    method: str = "exact",
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressCallback = silent,
+) -> Looks:
+    """Tables and figures of what a model attends to in proteins or in one text.
+
+    looks = longlens.look({"a": "MKTAYIAK"}, figures=False)
+    looks["a"]["rows"]["entropy"]               # (layers x heads x tokens,)
+
+    Args:
+        source: proteins, as `longlens.embed` takes them, or a text: a file, or with `input` "text" the text itself.
+        model: for proteins, what `longlens.load` takes; for a text, a transformers folder or a name on the hub.
+        output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
+        layers, heads: from 0; -1 is the last layer; None or "all": all.
+        collect: names of the attention statistics, and "surprise"; None: a standard selection.
+        tokens: tokens whose partners are shown; empty: those that receive most. A residue has its token's number.
+        maps: (layer, head) of the maps that are shown; empty: the heads that stand out.
+        record: ids of the records to use; empty: all.
+        pool: the most cells along a map.
+        top: partners kept for each token and head.
+        input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
+        figures: also draw figures.
+        method: method of attention.
+        dtype, device: as `longlens.load` takes them.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
+
+    Raises:
+        InputError: options, layers or heads that do not exist, a text for a model of proteins.
+    """
+    options = LookOptions(
+        layers=_layers(layers), heads=None if heads is None else tuple(heads),
+        collect=None if collect is None else tuple(collect), tokens=tuple(tokens), maps=tuple(maps), pool=pool,
+        links=top, method=method, figures=figures,
+    )  # fmt: skip
+    if input not in ("auto", "proteins", "text"):
+        raise InputError(f"expected input 'auto', 'proteins' or 'text', got {input!r}")
+    ids = (record,) if isinstance(record, str) else tuple(record)
+    with threads_set(threads), _opened(source, input) as (text, proteins):
+        if text is not None:
+            if ids:
+                raise InputError("--record chooses among the records of a FASTA file; a text is one sequence")
+            job = _text_job(*text, model, dtype, device, options)
+        else:
+            with open_proteins(proteins) as opened:
+                job = _protein_job(SelectedRecords(opened, ids) if ids else opened, model, dtype, device, options)
+        announce(job.model, job.source.survey, progress)
+        with output_folder(output) as folder:
+            run(job, folder.path, progress)
+    return Looks(folder)
+
+
+def _layers(layers: int | str | Sequence[int] | None) -> tuple[int, ...] | None:
+    if layers is None or layers == "all":
+        return None
+    return (layers,) if isinstance(layers, int) else tuple(int(layer) for layer in layers)
+
+
+@contextmanager
+def _opened(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str] | None, Proteins]]:
+    """The text and the name of its file, or None and the proteins."""
+    if not isinstance(source, str | Path) or not (kind != "text" or isinstance(source, Path) or _exists(source)):
+        yield ((str(source), "text") if kind == "text" else None), source
+        return
+    if kind != "text" and not is_file(source):
+        yield None, source
+        return
+    with readable_twice([source]) as (path,):
+        if kind == "proteins" or (kind == "auto" and looks_like_fasta(path)):
+            # a Path, so that the string cannot be read as a protein
+            yield None, Path(path)
+        else:
+            yield (read_text(path), Path(path).name), source
+
+
+def _exists(name: str) -> bool:
+    return name == "-" or ("\n" not in name and len(name) < 256 and Path(name).exists())
+
+
+def _protein_job(
+    source: ProteinSource, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
+) -> LookJob:
+    loaded = load_model(model, dtype, device)
+    info = ModelInfo(loaded, loaded.source)
+    settled = protein_options(loaded, options)
+    refuse_unfit(loaded, source.survey, settled)
+
+    def profile(text: str, title: str) -> Profile:
+        return look_at_protein(loaded, text, settled, title=title, name=info.name)
+
+    return LookJob(info, source, settled, profile)
+
+
+def _text_job(
+    text: str, name: str, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
+) -> LookJob:
+    if isinstance(model, MaskedLM) or str(model) in ("tiny", "antiberty"):
+        raise InputError(
+            f"{name}: expected --model to name a model of text (a transformers folder or hub name), got "
+            f"{model.source if isinstance(model, MaskedLM) else model}, a model of proteins; a protein's file begins "
+            "with a line such as >name"
+        )
+    loaded = load_text_model(str(model), dtype=dtype, device=device)
+    _refuse_protein_model(loaded, name)
+    tokens = loaded.tokenize(text, name)
+    settled = text_options(loaded, options)
+    refuse_tokens(settled, len(tokens), name)
+    info = ModelInfo(loaded.model, str(model))
+    return LookJob(
+        info, TextSource(text, name, len(tokens)), settled, _text_profile(loaded, tokens, settled, name, info)
+    )
+
+
+def _text_profile(
+    loaded: TextModel, tokens: TokenizedText, options: LookOptions, name: str, info: ModelInfo
+) -> Callable[[str, str], Profile]:
+    return lambda text, title: look_at_text(loaded, tokens, options, title=name, name=info.name)
+
+
+def _refuse_protein_model(model: TextModel, name: str) -> None:
+    """Refuse a tokenizer of residues, which turns words into unknown tokens."""
+    vocabulary = model.tokenizer.get_vocab()
+    if len(vocabulary) < 100 and all(residue in vocabulary for residue in RESIDUES):
+        raise InputError(
+            f"{name}: expected a model of text, got {model.name}, whose tokens are residues of proteins; give a model "
+            "of text, or, for a protein, a file that begins with a line such as >name"
+        )

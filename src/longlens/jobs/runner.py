@@ -1,0 +1,220 @@
+"""Run a job of any kind: checks, batches, progress, lock, journal, resuming and finishing.
+
+A `Job` defines its units of work; `run` does the units that remain, each of which counts when its results are on the
+disk, and then lets the job make its final files. After an interruption the same call continues, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from numpy.typing import NDArray
+
+from longlens.errors import InputError
+from longlens.io.results import ArraySpec, ResultFolder, job_before
+from longlens.io.survey import Survey
+from longlens.jobs.inputs import ProteinSource, SequenceReader
+from longlens.jobs.job_key import ModelInfo, machine, now, this_run, versions
+from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
+
+# exit codes of the commands: finished except for skipped records; interrupted
+SKIPPED = 3
+INTERRUPTED = 130
+
+Rows: TypeAlias = tuple[str, int, NDArray[Any]]
+"""Array, first row, rows."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of work on proteins `first`..`last` (exclusive); `start`..`stop` is a range of rows, as the job counts.
+
+    `step` is reported when the unit is done.
+    """
+
+    first: int
+    last: int
+    step: StageProgress
+    start: int = 0
+    stop: int = 0
+
+
+class Job(ABC):
+    """The interface of a job to the runner. Everything is checked before a folder is made."""
+
+    # the gradient mode of PyTorch in which units are computed
+    grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.inference_mode
+
+    source: ProteinSource
+    model: ModelInfo
+
+    @property
+    @abstractmethod
+    def key(self) -> dict[str, Any]:
+        """Everything that decides the results, as plain JSON."""
+
+    @property
+    def specs(self) -> list[ArraySpec]:
+        """Arrays that are filled by the units."""
+        return []
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Choices of the first run, such as the size of batches, that later runs of the same job take over."""
+        return {}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The description of the results in the manifest, beside the key: the model, the proteins."""
+        entries = self.source.survey.entries
+        return {
+            "model": self.model.described(),
+            "proteins": {"ids": [entry.id for entry in entries], "lengths": [entry.length for entry in entries]},
+        }
+
+    def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
+        """Raise `InputError` if the job cannot be done with `settled`; `resumed`: it comes from an earlier run."""
+
+    @abstractmethod
+    def units(self, settled: dict[str, Any]) -> Iterable[Unit]:
+        """All units, in order; the same ones for the same `settled`."""
+
+    @abstractmethod
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
+        """Compute a unit: return rows for the arrays of `specs`, or move files whole into `folder`."""
+
+    @abstractmethod
+    def finish(self, folder: ResultFolder) -> list[Path]:
+        """Make the final files from the results of the units, and return them."""
+
+
+def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
+    """Do the remaining units of a job in the folder `output`.
+
+    Raises `InputError` if the folder holds another job or cannot be written, or if the job cannot be done, and
+    `Interrupted` on Ctrl-C.
+    """
+    with writing(output):
+        before = job_before(output, job.key)
+        if before is None or not before["complete"]:
+            job.check(job.settled if before is None else before["settled"], resumed=before is not None)
+        if before is not None:
+            _compare_machines(before.get("runs", []), progress)
+        with closing(ResultFolder(output, job.key, job.specs, job.settled, job.about, this_run())) as folder:
+            if folder.complete:
+                progress(Notice(f"{output} is complete already: nothing is left to do"))
+                return
+            units = list(job.units(folder.settled))
+            with interruptible(lambda: f"{folder.done():,} of {len(units):,} units of work are done"):
+                _work(job, units, folder, progress)
+                folder.finish(job.finish(folder), now())
+
+
+def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: ProgressCallback) -> None:
+    done = folder.done()
+    if done:
+        progress(Notice(f"{folder.path}: continuing after {done:,} of {len(units):,} units of work"))
+        progress(units[done - 1].step)
+    reader = SequenceReader(job.source)
+    with job.grad_mode():
+        for number, unit in enumerate(units[done:], done):
+            texts = reader.take(unit.first, unit.last)
+            for name, start, rows in job.compute(unit, texts, folder):
+                folder.arrays[name].write(start, rows)
+            folder.commit(number)
+            progress(unit.step)
+
+
+def _compare_machines(runs: Sequence[dict[str, Any]], progress: ProgressCallback) -> None:
+    """Warn about another kind of machine, whose kernels round differently, so that results of both would be mixed."""
+    kinds = [run["machine"] for run in runs if "machine" in run]
+    if kinds and kinds[-1] != machine():
+        progress(Notice(
+            f"begun on another kind of machine ({_listed(kinds[-1])}) than this one ({_listed(machine())}); the last "
+            "digits may differ from those of one uninterrupted run", warning=True,
+        ))  # fmt: skip
+
+
+def _listed(kind: dict[str, str]) -> str:
+    return ", ".join(kind.values())
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a sentence for the user."""
+
+
+@contextmanager
+def interruptible(state: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, raise `Interrupted`, which says what is done and that the same command continues."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {state()}: run the same command again to continue") from None
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turn an error of the disk into an `InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "nothing is lost: free some space and run the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "give a folder that you may write to, or change its permissions"
+        else:
+            advice = "nothing is lost: mend this and run the same command again"
+        raise InputError(f"{output}: cannot be written ({reason}); {advice}") from error
+
+
+# ---- functions that jobs share
+
+
+def refuse_over_positions(survey: Survey, most: int | None) -> None:
+    """Raise `InputError` if a protein has more tokens than the model has positions."""
+    entry = max(survey.entries, key=lambda entry: entry.length)
+    if most is not None and entry.length + 2 > most:
+        raise InputError(
+            f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues: expected at most {most - 2} "
+            "residues for this model; use one without that limit"
+        )
+
+
+def announce(model: ModelInfo, survey: Survey, progress: ProgressCallback) -> None:
+    """Report the model and warnings about the input."""
+    threads = torch.get_num_threads()
+    progress(Notice(f"model {model.name} ({model.source}), {model.dtype} on {model.device}, "
+                    f"{threads} thread{'s' if threads > 1 else ''}"))  # fmt: skip
+    for warning in survey.warnings:
+        progress(Notice(warning, warning=True))
+    if survey.skipped:
+        first = survey.skipped[0]
+        progress(Notice(f"{len(survey.skipped):,} records are skipped; the first: {first.reason}", warning=True))
+
+
+def residue_units(stage: str, lengths: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Unit]:
+    """A unit for each range of proteins, which reports residues."""
+    total, done = sum(lengths), 0
+    for first, last in ranges:
+        done += sum(lengths[first:last])
+        yield Unit(first, last, StageProgress(stage, done, total))
+
+
+def file_notes(model: ModelInfo, folder: ResultFolder) -> dict[str, str]:
+    """The origin of the results, for their files; the same texts in every run of the job."""
+    return {
+        "model": str(folder.settled.get("model", model.name)),
+        "model_sha256": model.sha256,
+        "dtype": model.dtype,
+        **{f"{name}_version": number for name, number in versions().items()},
+    }

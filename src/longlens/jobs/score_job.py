@@ -1,0 +1,349 @@
+"""The job that scores variants: `longlens.score` and `longlens score`. Formulas: `longlens.jobs.score`."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longlens.errors import InputError
+from longlens.io.alphabet import STANDARD
+from longlens.io.delimited import write_delimited
+from longlens.io.results import ArraySpec, ResultFolder, write_whole
+from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
+from longlens.jobs.job_key import ModelInfo, job_key
+from longlens.jobs.limits import load_model, threads_set
+from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
+from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions
+from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
+from longlens.jobs.scores import Scores, Substitutions
+from longlens.jobs.single_file import refuse_folder, run_to_file
+from longlens.jobs.variant_table import PROBLEM, ProteinVariants, VariantTable, read_variants, refuse_several
+from longlens.models.encoder import attend_with
+from longlens.models.language_model import MaskedLM
+from longlens.ops.registry import parse_method
+from longlens.report.figures import require_matplotlib
+from longlens.report.variants import save_substitutions
+
+FILE = "scores.csv"
+FIGURE = "scores.png"
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The options of scoring. `budget`: tokens of masked copies at a time; `offset`: number of the first residue."""
+
+    strategy: str = "masked-marginals"
+    method: str = "exact"
+    budget: int = 16_384
+    offset: int = 1
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"expected a scoring strategy of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        if self.budget < 1:
+            raise InputError(f"expected at least 1 token to a batch, got {self.budget}")
+        parse_method(self.method)
+
+
+@dataclass
+class _ScoreJob(Job):
+    """What all scoring jobs share: log-probabilities at positions of proteins, some at a time.
+
+    A unit of work is as many positions of one protein (or one variant of it) as fit into a batch when each is masked in
+    a separate copy, or, without masking, all positions of a protein.
+    """
+
+    model: ModelInfo
+    source: ProteinSource
+    options: ScoreOptions
+
+    @cached_property
+    def language_model(self) -> MaskedLM:
+        """The model with its type."""
+        assert isinstance(self.model.module, MaskedLM)
+        return self.model.module
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        options = self.options
+        return {"strategy": options.strategy, "method": str(parse_method(options.method)),
+                "tokens_per_batch": options.budget, "offset": options.offset}  # fmt: skip
+
+    @property
+    def specs(self) -> list[ArraySpec]:
+        return [ArraySpec("log_p", "place", (len(self.language_model.alphabet),))]
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        return {"model": self.model.name}
+
+    def _chunks(self, protein: int, length: int, first: int, places: int, total: int) -> Iterator[Unit]:
+        """Units for `places` positions of a protein of `length` residues: rows first..first + places of the array."""
+        masked = self.options.strategy != "wt-marginals"
+        size = max(1, self.options.budget // (length + 2)) if masked else max(1, places)
+        for start in range(first, first + places, size):
+            stop = min(start + size, first + places)
+            yield Unit(protein, protein + 1, StageProgress("score", stop, total, "positions"), start, stop)
+
+    def _log_p(self, sequence: str, positions: Sequence[int]) -> NDArray[np.float32]:
+        options = self.options
+        return position_log_probabilities(
+            self.language_model, sequence, positions, masked=options.strategy != "wt-marginals",
+            attend=attend_with(options.method), budget=options.budget,
+        )  # fmt: skip
+
+
+@dataclass
+class VariantJob(_ScoreJob):
+    """Scores of the variants in a table, by marginals: one row for each mutated position of each protein."""
+
+    variants: VariantTable
+
+    @property
+    def key(self) -> dict[str, Any]:
+        table = self.variants.table
+        text = json.dumps([table.columns, table.rows, self.variants.column, self.variants.protein_column])
+        return job_key(self.model, self.source.survey, self._options | {
+            "variants_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "on_error": "stop" if self.variants.problems is None else "skip", "column": self.column,
+        })  # fmt: skip
+
+    @cached_property
+    def column(self) -> str:
+        """The name of the column of scores."""
+        return self.variants.new_column(self.model.name, self.options.strategy)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first row of each protein's group, and the end of the last."""
+        return [0, *np.cumsum([len(group.positions) for group in self.variants.groups]).tolist()]
+
+    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+        for group, (start, stop) in zip(self.variants.groups, pairwise(self.starts), strict=True):
+            yield from self._chunks(group.protein, len(group.sequence), start, stop - start, self.starts[-1])
+
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
+        place = int(np.searchsorted(self.starts, unit.start, "right")) - 1
+        first = self.starts[place]
+        positions = self.variants.groups[place].positions[unit.start - first : unit.stop - first]
+        yield "log_p", unit.start, self._log_p(texts[0], positions)
+
+    def finish(self, folder: ResultFolder) -> list[Path]:
+        table = folder.arrays["log_p"].read(self.starts[-1])
+        cells = [""] * len(self.variants.table.rows)
+        for place, group in enumerate(self.variants.groups):
+            for row, score in zip(group.rows, self._scores(place, group, table), strict=True):
+                cells[row] = f"{score:.6f}"
+        columns: dict[str, Sequence[str]] = {self.column: cells}
+        if self.variants.problems is not None:
+            columns[PROBLEM] = self.variants.problems
+        return [_written(folder, write_delimited(self.variants.table, columns))]
+
+    def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
+        rows = table[self.starts[place] : self.starts[place + 1]]
+        return marginal_scores(self.language_model, rows, group.positions, group.variants)
+
+
+@dataclass
+class PseudoPplJob(VariantJob):
+    """Scores of variants by pseudo-log-likelihood: a row for each residue of each variant."""
+
+    @property
+    def specs(self) -> list[ArraySpec]:
+        return [ArraySpec("log_p", "place", ())]
+
+    @cached_property
+    def owners(self) -> list[tuple[int, int]]:
+        """Group, and number within the group, of each variant, in the order of the rows."""
+        groups = self.variants.groups
+        return [(place, number) for place, group in enumerate(groups) for number in range(len(group.variants))]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first row of each variant, and the end of the last."""
+        lengths = [len(self.variants.groups[place].sequence) for place, _ in self.owners]
+        return [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
+
+    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+        for (place, _), (start, stop) in zip(self.owners, pairwise(self.starts), strict=True):
+            yield from self._chunks(
+                self.variants.groups[place].protein, stop - start, start, stop - start, self.starts[-1]
+            )
+
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
+        variant = int(np.searchsorted(self.starts, unit.start, "right")) - 1
+        place, number = self.owners[variant]
+        mutated = mutate(texts[0], self.variants.groups[place].variants[number])
+        positions = range(unit.start - self.starts[variant], unit.stop - self.starts[variant])
+        truth = self.language_model.alphabet.encode(mutated)[1:-1][positions.start : positions.stop]
+        yield "log_p", unit.start, self._log_p(mutated, positions)[np.arange(len(truth)), truth]
+
+    def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
+        numbers = [number for number, (owner, _) in enumerate(self.owners) if owner == place]
+        sums = [table[self.starts[number] : self.starts[number + 1]].sum(dtype=np.float64) for number in numbers]
+        return np.array(sums, np.float64)
+
+
+@dataclass
+class SubstitutionJob(_ScoreJob):
+    """Scores of all L x 20 substitutions of one protein; `figure`: also as a heat map."""
+
+    figure: bool = False
+
+    @property
+    def key(self) -> dict[str, Any]:
+        # a figure names the model
+        drawn = {"figure": self.model.name} if self.figure else {}
+        return job_key(self.model, self.source.survey, self._options | {"variants": "all"} | drawn)
+
+    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+        length = self.source.survey.entries[0].length
+        return self._chunks(0, length, 0, length, length)
+
+    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
+        yield "log_p", unit.start, self._log_p(texts[0], range(unit.start, unit.stop))
+
+    def finish(self, folder: ResultFolder) -> list[Path]:
+        (sequence,) = self.source.sequences()
+        alphabet = self.language_model.alphabet
+        table: NDArray[Any] = folder.arrays["log_p"].read(len(sequence))
+        wild = np.array([alphabet.number(residue) for residue in sequence])
+        scores = table[:, alphabet.standard] - table[np.arange(len(sequence)), wild][:, None]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["position", "wild_type", *STANDARD])
+        for place, (residue, row) in enumerate(zip(sequence, scores, strict=True)):
+            writer.writerow([place + self.options.offset, residue, *(f"{value:.6f}" for value in row)])
+        files = [_written(folder, text.getvalue())]
+        if self.figure:
+            title = ", ".join(filter(None, (self.source.survey.entries[0].id, self.model.name, self.options.strategy)))
+            result_path = folder.work / FIGURE
+            save_substitutions(scores, sequence, result_path, title=title, first=self.options.offset)
+            files.append(folder.place(result_path))
+        return files
+
+
+def _written(folder: ResultFolder, text: str) -> Path:
+    result_path = folder.work / FILE
+    write_whole(result_path, text.encode())
+    return folder.place(result_path)
+
+
+def score(
+    proteins: Proteins,
+    variants: str | Path | Sequence[str] | None = None,
+    *,
+    model: str | Path | MaskedLM = "tiny",
+    output: str | Path | None = None,
+    scoring_strategy: str = "masked-marginals",
+    mutation_col: str = "mutant",
+    protein_col: str | None = None,
+    offset_idx: int = 1,
+    on_error: str = "stop",
+    tokens_per_batch: int = 16_384,
+    figure: bool = False,
+    method: str = "exact",
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressCallback = silent,
+) -> Scores | Substitutions:
+    """Zero-shot effects of variants from a model's predictions; higher is better tolerated.
+
+    longlens.score("MKTAYIAK", ["K2A", "K2A:T3S"]).scores      # (2,)
+    longlens.score("MKTAYIAK").matrix                          # (8, 20): every substitution
+
+    Args:
+        proteins: as `longlens.embed` takes them.
+        variants: a CSV or TSV file with a column of variants, or a list of them: "K2A", "K2A:T3S", "p.Lys2Ala", "WT".
+            None: all substitutions of one protein.
+        model: a model, or what `longlens.load` takes.
+        output: a CSV file, with its manifest beside it; an interrupted job continues. None: no file.
+        scoring_strategy: "masked-marginals", "wt-marginals" or "pseudo-ppl" (`longlens.jobs.score`).
+        mutation_col, protein_col: columns of the variants and, where there are several proteins, of their ids.
+        offset_idx: number of the first residue.
+        on_error: "stop", or "skip": variants that cannot be scored get a reason and no score.
+        tokens_per_batch: of masked copies at a time.
+        figure: also draw all substitutions as a heat map: the output's name with .png.
+        method: method of attention.
+        dtype, device: as `longlens.load` takes them.
+        threads: number of PyTorch's threads; None does not change it.
+        progress: is called with each event of the job.
+
+    Raises:
+        InputError: options that do not exist, a protein or variant that cannot be read.
+    """
+    options = ScoreOptions(scoring_strategy, method, tokens_per_batch, offset_idx)
+    if variants is None and scoring_strategy == "pseudo-ppl":
+        raise InputError(
+            "all substitutions take wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes"
+        )
+    if figure:
+        require_matplotlib()
+        if variants is not None or output is None:
+            raise InputError("a figure is drawn of all substitutions (--all), beside the file that --output names")
+    if output is not None:
+        refuse_folder(Path(output))
+    if on_error not in ("stop", "skip"):
+        raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
+    if str(variants) == "-" == str(proteins if isinstance(proteins, str | Path) else [*proteins][0:1]):
+        raise InputError("expected either the variants or the proteins on standard input, got both")
+    with threads_set(threads), open_proteins(proteins) as source:
+        table = None
+        if variants is None:
+            refuse_several(source, "all substitutions are scored for one protein at a time")
+        else:
+            # all faults of the table are reported before the model is loaded
+            table = read_variants(
+                variants, source, mutation_col=mutation_col, protein_col=protein_col, offset=offset_idx,
+                skip_errors=on_error == "skip",
+            )  # fmt: skip
+        loaded = load_model(model, dtype, device)
+        # raises its error before a folder is made
+        loaded.require_head()
+        info = ModelInfo(loaded, loaded.source)
+        announce(info, source.survey, progress)
+        _announce_cleaning(source, progress)
+        refuse_over_positions(source.survey, loaded.config.max_length)
+        if table is None:
+            job: _ScoreJob = SubstitutionJob(info, source, options, figure)
+        else:
+            _refuse_unknown(loaded, table)
+            kind = PseudoPplJob if scoring_strategy == "pseudo-ppl" else VariantJob
+            job = kind(info, source, options, table)
+            # raises its error before a folder is made
+            assert job.column
+        target = None if output is None else Path(output)
+        beside = {FIGURE: target.with_suffix(".png")} if figure and target is not None else {}
+        data, manifest = run_to_file(job, FILE, target, progress, beside)
+    text = data.decode()
+    if table is None:
+        return Substitutions(text, manifest, next(iter(source.sequences())), offset_idx)
+    return Scores(text, manifest, job.column, table)  # type: ignore[attr-defined]
+
+
+def _refuse_unknown(model: MaskedLM, table: VariantTable) -> None:
+    for group in table.groups:
+        for row, mutations in zip(group.rows, group.variants, strict=True):
+            refuse_unknown(model, mutations, table.table.place(row))
+
+
+def _announce_cleaning(source: ProteinSource, progress: ProgressCallback) -> None:
+    """Report gaps and changed residues, since positions are counted in the cleaned protein."""
+    for entry in source.survey.entries:
+        place = f"{entry.source}, record {entry.number} ({entry.id or 'no name'})"
+        if entry.gaps:
+            progress(Notice(f"{place}: {entry.gaps} gaps are left out; positions count without them", warning=True))
+        if entry.substituted:
+            progress(Notice(f"{place}: {entry.substituted} residues (J, inner *) are read as X", warning=True))

@@ -1,0 +1,110 @@
+"""The result objects of `longlens.score`: a score for each variant, or the matrix of all substitutions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longlens.io.alphabet import STANDARD
+from longlens.jobs.variant_table import PROBLEM, VariantTable
+from longlens.report.tables import html_table, to_frame
+
+
+class Scores:
+    """Scores of variants, in the order of their table. `text` is the content of the file, `manifest` its origin.
+
+    scores.scores                               # (V,), NaN where a variant was skipped
+    scores["K2A"]
+    scores.to_frame()                           # pandas: the table with its new column
+    """
+
+    def __init__(self, text: str, manifest: dict[str, Any], column: str, table: VariantTable) -> None:
+        self.text, self.manifest, self.column = text, manifest, column
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=table.table.delimiter))
+        self.variants = [row[table.column] for row in rows]
+        self.scores: NDArray[np.float64] = np.array([float(row[column] or "nan") for row in rows], np.float64)
+        self.problems = [row.get(PROBLEM, "") for row in rows]
+        self._rows = rows
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.manifest["model"]["name"]
+
+    @property
+    def skipped(self) -> int:
+        """The number of variants without a score."""
+        return sum(problem != "" for problem in self.problems)
+
+    def __len__(self) -> int:
+        return len(self.variants)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.variants)
+
+    def __getitem__(self, variant: str) -> float:
+        """The score of a variant as it is written in the table; of the first one if it occurs twice."""
+        if variant not in self.variants:
+            raise KeyError(variant)
+        return float(self.scores[self.variants.index(variant)])
+
+    def columns(self) -> dict[str, Any]:
+        """The table's columns, the scores as numbers."""
+        names = self._rows[0] if self._rows else {}
+        return {name: [row[name] for row in self._rows] for name in names} | {self.column: self.scores}
+
+    def to_frame(self) -> Any:
+        """A pandas data frame of the table with its new column. Needs the extra `notebook`."""
+        return to_frame(self.columns())
+
+    def _repr_html_(self) -> str:
+        strategy = self.manifest["job"]["options"]["strategy"]
+        return html_table(self.columns(), title=f"{len(self):,} variants by {self.model}, {strategy}", total=len(self))
+
+
+class Substitutions:
+    """Scores of all substitutions of one protein: `matrix` (L, 20), columns as `residues`; 0 where a residue stays.
+
+    `text` is the content of the file, `manifest` its origin, `first` the number of the first residue.
+    """
+
+    residues = STANDARD
+    skipped = 0
+
+    def __init__(self, text: str, manifest: dict[str, Any], sequence: str, first: int) -> None:
+        self.text, self.manifest, self.sequence, self.first = text, manifest, sequence, first
+        rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+        self.matrix: NDArray[np.float32] = np.array([row[2:] for row in rows], np.float32)
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.manifest["model"]["name"]
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    def __getitem__(self, variant: str) -> float:
+        """The score of a substitution such as "K2A"."""
+        place = int(variant[1:-1]) - self.first
+        if not 0 <= place < len(self) or self.sequence[place] != variant[0] or variant[-1] not in self.residues:
+            raise KeyError(variant)
+        return float(self.matrix[place, self.residues.index(variant[-1])])
+
+    def columns(self) -> dict[str, Any]:
+        """Position, wild type, and a column for each residue that it becomes."""
+        scores = {residue: self.matrix[:, place] for place, residue in enumerate(self.residues)}
+        positions = np.arange(self.first, self.first + len(self))
+        return {"position": positions, "wild_type": list(self.sequence), **scores}
+
+    def to_frame(self) -> Any:
+        """A pandas data frame with a row for each position. Needs the extra `notebook`."""
+        return to_frame(self.columns())
+
+    def _repr_html_(self) -> str:
+        return html_table(self.columns(), title=f"all substitutions by {self.model}", total=len(self))

@@ -1,0 +1,63 @@
+"""Jobs whose result is one file, with its manifest beside it; a hidden folder holds the work until it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from longlens.errors import InputError
+from longlens.io.results import MANIFEST, write_whole
+from longlens.jobs.output import OutputFolder, output_folder
+from longlens.jobs.progress import ProgressCallback
+from longlens.jobs.runner import Job, run, writing
+
+
+def run_to_file(
+    job: Job, name: str, output: Path | None, progress: ProgressCallback, beside: Mapping[str, Path] | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """Run a job that makes the file `name`; returns its bytes and the manifest, and writes both if `output` is given.
+
+    `beside`: other files of the job, and their paths. After an interruption the same call continues.
+    """
+    with _work_folder(name, output) as folder:
+        run(job, folder.path, progress)
+        result_path = folder.path / name
+        data = result_path.read_bytes()
+        manifest = json.loads((folder.path / MANIFEST).read_text(encoding="utf-8"))
+        if output is None:
+            folder.discard()
+        else:
+            with writing(output):
+                write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
+                for other, target in (beside or {}).items():
+                    (folder.path / other).replace(target)
+                result_path.replace(output)
+                rmtree(folder.path)
+    return data, manifest
+
+
+def refuse_folder(output: Path) -> None:
+    """Raise `InputError` unless `output` may be a file."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise InputError(f"expected the output to be a file in a folder that exists, got {output}")
+
+
+@contextmanager
+def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
+    """A hidden folder beside the output, from which an interrupted job continues, or a temporary folder."""
+    if output is None:
+        with output_folder(None) as folder:
+            yield folder
+        return
+    refuse_folder(output)
+    path = output.with_name(f".{output.name}.longlens")
+    manifest = path / MANIFEST
+    complete = manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["complete"]
+    if complete and not (path / name).exists():
+        # an earlier run was killed after its file had been moved into place
+        rmtree(path)
+    yield OutputFolder(path)

@@ -1,0 +1,86 @@
+"""The base of result objects over proteins: a folder, its manifest, and a table with a row for each record."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+
+from longlens.errors import InputError
+from longlens.io.results import MANIFEST
+from longlens.jobs.output import OutputFolder
+from longlens.report.tables import html_table
+
+# the columns of the table that a notebook shows
+SHOWN = ("id", "length", "perplexity", "pairs", "problem")
+
+
+class TableResults:
+    """A folder of results with `index.parquet`. A temporary folder exists as long as this object is used."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, output: OutputFolder) -> None:
+        self._output = output
+        self.folder: Path = output.path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The origin of the results: the model, the options, the command, the machine, the dates."""
+        return json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+
+    @cached_property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each record; skipped records come last and have a `problem`."""
+        return pq.read_table(self.folder / "index.parquet").to_pylist()
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.manifest["model"]["name"]
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the proteins that were read, in order."""
+        return [row["id"] for row in self.table if row["problem"] is None]
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """The rows of the records that could not be read."""
+        return [row for row in self.table if row["problem"] is not None]
+
+    def __len__(self) -> int:
+        """The number of proteins that were read."""
+        return len(self.ids)
+
+    def row(self, protein: str | int) -> dict[str, Any]:
+        """The table's row of a protein, by its id or number (from 0). Raises `InputError` unless just one matches."""
+        if isinstance(protein, int):
+            if not -len(self) <= protein < len(self):
+                raise InputError(f"expected a protein's number in 0..{len(self) - 1}, got {protein}")
+            return self.table[protein % len(self)]
+        rows = [row for row in self.table if row["id"] == protein]
+        if len(rows) != 1:
+            several = f"{len(rows)} records have it: use the number of the one that is meant" if rows else "none has it"
+            raise InputError(f"expected the id of one protein, got {protein!r}; {several}")
+        if rows[0]["problem"] is not None:
+            raise InputError(f"expected a record that was read, got {protein!r}: {rows[0]['problem']}")
+        return rows[0]
+
+    def _repr_html_(self) -> str:
+        shown = {name: [row[name] for row in self.table] for name in SHOWN if name in self.table[0]}
+        if not self.skipped:
+            shown.pop("problem")
+        place = "" if self._output.temporary else f", in {self.folder}"
+        title = f"{self.kind} of {len(self):,} proteins by {self.model}{place}"
+        return html_table(shown, title=title, total=len(self.table), picture=self._picture())
+
+    def _picture(self) -> str | None:
+        """The HTML below the table."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} of {len(self):,} proteins by {self.model}>"
