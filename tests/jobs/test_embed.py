@@ -411,9 +411,7 @@ def test_broken_records_and_files_are_skipped_when_asked(model_folder, tmp_path)
         assert words in problem
 
 
-def test_a_single_line_of_twenty_million_residues_is_refused_before_work_with_what_would_help(
-    model_folder, tmp_path
-):
+def test_a_single_line_of_twenty_million_residues_is_refused_before_work_with_what_would_help(model_folder, tmp_path):
     path = tmp_path / "long.fasta"
     with path.open("wb") as file:
         file.write(b">long\n")

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from longlens.errors import InputError
 from longlens.models.linear import apply_linear, apply_linear_gelu
 from longlens.models.observers import ObservedForward, Observers
-from longlens.models.rotary import Rotary, rotate
+from longlens.models.rotary import Rotary, rotate, rotate_in_place
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
 from longlens.ops.observe import AttentionCall, Observer
@@ -244,13 +244,13 @@ class Layer(nn.Module):
             mixed = self._attend(self._project(x, angles).permute(1, 2, 0, 3), attend, number, cu_seqlens)
             x = self._add_attention(x, mixed)
             return self._add_feed_forward(x)
-        heads, width = self.config.heads, self.config.head_width
-        qkv = torch.empty(3, heads, x.shape[0], width, dtype=x.dtype, device=x.device)
+        # token by token, as the product gives it: attention reads it so at no cost, and head by head would be a copy
+        qkv = x.new_empty(x.shape[0], 3, self.config.heads, self.config.head_width)
         chunks = _chunks(x.shape[0])
         for rows in chunks:
             part = None if angles is None else (angles[0][rows], angles[1][rows])
-            qkv[:, :, rows] = self._project(x[rows], part).permute(1, 2, 0, 3)
-        mixed = self._attend(qkv, attend, number, cu_seqlens)
+            qkv[rows] = self._project(x[rows], part)
+        mixed = self._attend(qkv.permute(1, 2, 0, 3), attend, number, cu_seqlens)
         del qkv
         for rows in chunks:
             x[rows] = self._add_feed_forward(self._add_attention(x[rows], mixed[rows]))
@@ -264,7 +264,7 @@ class Layer(nn.Module):
             return qkv
         if qkv.requires_grad:
             return torch.cat([rotate(qkv[:, :2], angles), qkv[:, 2:]], 1)
-        qkv[:, :2] = rotate(qkv[:, :2], angles)
+        rotate_in_place(qkv[:, :2], angles)
         return qkv
 
     def _attend(self, qkv: Tensor, attend: Attend, number: int, cu_seqlens: Tensor) -> Tensor:
