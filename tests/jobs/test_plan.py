@@ -59,7 +59,7 @@ def growths(*cases: list[int]) -> list[int]:
 
 @pytest.mark.memory
 def test_memory_is_linear_and_near_what_was_predicted():
-    cases = [[4000], [8000], [400] * 20]
+    cases = [[8000], [16_000], [400] * 20]
     found = growths(*cases)
     assert found[1] <= 2.1 * found[0]
     for case, growth in zip(cases, found, strict=True):
