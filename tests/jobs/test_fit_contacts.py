@@ -193,7 +193,7 @@ def test_a_head_that_is_right_only_where_it_was_fitted_is_refused(pair):
     in_sample = fit_head(pair[1], examples[:1], FitOptions(strength=1e4))
     assert not in_sample.held_out
     assert in_sample.precision[0].mean > in_sample.precision[0].chance
-    with pytest.raises(InputError, match=r"proteins that were not fitted to, .* by chance"):
+    with pytest.raises(InputError, match=r"of held-out proteins, .* by chance"):
         fit_head(pair[1], examples, FitOptions(strength=1e4))
 
 

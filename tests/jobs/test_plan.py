@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,10 +59,9 @@ def growths(*cases: list[int]) -> list[int]:
 
 @pytest.mark.memory
 def test_memory_is_linear_and_near_what_was_predicted():
-    cases = [[5000], [10_000], [20_000], [400] * 50]
+    cases = [[8000], [16_000], [400] * 20]
     found = growths(*cases)
-    for smaller, larger in pairwise(found[:3]):
-        assert larger <= 2.1 * smaller
+    assert found[1] <= 2.1 * found[0]
     for case, growth in zip(cases, found, strict=True):
         predicted = batch_bytes(CONFIG, sum(case) + 2 * len(case), 4, BatchOutputs(0, 0))
         assert 0.6 * predicted <= growth <= 1.05 * predicted

@@ -200,8 +200,8 @@ def test_another_kind_of_machine_is_said_and_recorded(model_folder, fasta, tmp_p
 
 
 @pytest.mark.parametrize(("number", "advice"), [
-    (errno.ENOSPC, "once there is room"), (errno.EROFS, "give a folder that you may write to"),
-    (errno.EACCES, "give a folder that you may write to"), (errno.EIO, "once that is mended"),
+    (errno.ENOSPC, "free some space"), (errno.EROFS, "give a folder that you may write to"),
+    (errno.EACCES, "give a folder that you may write to"), (errno.EIO, "mend this"),
 ])  # fmt: skip
 def test_what_the_disk_says_is_not_always_that_it_is_full(model_folder, fasta, tmp_path, monkeypatch, number, advice):
     import os
@@ -212,7 +212,7 @@ def test_what_the_disk_says_is_not_always_that_it_is_full(model_folder, fasta, t
     monkeypatch.setattr("longlens.io.row_array.RowArray.write", failing)
     with pytest.raises(InputError, match=advice) as refused:
         longlens.embed(fasta, model=model_folder, output=tmp_path / "out")
-    assert ("room" in str(refused.value)) == (number == errno.ENOSPC)
+    assert ("free some space" in str(refused.value)) == (number == errno.ENOSPC)
 
 
 def test_ctrl_c_says_that_the_command_can_be_run_again(model_folder, tmp_path):
@@ -220,7 +220,12 @@ def test_ctrl_c_says_that_the_command_can_be_run_again(model_folder, tmp_path):
     path.write_text("".join(f">p{n}\n{protein(60, n)}\n" for n in range(60)))
     call = [sys.executable, "-m", "longlens", "embed", path, "-o", tmp_path / "out", "-m", model_folder, "--include",
             "surprise", "--surprise", "masked", "--tokens-per-batch", "62"]  # fmt: skip
-    job = subprocess.Popen([str(part) for part in call], stderr=subprocess.PIPE, text=True)
+    # tests that a shell runs in the background are told to ignore it, and so would the command be
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        job = subprocess.Popen([str(part) for part in call], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     journal = tmp_path / "out" / ".work" / "journal.jsonl"
     while job.poll() is None and not (journal.is_file() and journal.read_bytes()):
         time.sleep(0.01)

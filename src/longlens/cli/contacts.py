@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longlens.cli.options import as_paths, choose_threads, model_options, on_error_option, warn_of_default_model
+from longlens.cli.options import (
+    as_paths,
+    choose_threads,
+    max_memory_option,
+    min_separation_option,
+    model_options,
+    on_error_option,
+    warn_of_default_model,
+)
 from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -42,18 +50,12 @@ def contacts() -> None:
 @click.option("--threshold", type=float, default=None, help="Keep pairs of at least this probability. [default: 0.3]")
 @click.option("--top", type=int, default=None, help="Keep each residue's K strongest partners.")
 @click.option("--band", type=int, default=None, help="Keep pairs at most W positions apart.")
-@click.option(
-    "--min-separation",
-    type=int,
-    default=6,
-    show_default=True,
-    help="Leave out pairs that are closer than this in the sequence.",
-)
+@min_separation_option
 @click.option("--array-dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="Of whole maps.")  # fmt: skip
 @click.option("--head", type=click.Path(path_type=Path), default=None, help="A contact head made by `contacts fit`.")
 @click.option("--figure", is_flag=True, help="Also draw each map.")
-@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
+@max_memory_option
 @on_error_option
 @model_options
 def map_(
@@ -106,13 +108,7 @@ def map_(
     show_default=True,
     help="Inverse strength C of the L1 penalty; a smaller C gives a sparser head.",
 )
-@click.option(
-    "--min-separation",
-    type=int,
-    default=6,
-    show_default=True,
-    help="Leave out pairs that are closer than this in the sequence.",
-)
+@min_separation_option
 @click.option("--negatives", type=int, default=20_000, show_default=True, help="Pairs without contact taken from each "
               "protein at most.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -13,10 +13,12 @@ from longlens.cli.options import (
     as_paths,
     choose_threads,
     include_option,
+    max_memory_option,
     method_option,
     model_options,
     on_error_option,
     surprise_option,
+    tokens_per_batch_option,
     warn_of_default_model,
 )
 from longlens.cli.progress import shown_progress
@@ -44,8 +46,8 @@ if TYPE_CHECKING:
 )
 @surprise_option
 @click.option("--array-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
-@click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
-@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
+@tokens_per_batch_option
+@max_memory_option
 @on_error_option
 @model_options
 @method_option

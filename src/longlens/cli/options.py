@@ -101,6 +101,19 @@ surprise_option = click.option(
     help="wt: one pass; masked: each residue masked in turn.",
 )  # fmt: skip
 
+max_memory_option = click.option(
+    "--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]"
+)
+
+tokens_per_batch_option = click.option(
+    "--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True, help="Tokens computed at a time."
+)
+
+min_separation_option = click.option(
+    "--min-separation", type=int, default=6, show_default=True,
+    help="Leave out pairs that are closer than this in the sequence.",
+)  # fmt: skip
+
 on_error_option = click.option(
     "--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
     help="What to do with a record that cannot be read.",

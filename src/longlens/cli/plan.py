@@ -9,9 +9,11 @@ from longlens.cli.options import (
     as_paths,
     choose_threads,
     include_option,
+    max_memory_option,
     model_options,
     on_error_option,
     surprise_option,
+    tokens_per_batch_option,
 )
 
 # the job does not fit into the allowed memory; 2 means wrong input, as for all commands
@@ -22,8 +24,8 @@ DOES_NOT_FIT = 1
 @click.argument("fasta", nargs=-1, required=True)
 @include_option
 @surprise_option
-@click.option("--max-memory", default=None, help="Memory limit of the whole process. [default: 80 % of free memory]")
-@click.option("--tokens-per-batch", "--toks-per-batch", default="auto", show_default=True)
+@max_memory_option
+@tokens_per_batch_option
 @on_error_option
 @model_options
 def plan(

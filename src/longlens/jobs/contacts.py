@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -95,12 +94,6 @@ class ContactJob(Job):
     limit: int
     draw: Callable[[Tensor, RecordInfo, Path], None] | None = None
 
-    @cached_property
-    def language_model(self) -> MaskedLM:
-        """The model with its type."""
-        assert isinstance(self.model.module, MaskedLM)
-        return self.model.module
-
     @property
     def key(self) -> dict[str, Any]:
         return job_key(self.model, self.source.survey, asdict(self.options))
@@ -110,7 +103,7 @@ class ContactJob(Job):
         return {"memory": self.limit, "model": self.model.name}
 
     def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
-        model, longest = self.language_model, max(entry.length for entry in self.source.survey.entries)
+        model, longest = self.model.language_model, max(entry.length for entry in self.source.survey.entries)
         if not resumed:
             choose_form(model, longest, self.limit)
             return
@@ -137,7 +130,7 @@ class ContactJob(Job):
         return ()
 
     def _maps(self, texts: list[str], limit: int) -> list[ContactMap]:
-        model = self.language_model
+        model = self.model.language_model
         regression = model.contact_regression()
         packed = model.pack(texts)
         maps: list[ContactMap] = []
@@ -154,7 +147,7 @@ class ContactJob(Job):
         pairs = [_pairs_in(folder.path / name, entry.length) for name, entry in zip(names, entries, strict=True)]
         columns = survey_columns(self.source.survey) | {
             "file": list(names), "pairs": pairs,
-            "form": [choose_form(self.language_model, entry.length, limit) for entry in entries],
+            "form": [choose_form(self.model.language_model, entry.length, limit) for entry in entries],
         }  # fmt: skip
         table_path = folder.work / "index.parquet"
         write_columns(table_path, self.source.survey, columns, file_notes(self.model, folder))

@@ -120,12 +120,6 @@ class EmbedJob(Job):
     named: bool = False
 
     @cached_property
-    def language_model(self) -> MaskedLM:
-        """The model with its type."""
-        assert isinstance(self.model.module, MaskedLM)
-        return self.model.module
-
-    @cached_property
     def lengths(self) -> list[int]:
         """Residues of each protein."""
         return [entry.length for entry in self.source.survey.entries]
@@ -138,16 +132,17 @@ class EmbedJob(Job):
     @property
     def key(self) -> dict[str, Any]:
         chosen = asdict(self.options) | {
-            "include": sorted(self.options.include), "layers": self.options.layer_numbers(self.language_model.config),
+            "include": sorted(self.options.include),
+            "layers": self.options.layer_numbers(self.model.language_model.config),
             "method": str(parse_method(self.options.method)),
-        }  # fmt: skip
+        }
         key = job_key(self.model, self.source.survey, chosen)
         # a later run takes over the batch size that the first run chose, but a number that the user chose must stay
         return key | {"tokens_per_batch": self.budget} if self.named else key
 
     @property
     def specs(self) -> list[ArraySpec]:
-        return array_specs(self.language_model.config, self.options)
+        return array_specs(self.model.language_model.config, self.options)
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -156,7 +151,7 @@ class EmbedJob(Job):
     def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
         budget = int(settled["tokens_per_batch"])
         largest = max(sum(self.lengths[a:b]) + 2 * (b - a) for a, b in make_batches(self.lengths, budget))
-        model = self.language_model
+        model = self.model.language_model
         need = batch_bytes(model.config, largest, model.dtype.itemsize, embedding_outputs(model.config, self.options))
         if need <= self.limit:
             return
@@ -182,14 +177,14 @@ class EmbedJob(Job):
             yield Unit(first, last + 1, StageProgress("masked", stop, int(self.starts[-1])), start, stop)
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
-        model, attend = self.language_model, attend_with(self.options.method)
+        model, attend = self.model.language_model, attend_with(self.options.method)
         if unit.step.stage == "masked":
             return self._masked(unit, texts, attend)
         return _batch_arrays(model, texts, unit.first, int(self.starts[unit.first]), self.options, attend)
 
     def _masked(self, unit: Unit, texts: list[str], attend: Attend) -> Iterator[Rows]:
         """Surprise of a range of residues, each masked in turn."""
-        model = self.language_model
+        model = self.model.language_model
         tokens = [model.alphabet.encode(text) for text in texts]
         residues = np.arange(unit.start, unit.stop)
         owners = np.searchsorted(self.starts, residues, "right") - 1

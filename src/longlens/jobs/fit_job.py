@@ -49,12 +49,6 @@ class FitJob(Job):
     options: FitOptions
     fitted: FittedHead | None = field(default=None, init=False)
 
-    @cached_property
-    def language_model(self) -> MaskedLM:
-        """The model with its type."""
-        assert isinstance(self.model.module, MaskedLM)
-        return self.model.module
-
     @property
     def key(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -64,7 +58,7 @@ class FitJob(Job):
 
     @property
     def specs(self) -> list[ArraySpec]:
-        config = self.language_model.config
+        config = self.model.language_model.config
         return [ArraySpec("features", "pair", (config.layers * config.heads,))]
 
     @cached_property
@@ -83,7 +77,7 @@ class FitJob(Job):
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
         pairs, _, _ = self.samples[unit.first]
-        features = pair_features(self.language_model, texts[0], torch.from_numpy(pairs))
+        features = pair_features(self.model.language_model, texts[0], torch.from_numpy(pairs))
         yield "features", self.starts[unit.first], features.numpy()
 
     def finish(self, folder: ResultFolder) -> list[Path]:
@@ -94,8 +88,8 @@ class FitJob(Job):
                 self.examples, self.samples, self.starts[:-1], self.starts[1:], strict=True
             )
         ]
-        self.fitted = fit_samples(self.language_model, samples, self.options)
-        save_head(self.language_model, self.fitted, folder.work / FILE)
+        self.fitted = fit_samples(self.model.language_model, samples, self.options)
+        save_head(self.model.language_model, self.fitted, folder.work / FILE)
         return [folder.place(folder.work / FILE)]
 
 

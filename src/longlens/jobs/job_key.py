@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from longlens.io.survey import Survey
+from longlens.models.language_model import MaskedLM
 
 # names of folders that do not describe the model in them
 _PLAIN = re.compile(r"model|models|checkpoint|checkpoints|final|best|weights|[0-9a-f]{32,}")
@@ -60,13 +61,19 @@ class ModelInfo:
         return model_name(self.source)
 
     @property
+    def language_model(self) -> MaskedLM:
+        """The model as the type that all jobs but `look` need."""
+        assert isinstance(self.module, MaskedLM)
+        return self.module
+
+    @property
     def dtype(self) -> str:
         """Such as "float32"."""
         return str(self._parameter.dtype).split(".")[-1]
 
     @property
     def device(self) -> torch.device:
-        """The path of the weights."""
+        """Where the weights are."""
         return self._parameter.device
 
     @property

@@ -68,12 +68,6 @@ class _ScoreJob(Job):
     source: ProteinSource
     options: ScoreOptions
 
-    @cached_property
-    def language_model(self) -> MaskedLM:
-        """The model with its type."""
-        assert isinstance(self.model.module, MaskedLM)
-        return self.model.module
-
     @property
     def _options(self) -> dict[str, Any]:
         options = self.options
@@ -82,7 +76,7 @@ class _ScoreJob(Job):
 
     @property
     def specs(self) -> list[ArraySpec]:
-        return [ArraySpec("log_p", "place", (len(self.language_model.alphabet),))]
+        return [ArraySpec("log_p", "place", (len(self.model.language_model.alphabet),))]
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -99,7 +93,7 @@ class _ScoreJob(Job):
     def _log_p(self, sequence: str, positions: Sequence[int]) -> NDArray[np.float32]:
         options = self.options
         return position_log_probabilities(
-            self.language_model, sequence, positions, masked=options.strategy != "wt-marginals",
+            self.model.language_model, sequence, positions, masked=options.strategy != "wt-marginals",
             attend=attend_with(options.method), budget=options.budget,
         )  # fmt: skip
 
@@ -152,7 +146,7 @@ class VariantJob(_ScoreJob):
 
     def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
         rows = table[self.starts[place] : self.starts[place + 1]]
-        return marginal_scores(self.language_model, rows, group.positions, group.variants)
+        return marginal_scores(self.model.language_model, rows, group.positions, group.variants)
 
 
 @dataclass
@@ -186,7 +180,7 @@ class PseudoPplJob(VariantJob):
         place, number = self.owners[variant]
         mutated = mutate(texts[0], self.variants.groups[place].variants[number])
         positions = range(unit.start - self.starts[variant], unit.stop - self.starts[variant])
-        truth = self.language_model.alphabet.encode(mutated)[1:-1][positions.start : positions.stop]
+        truth = self.model.language_model.alphabet.encode(mutated)[1:-1][positions.start : positions.stop]
         yield "log_p", unit.start, self._log_p(mutated, positions)[np.arange(len(truth)), truth]
 
     def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
@@ -216,7 +210,7 @@ class SubstitutionJob(_ScoreJob):
 
     def finish(self, folder: ResultFolder) -> list[Path]:
         (sequence,) = self.source.sequences()
-        alphabet = self.language_model.alphabet
+        alphabet = self.model.language_model.alphabet
         table: NDArray[Any] = folder.arrays["log_p"].read(len(sequence))
         wild = np.array([alphabet.number(residue) for residue in sequence])
         scores = table[:, alphabet.standard] - table[np.arange(len(sequence)), wild][:, None]

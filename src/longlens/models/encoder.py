@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from longlens.errors import InputError
+from longlens.models.linear import apply_linear, apply_linear_gelu
 from longlens.models.observers import ObservedForward, Observers
-from longlens.models.rotary import Rotary, rotate
+from longlens.models.rotary import Rotary, rotate, rotate_in_place
 from longlens.ops.attention import attention
 from longlens.ops.method import Method
 from longlens.ops.observe import AttentionCall, Observer
@@ -244,13 +244,13 @@ class Layer(nn.Module):
             mixed = self._attend(self._project(x, angles).permute(1, 2, 0, 3), attend, number, cu_seqlens)
             x = self._add_attention(x, mixed)
             return self._add_feed_forward(x)
-        heads, width = self.config.heads, self.config.head_width
-        qkv = torch.empty(3, heads, x.shape[0], width, dtype=x.dtype, device=x.device)
-        chunks = [slice(start, start + CHUNK) for start in range(0, x.shape[0], CHUNK)]
+        # token by token, as the product gives it: attention reads it so at no cost, and head by head would be a copy
+        qkv = x.new_empty(x.shape[0], 3, self.config.heads, self.config.head_width)
+        chunks = _chunks(x.shape[0])
         for rows in chunks:
             part = None if angles is None else (angles[0][rows], angles[1][rows])
-            qkv[:, :, rows] = self._project(x[rows], part).permute(1, 2, 0, 3)
-        mixed = self._attend(qkv, attend, number, cu_seqlens)
+            qkv[rows] = self._project(x[rows], part)
+        mixed = self._attend(qkv.permute(1, 2, 0, 3), attend, number, cu_seqlens)
         del qkv
         for rows in chunks:
             x[rows] = self._add_feed_forward(self._add_attention(x[rows], mixed[rows]))
@@ -259,12 +259,12 @@ class Layer(nn.Module):
     def _project(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries, keys and values: (T, 3, H, D)."""
         normed = self.attention_norm(x) if self.config.pre_norm else x
-        qkv = self.qkv(normed).view(len(x), 3, self.config.heads, self.config.head_width)
+        qkv = apply_linear(self.qkv, normed).view(len(x), 3, self.config.heads, self.config.head_width)
         if angles is None:
             return qkv
         if qkv.requires_grad:
             return torch.cat([rotate(qkv[:, :2], angles), qkv[:, 2:]], 1)
-        qkv[:, :2] = rotate(qkv[:, :2], angles)
+        rotate_in_place(qkv[:, :2], angles)
         return qkv
 
     def _attend(self, qkv: Tensor, attend: Attend, number: int, cu_seqlens: Tensor) -> Tensor:
@@ -274,13 +274,24 @@ class Layer(nn.Module):
         return out.squeeze(0).transpose(0, 1).flatten(1)
 
     def _add_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + self.out(mixed)
+        x = x + apply_linear(self.out, mixed)
         return x if self.config.pre_norm else self.attention_norm(x)
 
     def _add_feed_forward(self, x: Tensor) -> Tensor:
         normed = self.feed_norm(x) if self.config.pre_norm else x
-        out = x + self.down(F.gelu(self.up(normed)))
+        out = x + apply_linear(self.down, apply_linear_gelu(self.up, normed))
         return out if self.config.pre_norm else self.feed_norm(out)
+
+
+def _chunks(tokens: int) -> list[slice]:
+    """Ranges of at most `CHUNK` tokens, as few as that takes, and of nearly equal length.
+
+    A last chunk of one or two tokens would be multiplied by another kernel, with other rounding: a sequence's vectors
+    would then depend on what it was packed with.
+    """
+    count = -(-tokens // CHUNK)
+    bounds = [tokens * part // count for part in range(count)] if count else []
+    return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], tokens], strict=True)] if count else []
 
 
 def _positions(packed: Packed, config: EncoderConfig) -> Tensor:

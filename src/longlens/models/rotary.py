@@ -37,13 +37,17 @@ class Rotary(nn.Module):
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate pairs (i, i + D / 2) of x (T, ..., D) by `angles` (T, D / 2); computed in float32, returned in x's
     dtype."""
-    wide = x.float()
+    return torch.cat(_rotated(x, angles), -1).to(x.dtype)
+
+
+def rotate_in_place(x: Tensor, angles: tuple[Tensor, Tensor]) -> None:
+    """`rotate`, written over `x`, which needs no gradient."""
+    for half, rotated in zip(x.chunk(2, -1), _rotated(x, angles), strict=True):
+        half.copy_(rotated)
+
+
+def _rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Both halves, in memory of their own."""
+    a, b = x.float().chunk(2, -1)
     cos, sin = (part.view(len(part), *(1,) * (x.ndim - 2), -1) for part in angles)
-    a, b = wide.chunk(2, -1)
-    if wide.requires_grad:
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    left, right = out.chunk(2, -1)
-    left.copy_((a * cos).addcmul_(b, sin, value=-1.0))
-    right.copy_((b * cos).addcmul_(a, sin))
-    return out
+    return (a * cos).addcmul_(b, sin, value=-1.0), (b * cos).addcmul_(a, sin)
