@@ -129,6 +129,29 @@ def test_contact_maps_by_id(model, pandas, kind):
     assert "contact maps of 2 proteins" in maps._repr_html_()
 
 
+@pytest.mark.parametrize("kind", ["parquet", "npz", "zarr"])
+def test_contact_maps_are_drawn(model, monkeypatch, kind):
+    keep = {} if kind == "zarr" else {"threshold": 0.0, "min_separation": 1}
+    maps = longlens.contacts(PROTEINS, model=model, format=kind, array_dtype="float32", **keep)
+    monkeypatch.setattr("longlens.jobs.contact_maps.CELLS", 10)
+    monkeypatch.setattr("longlens.jobs.contact_maps.ELEMENTS", 70)
+    figure = maps.draw("one")
+    matrix = maps.matrix("one")
+    if kind != "zarr":
+        assert (matrix.diagonal() == 0).all()
+    np.testing.assert_array_equal(figure.axes[0].get_images()[0].get_array(), matrix.reshape(10, 3, 10, 3).max((1, 3)))
+    assert "one, 30 residues" in figure.axes[0].get_title()
+    assert "data:image/png;base64," in maps._repr_html_()
+
+
+def test_substitutions_are_drawn(model):
+    substitutions = longlens.score({"p": "MKTAYIAK"}, model=model, offset_idx=5)
+    figure = substitutions.draw()
+    assert f"p, {substitutions.model}, masked-marginals" in figure.get_suptitle() + figure.axes[0].get_title()
+    assert "data:image/png;base64," in substitutions._repr_html_()
+    assert repr(substitutions) == f"<all substitutions of 8 residues by {substitutions.model}>"
+
+
 def test_scores_and_substitutions(model, pandas, tmp_path):
     text = "MKTAYIAK"
     matrix = longlens.score(text, model=model)

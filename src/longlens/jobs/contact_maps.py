@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longlens.jobs.contact_writers import CELLS
 from longlens.jobs.table_results import TableResults
+from longlens.report.contacts import draw_contacts
+from longlens.report.figures import has_matplotlib, inline
 from longlens.report.tables import to_frame
+
+if TYPE_CHECKING:
+    from longlens.report.figures import Figure
+
+# numbers of a whole map that are read at a time
+ELEMENTS = 2**20
 
 
 class ContactMaps(TableResults):
@@ -20,6 +29,7 @@ class ContactMaps(TableResults):
     maps["P12345"]                              # what was kept: "i", "j" (from 1), "probability", each (M,)
     maps.matrix("P12345")                       # (L, L), symmetric, 0 where a pair was not kept
     maps.to_frame()                             # pandas: a row for each pair that was kept
+    maps.draw("P12345").savefig("map.png")      # a figure
     """
 
     kind = "contact maps"
@@ -58,6 +68,36 @@ class ContactMaps(TableResults):
         return to_frame({
             "id": ids, **{name: np.concatenate([part[name] for part in pairs]) for name in ("i", "j", "probability")}
         })  # fmt: skip
+
+    def draw(self, protein: str | int) -> Figure:
+        """The map of a protein as a matplotlib figure; pairs that were not kept are white. Needs the extra `plot`."""
+        row = self.row(protein)
+        residues = row["length"]
+        width = -(-residues // CELLS)
+        cells = np.zeros((-(-residues // width),) * 2, np.float32)
+        for pairs in self._parts(protein):
+            i, j = ((pairs[name] - 1) // width for name in ("i", "j"))
+            np.maximum.at(cells, (i, j), pairs["probability"])
+        return draw_contacts(np.maximum(cells, cells.T), residues, f"{row['id']}, {residues:,} residues", self.model)
+
+    def _parts(self, protein: str | int) -> Iterator[dict[str, NDArray[Any]]]:
+        """The pairs of a protein; those of a whole map some rows at a time, so that memory is linear in its length."""
+        path = self._path(protein)
+        if path.suffix != ".zarr":
+            yield self[protein]
+            return
+        import zarr
+
+        array: Any = zarr.open_array(path, mode="r")
+        rows = max(1, ELEMENTS // array.shape[0])
+        for first in range(0, array.shape[0], rows):
+            part = np.asarray(array[first : first + rows])
+            i = np.repeat(np.arange(first, first + len(part)) + 1, part.shape[1])
+            j = np.tile(np.arange(part.shape[1]) + 1, len(part))
+            yield {"i": i, "j": j, "probability": part.ravel()}
+
+    def _picture(self) -> str | None:
+        return inline(self.draw(0)) if len(self) and has_matplotlib() else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)

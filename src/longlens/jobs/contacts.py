@@ -277,6 +277,6 @@ def _drawing(name: str) -> Callable[[Tensor, RecordInfo, Path], None]:
     from longlens.report.contacts import draw_contacts
 
     def draw(cells: Tensor, entry: RecordInfo, path: Path) -> None:
-        draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", name, path)
+        draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", name).savefig(path, dpi=150)
 
     return draw

@@ -129,6 +129,4 @@ class Substitutions:
 
     def _repr_html_(self) -> str:
         picture = inline(self.draw()) if has_matplotlib() else None
-        return html_table(
-            self.columns(), title=f"all substitutions by {self.model}", total=len(self), picture=picture
-        )
+        return html_table(self.columns(), title=f"all substitutions by {self.model}", total=len(self), picture=picture)
