@@ -19,6 +19,7 @@ HOSTILE = {
     "beyond 64 bits": "window:9223372036854775808",
     "a token beyond 64 bits": "global:(9223372036854775808,)",
     "a seed beyond 64 bits": "random:1,64,seed=9223372036854775808",
+    "a million rounds": "lsh:1000000",
     "letters": "window:" + "x" * 90_000,
     "a name": "x" * 90_000,
     "parameters": "window:" + ",".join(["1"] * 40_000),

@@ -24,6 +24,8 @@ from longlens.ops.tiles.problem import TiledProblem
 
 # under a causal mask the number of buckets must not tell the length
 CAUSAL_BUCKETS = 64
+# each round takes time and memory of its own; the paper uses up to 16
+MOST_ROUNDS = 1024
 # rows hashed at a time
 ROWS = 8192
 
@@ -53,7 +55,7 @@ class LSH(SparseMethod):
     name: ClassVar[str] = "lsh"
 
     def __post_init__(self) -> None:
-        check_count("lsh", "rounds", self.rounds)
+        check_count("lsh", "rounds", self.rounds, 1, MOST_ROUNDS)
         check_count("lsh", "bucket", self.bucket)
         check_count("lsh", "seed", self.seed, 0, LARGEST_SEED)
         if self.buckets is not None:
