@@ -47,6 +47,8 @@ def test_every_layer_and_the_logits_equal_the_literal_ones(model):
 
 def test_it_knows_antibodies(model):
     for text, least in ((HEAVY, 0.75), (LIGHT, 0.75)):
-        table = position_log_probabilities(model, text, range(len(text)), masked=True)
-        truth = model.alphabet.encode(text)[1:-1]
+        # every third position, since each is a pass of its own
+        positions = range(0, len(text), 3)
+        table = position_log_probabilities(model, text, positions, masked=True)
+        truth = model.alphabet.encode(text)[1:-1][positions.start : positions.stop : positions.step]
         assert (table.argmax(1) == truth).mean() >= least

@@ -74,16 +74,6 @@ def test_rules_and_biases(pattern):
 
 
 @every_pattern
-def test_packing_equals_running_apart(pattern):
-    query, key, value = make(1, 2, 2, 150, 150, 8)
-    bounds = torch.tensor([0, 64, 65, 150], dtype=torch.int32)
-    packed = ll.attention(query, key, value, method=pattern, cu_seqlens=bounds)
-    for start, stop in ((0, 64), (64, 65), (65, 150)):
-        alone = (tensor[:, :, start:stop] for tensor in (query, key, value))
-        torch.testing.assert_close(packed[:, :, start:stop], ll.attention(*alone, method=pattern))
-
-
-@every_pattern
 def test_the_future_changes_nothing(pattern):
     """Not the future's values, and not its length either."""
     query, key, value = make(1, 2, 2, 180, 180, 8)

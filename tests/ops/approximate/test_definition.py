@@ -56,8 +56,8 @@ def test_key_masks(method: Method, causal: bool, kind: str, lengths: tuple[int, 
 
 
 @modes
-@pytest.mark.parametrize("scale", [1.0, 0.02, -0.4])
-def test_scale(method: Method, causal: bool, scale: float) -> None:
+@pytest.mark.parametrize("scale", [0.02, -0.4])
+def test_small_and_negative_scales(method: Method, causal: bool, scale: float) -> None:
     compare(method, make(causal=causal, grad=True, scale=scale))
 
 
@@ -77,15 +77,6 @@ def test_queries_may_stand_anywhere(method: Method, causal: bool, offset: int) -
     compare(method, replace(make(150, 200, causal=causal, grad=True), offset=offset))
 
 
-@modes
-@pytest.mark.parametrize("heads", [(1, 1), (6, 2), (3, 3)])
-def test_heads(method: Method, causal: bool, heads: tuple[int, int]) -> None:
-    if getattr(method, "key_projection", None) is not None and heads[1] != 2:
-        assert method.refusals(make(heads=heads[0], kv_heads=heads[1]))
-        return
-    compare(method, make(heads=heads[0], kv_heads=heads[1], causal=causal, grad=True))
-
-
 @pytest.mark.parametrize("width", [1, 8, 19, 64])
 @pytest.mark.parametrize("causal", [False, True])
 def test_taylor_widths(width: int, causal: bool) -> None:
@@ -97,14 +88,6 @@ def test_many_lanes_are_cut_into_pieces(method: Method, causal: bool, monkeypatc
     whole = make(200, batch=3, heads=6, kv_heads=2, causal=causal, key_mask=torch.rand(3, 200) < 0.7)
     monkeypatch.setattr("longlens.ops.approximate.blocks.CPU_BLOCK", 2**12)
     assert_same(method.attend(whole).output, method.reference(whole))
-
-
-@modes
-def test_transposed_layout(method: Method, causal: bool) -> None:
-    inputs = make(causal=causal)
-    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (inputs.query, inputs.key, inputs.value)]
-    other = replace(inputs, query=turned[0], key=turned[1], value=turned[2])
-    assert_same(method.attend(other).output, method.attend(inputs).output)
 
 
 @modes
