@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import longlens
 from esm_peer import esm, literal, protein, save
 from longlens.cli.score import score as command
 from longlens.errors import InputError, SequenceError
@@ -177,6 +178,8 @@ def test_variants_come_by_standard_input_and_gzipped(pair, tmp_path):
         outputs.append(score(tmp_path / name, "--sequence", WILD, "-m", pair[2]).stdout)
         given = CliRunner().invoke(command, ["-", "--sequence", WILD, "-m", str(pair[2])], input=data)
         outputs.append(given.stdout)
+    with pytest.raises(InputError, match="got both"):
+        longlens.score(["-"], "-", model=pair[2])
     assert outputs[0].startswith("mutant,")
     assert set(outputs) == {outputs[0]}
 

@@ -279,20 +279,7 @@ def score(
         InputError: options that do not exist, a protein or variant that cannot be read.
     """
     options = ScoreOptions(scoring_strategy, method, tokens_per_batch, offset_idx)
-    if variants is None and scoring_strategy == "pseudo-ppl":
-        raise InputError(
-            "all substitutions take wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes"
-        )
-    if figure:
-        require_matplotlib()
-        if variants is not None or output is None:
-            raise InputError("a figure is drawn of all substitutions (--all), beside the file that --output names")
-    if output is not None:
-        refuse_folder(Path(output))
-    if on_error not in ("stop", "skip"):
-        raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
-    if str(variants) == "-" == str(proteins if isinstance(proteins, str | Path) else [*proteins][0:1]):
-        raise InputError("expected either the variants or the proteins on standard input, got both")
+    _check_request(proteins, variants, output, scoring_strategy, on_error, figure)
     with threads_set(threads), open_proteins(proteins) as source:
         table = None
         if variants is None:
@@ -325,6 +312,32 @@ def score(
     if table is None:
         return Substitutions(text, manifest, next(iter(source.sequences())), offset_idx)
     return Scores(text, manifest, job.column, table)  # type: ignore[attr-defined]
+
+
+def _check_request(
+    proteins: Proteins,
+    variants: str | Path | Sequence[str] | None,
+    output: str | Path | None,
+    strategy: str,
+    on_error: str,
+    figure: bool,
+) -> None:
+    """Refuse options of `score` that do not fit together, before anything is read."""
+    if variants is None and strategy == "pseudo-ppl":
+        raise InputError(
+            "all substitutions take wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes"
+        )
+    if figure:
+        require_matplotlib()
+        if variants is not None or output is None:
+            raise InputError("a figure is drawn of all substitutions (--all), beside the file that --output names")
+    if output is not None:
+        refuse_folder(Path(output))
+    if on_error not in ("stop", "skip"):
+        raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
+    sources = [proteins] if isinstance(proteins, str | Path) else [*proteins]
+    if str(variants) == "-" and "-" in map(str, sources):
+        raise InputError("expected either the variants or the proteins on standard input, got both")
 
 
 def _refuse_unknown(model: MaskedLM, table: VariantTable) -> None:

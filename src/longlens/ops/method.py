@@ -49,8 +49,8 @@ class Method(ABC):
         """The same result by definition: quadratic, plain, in the inputs' dtype. Output (B, H, Nq, Dv)."""
 
     def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled | None:
-        """The pairs that the method computes, as tiles of about `shape`, for who wants its weights; None for a method
-        that has none."""
+        """The pairs that the method computes, as tiles of about `shape`, from which the lens computes its weights;
+        None for a method without pairs."""
         return None
 
     def localise(self, inputs: Inputs) -> list[tuple[Method, Inputs]]:

@@ -168,22 +168,22 @@ def predictions(
         fits = vocabulary * FEWEST <= HELD or not isinstance(head, Head)
         block = vocabulary if fits else HELD // FEWEST
     elif not isinstance(head, Head):
-        raise InputError("expected a Head (weight, bias, transform) to walk the vocabulary in blocks, got a function")
+        raise InputError("expected a Head (weight, bias, transform), whose logits come in blocks, got a function")
     chunk = chunk or min(max(HELD // max(block, 1), 1), MOST)
     spans = [slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)]
     columns = _empty(len(hidden), min(top, vocabulary), kind, targets, hidden.device)
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         wanted = None if targets is None else targets[rows]
-        for key, values in _of_chunk(_walk(head, hidden[rows], spans), spans, wanted, top).items():
+        for key, values in _of_chunk(_logit_blocks(head, hidden[rows], spans), spans, wanted, top).items():
             columns[key][rows] = values
     return Predictions(name, targets=targets, places=places, **columns)
 
 
-def _walk(
+def _logit_blocks(
     head: Head | Callable[[Tensor], Tensor], hidden: Tensor, spans: list[slice]
 ) -> Callable[[], Iterator[Tensor]]:
-    """A function that walks the blocks of one chunk's logits; they may be written into, and come again alike."""
+    """A function that computes the blocks of one chunk's logits, anew and with the same result at each call."""
     if not isinstance(head, Head):
         return lambda: iter([_wide(head(hidden))])
     features = head.features(hidden)
@@ -195,11 +195,11 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _of_chunk(
-    walk: Callable[[], Iterator[Tensor]], spans: list[slice], targets: Tensor | None, top: int
+    blocks: Callable[[], Iterator[Tensor]], spans: list[slice], targets: Tensor | None, top: int
 ) -> dict[str, Tensor]:
     """The fields of `Predictions` for one chunk of rows."""
     state: _State | None = None
-    for span, logits in zip(spans, walk(), strict=True):
+    for span, logits in zip(spans, blocks(), strict=True):
         state = state or _State(logits, targets, top)
         state.take_target(logits, span)
         if len(spans) == 1:
@@ -208,7 +208,7 @@ def _of_chunk(
     assert state is not None
     if targets is not None and len(spans) > 1:
         # a block's logits are compared with the target's as the same product gave it: equal ones are equal
-        for logits in walk():
+        for logits in blocks():
             state.count_larger(logits)
     return state.fields()
 

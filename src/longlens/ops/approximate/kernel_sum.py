@@ -13,7 +13,8 @@ a_j so far (as in the online softmax), and a row of a causal chunk relative to t
 factors cancel exactly in the quotient, are constants to autograd, and never depend on later keys, other heads or other
 batch rows.
 
-Letters: L = B Hkv lanes, G query heads to a key head, m queries and n keys of a block, F features, C tokens of a chunk.
+Letters: L = B Hkv key heads of all batch rows, G query heads to a key head, m queries and n keys of a block, F
+features, C tokens of a chunk.
 Blocks of tokens are (B, Hkv, G, m, D); keys and values have G = 1. "Sums" are numerators with the normaliser as last
 column, (B, Hkv, G, m, Dv + 1); a state is (L, F, Dv + 1) and its logarithm (L, 1, 1).
 """
@@ -103,9 +104,9 @@ def attend_sums(inputs: Inputs, make: Make, width: int, underflows: bool = True)
 def _plan(inputs: Inputs, width: int) -> tuple[int, int, int]:
     """Batch rows and key heads to work on together, and queries of a block."""
     room = block_elements(torch.device(inputs.device_type)) // (max(width, inputs.value.shape[3] + 1) * inputs.groups)
-    lanes = max(1, room // (chunk_length(width) if inputs.causal else 128))
-    heads = min(inputs.key.shape[1], lanes)
-    batch = min(inputs.query.shape[0], max(1, lanes // heads))
+    key_heads = max(1, room // (chunk_length(width) if inputs.causal else 128))
+    heads = min(inputs.key.shape[1], key_heads)
+    batch = min(inputs.query.shape[0], max(1, key_heads // heads))
     return batch, heads, max(16, room // (batch * heads))
 
 
@@ -119,10 +120,10 @@ def scratch_elements(inputs: Inputs, width: int) -> int:
     batch, heads, rows = _plan(inputs, width)
     if inputs.causal:
         rows = chunk_length(width)
-    lanes, wide = batch * heads, inputs.value.shape[3] + 1
+    key_heads, wide = batch * heads, inputs.value.shape[3] + 1
     rows = min(rows, max(inputs.queries, inputs.keys))
     each = 2 * width + 2 * wide + (3 * rows if inputs.causal else 0)
-    elements = lanes * (rows * inputs.groups * each + 2 * width * wide)
+    elements = key_heads * (rows * inputs.groups * each + 2 * width * wide)
     return elements * compute_dtype(inputs).itemsize // inputs.query.element_size()
 
 
@@ -201,7 +202,7 @@ def _read_all(features: Features, state: State, query: Tensor, rows: int, start:
 
 def _read(features: Features, state: Tensor, q: Tensor, start: int) -> Sums:
     phi, log = features.query(q.to(features.dtype), start)
-    return like(lanes(phi) @ state, q), log
+    return like(flatten_heads(phi) @ state, q), log
 
 
 def _fold(features: Features, k: Tensor, v: Tensor, keep: Tensor | None, start: int) -> Sums:
@@ -224,8 +225,8 @@ def _step(
     """One causal chunk: its sums and their logarithm, then what its keys add to the state."""
     q, k, v = (t.to(features.dtype) for t in (q, k, v))
     (phi_q, log_q), (phi_k, log_k) = features.query(q, q_start), features.key(k, k_start)
-    rows, group = lanes(phi_q), (q.shape[2], q.shape[3])
-    weights = features.pairs(lanes(q), lanes(k), rows, lanes(phi_k)).unflatten(1, group)
+    rows, group = flatten_heads(phi_q), (q.shape[2], q.shape[3])
+    weights = features.pairs(flatten_heads(q), flatten_heads(k), rows, flatten_heads(phi_k)).unflatten(1, group)
     at = torch.arange(q.shape[3], device=q.device).unsqueeze(1) + (q_start + offset)
     later = torch.arange(k_start, k_start + k.shape[3], device=q.device) > at
     before = None if state is None else rows @ state
@@ -234,7 +235,7 @@ def _step(
         weights = weights.masked_fill(later, 0.0)
         values = augment(v, None if keep is None else keep.to(v.dtype))
     else:
-        log = lanes(_silence(log_k, keep)).mT.masked_fill(later, -torch.inf)
+        log = flatten_heads(_silence(log_k, keep)).mT.masked_fill(later, -torch.inf)
         best = log.detach().amax(-1, keepdim=True).clamp_min(NO_KEY)
         best = best if most is None else torch.maximum(best, most)
         weights = weights * (log - best).exp().unsqueeze(1)
@@ -258,7 +259,7 @@ def merge_states(state: State, more: Sequence[Tensor | None]) -> State:
     return total * (most - top).exp() + part * (peak - top).exp(), top
 
 
-def lanes(block: Tensor) -> Tensor:
+def flatten_heads(block: Tensor) -> Tensor:
     """(B, Hkv, G, m, F) as (L, G m, F)."""
     return block.flatten(2, 3).flatten(0, 1)
 
@@ -275,18 +276,18 @@ def _silence(log: Tensor, keep: Tensor | None) -> Tensor:
 def augment(value: Tensor, weight: Tensor | None) -> Tensor:
     """[v_j, 1], times a weight to each key: (L, n, Dv + 1)."""
     if weight is None:
-        return lanes(torch.cat([value, value.new_ones(()).expand(*value.shape[:4], 1)], -1))
-    return lanes(torch.cat([value * weight, weight.expand(*value.shape[:4], 1)], -1))
+        return flatten_heads(torch.cat([value, value.new_ones(()).expand(*value.shape[:4], 1)], -1))
+    return flatten_heads(torch.cat([value * weight, weight.expand(*value.shape[:4], 1)], -1))
 
 
 def _contribution(phi: Tensor, log: Tensor | None, value: Tensor, keep: Tensor | None) -> Sums:
     """What a block of keys adds to the state, relative to e^peak: (L, F, Dv + 1), and peak (L, 1, 1)."""
     if log is None and keep is None:
         # the normaliser by itself: a product as wide as the values is faster than one with a column more
-        rows = lanes(phi)
-        return torch.cat([rows.mT @ lanes(value), rows.sum(1).unsqueeze(2)], -1), None
+        rows = flatten_heads(phi)
+        return torch.cat([rows.mT @ flatten_heads(value), rows.sum(1).unsqueeze(2)], -1), None
     if log is None:
-        return lanes(phi).mT @ augment(value, None if keep is None else keep.to(value.dtype)), None
+        return flatten_heads(phi).mT @ augment(value, None if keep is None else keep.to(value.dtype)), None
     log = _silence(log, keep)
     peak = log.detach().amax(3, keepdim=True).clamp_min(NO_KEY)
-    return lanes(phi).mT @ augment(value, (log - peak).exp()), peak.view(-1, 1, 1)
+    return flatten_heads(phi).mT @ augment(value, (log - peak).exp()), peak.view(-1, 1, 1)

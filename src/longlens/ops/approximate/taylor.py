@@ -16,7 +16,7 @@ from longlens.ops.approximate.kernel_sum import (
     attend_sums,
     augment,
     feature_attention,
-    lanes,
+    flatten_heads,
     like,
     scratch_elements,
 )
@@ -112,7 +112,7 @@ def _pair_sums(inputs: Inputs, dtype: torch.dtype, rows: int) -> Iterator[Sums]:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         values = augment(v.to(dtype), None if mask is None else mask.to(dtype))
-        return like(kernel((lanes(q).to(dtype) * inputs.scale) @ lanes(k).to(dtype).mT) @ values, q)
+        return like(kernel((flatten_heads(q).to(dtype) * inputs.scale) @ flatten_heads(k).to(dtype).mT) @ values, q)
 
     for q in query.split(rows, 3):
         yield recompute(attend, q, key, value), None
