@@ -2,7 +2,8 @@
 
 One test to a page, its blocks in order in one namespace. `python` blocks are run, and `>>>` lines compared as doctest
 does (`...` stands for anything). Of `console` blocks the `$ longlens` commands are run and their output compared; other
-commands are for the reader. A block after `<!--- skip: next -->` is left alone.
+commands are for the reader. A block after `<!--- skip: next -->` is left alone, and so is what
+follows `<!--- skip: start -->`.
 """
 
 from __future__ import annotations

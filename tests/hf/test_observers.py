@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 from tiny_models import bert, eager, run, tokens
+from torch.nn import functional as F
 
 import longlens
+from longlens.hf import attach
 from longlens.lens import Entropy
 from longlens.ops.observe import ForwardObserver, Observer
 
@@ -82,6 +84,29 @@ def test_one_watch_and_three_threads(build):
     for results in seen.calls:
         assert sorted(results) == list(range(layers))
         assert len({result["entropy"].values.shape[2] for result in results.values()}) == 1
+
+
+def test_an_attached_model_leaves_other_threads_alone():
+    """A bystander trains by PyTorch's attention with dropout and narrower values."""
+    model = eager(bert)
+    failures, done = [], threading.Event()
+
+    def bystander():
+        try:
+            while not done.is_set():
+                leaf = torch.randn(1, 2, 32, 16, requires_grad=True)
+                F.scaled_dot_product_attention(leaf, leaf, leaf[..., :8], dropout_p=0.1).sum().backward()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=bystander)
+    with attach(model, "window:8"):
+        thread.start()
+        for _ in range(60):
+            run(model, tokens(1, 40))
+        done.set()
+        thread.join()
+    assert not failures
 
 
 class Stop(BaseException):

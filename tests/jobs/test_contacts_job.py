@@ -203,6 +203,14 @@ def test_what_cannot_be_is_refused_before_a_folder_is_made(model, fasta, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_matplotlib_is_said_before_the_work(model, fasta, tmp_path, monkeypatch):
+    monkeypatch.setattr("longlens.report.figures.has_matplotlib", lambda: False)
+    result = run(fasta, "-o", tmp_path / "out", "--model", model, "--figure")
+    assert isinstance(result.exception, InputError)
+    assert "longlens[plot]" in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_input_or_options_are_another_job(model, fasta, tmp_path):
     make(model, fasta, tmp_path / "out", "--top", 3)
     result = run(fasta, "-o", tmp_path / "out", "--model", model, "--top", 4)

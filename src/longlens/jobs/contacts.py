@@ -37,6 +37,8 @@ from longlens.jobs.progress import ProgressCallback, silent
 from longlens.jobs.runner import Job, Unit, announce, file_notes, refuse_over_positions, residue_units, run
 from longlens.lens.contacts import ContactMap, ContactObserver, KeptMap, WholeMap, kept_bytes, whole_bytes
 from longlens.models.language_model import MaskedLM
+from longlens.report.contacts import draw_contacts
+from longlens.report.figures import require_matplotlib
 
 # small proteins are predicted together, up to this many tokens and bytes of maps
 TOKENS = 4096
@@ -273,8 +275,8 @@ def contacts(
 
 
 def _drawing(name: str) -> Callable[[Tensor, RecordInfo, Path], None]:
-    """The function that draws a map's cells. Called early, so that a missing package is reported at once."""
-    from longlens.report.contacts import draw_contacts
+    """The function that draws a map's cells. Raises `InputError` if matplotlib is missing, before any work."""
+    require_matplotlib()
 
     def draw(cells: Tensor, entry: RecordInfo, path: Path) -> None:
         draw_contacts(cells, entry.length, f"{entry.id}, {entry.length:,} residues", name).savefig(path, dpi=150)
