@@ -100,7 +100,7 @@ def test_an_attached_model_leaves_other_threads_alone():
             failures.append(error)
 
     thread = threading.Thread(target=bystander)
-    with attach(model, "window:8"):
+    with attach(model, "exact"):
         thread.start()
         for _ in range(60):
             run(model, tokens(1, 40))

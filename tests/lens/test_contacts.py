@@ -170,3 +170,17 @@ def test_the_kept_form_is_linear():
     assert large <= 2.1 * small
     # the map itself, and little more
     assert 4 * 8192**2 <= whole <= 1.3 * 4 * 8192**2
+
+
+def test_another_method_is_refused_and_predictions_are_exact_inside_a_watch(tmp_path):
+    import longlens
+    from longlens.errors import UnsupportedError
+    from longlens.lens import Entropy
+
+    ours = load(save(peer(2, 64, 4), tmp_path))
+    packed = ours.pack([protein(60, 1)])
+    (want,) = ours.predict_contacts(packed)
+    with longlens.watch(ours, [Entropy()], method="window:2"):
+        torch.testing.assert_close(ours.predict_contacts(packed)[0], want)
+        with pytest.raises(UnsupportedError, match="exact attention over all tokens, got window:2"):
+            ours(packed, observers=[ContactObserver([WholeMap(60, ours.contact_regression(), ours.device)])])

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import longlens
-from longlens.ops.attention import resolve_method
 from longlens.ops.inputs import check_inputs
 from longlens.ops.method import Method
 from longlens.ops.reference import softmax_attention
+from longlens.ops.registry import resolve_method
 
 # float64 sums of a few hundred terms
 TOLERANCE = 1e-11

@@ -189,3 +189,10 @@ def test_many_parts_take_one_gradient_of_full_size_each_not_many(packed):
         seen += [after for after, _ in node.next_functions if after is not None]
     # a slice's gradient is as large as what it was cut from
     assert not [name for name in names if name.startswith("Slice")]
+
+
+def test_sinks_and_biases_of_an_empty_call_are_in_the_graph():
+    empty, sinks, bias = torch.zeros(1, 2, 0, 8), torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
+    ll.attention(empty, empty, empty, sinks=sinks, bias=bias.expand(0, 0)).sum().backward()
+    assert sinks.grad is not None
+    assert not sinks.grad.any()

@@ -257,6 +257,18 @@ def test_a_floating_mask_of_minus_infinity_masks(return_lse):
     assert not output[:, :, 3].any()
 
 
+@pytest.mark.parametrize("method", ["exact", "exact:path=math", "window:8"])
+def test_a_row_masked_by_its_bias_has_gradients_of_0(method):
+    query, key, value = (tensor.requires_grad_() for tensor in make(1, 2, 2, 24, 24, 8))
+    bias = torch.zeros(24, 24, dtype=torch.float64)
+    bias[10] = -torch.inf
+    bias.requires_grad_()
+    output = longlens.attention(query, key, value, bias=bias, method=method)
+    gradients = torch.autograd.grad(output.square().sum(), (query, key, value, bias))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[0][:, :, 10].any()
+
+
 @pytest.mark.parametrize("method", ["exact:blockwise", "window:8", "longformer:8", "lsh:2,8"])
 def test_nothing_but_what_autograd_saves_holds_the_inputs(method):
     """Checkpointing and offloading free what they are given; what a closure holds they cannot."""

@@ -70,3 +70,16 @@ def test_float16_does_not_overflow(method):
     assert lse.isfinite().all()
     expected = ll.attention(*(tensor.double() for tensor in tensors), method=method)
     assert error(output, expected) < 2e-3
+
+
+@pytest.mark.parametrize("method", ["longformer:3,global_tokens=(0,)", "dilated:5", "exact:path=blockwise"])
+def test_rows_whose_sum_of_exponentials_overflows_float32(method):
+    """Log-sum-exp a little above 88.7, the logarithm of the largest float32, with values whose products stay finite."""
+    torch.manual_seed(0)
+    # all scores of query 40 are 88: several of them overflow together
+    query, key, value = torch.zeros(1, 1, 128, 16), torch.ones(1, 1, 128, 16), 0.1 * torch.randn(1, 1, 128, 16)
+    query[0, 0, 40] = 5.5
+    tensors = [tensor.to(torch.bfloat16) for tensor in (query, key, value)]
+    got = ll.attention(*tensors, scale=1.0, method=method)
+    want = ll.attention(*(tensor.double() for tensor in tensors), scale=1.0, method=method)
+    assert error(got[:, :, 40], want[:, :, 40]) < 0.02

@@ -157,3 +157,23 @@ def test_the_operator_keeps_pytorchs_rules():
     tensors = [torch.randn(1, 2, 12, 4, requires_grad=True) for _ in range(3)]
     arguments = (*tensors, None, None, None, None, None, "window:4", "", "", True, None, None, True)
     torch.library.opcheck(torch.ops.longlens.attention.default, arguments)
+
+
+def test_a_floating_mask_keeps_its_gradient():
+    query, key, value = (torch.randn(1, 2, N, 8) for _ in range(3))
+    mask = torch.randn(N, N, requires_grad=True)
+
+    def call(mask):
+        return ll.attention(query, key, value, mask).square().sum()
+
+    (want,) = torch.autograd.grad(call(mask), mask)
+    (got,) = torch.autograd.grad(compiled(call)(mask), mask)
+    torch.testing.assert_close(got, want)
+
+
+def test_a_method_without_a_string_form_is_left_out_of_the_program():
+    query, key, value = (torch.randn(1, 2, N, 8) for _ in range(3))
+    method = ll.Linformer(3, key_projection=torch.randn(3, N))
+    want = ll.attention(query, key, value, method=method)
+    got = torch.compile(lambda q: ll.attention(q, key, value, method=method), backend="aot_eager")(query)
+    torch.testing.assert_close(got, want)

@@ -22,9 +22,9 @@ from longlens.hf.copies import AttachedName, ForwardHook
 from longlens.hf.masks import DeferredMask
 from longlens.hf.modules import attention_modules, inner_models
 from longlens.hf.subscription import Subscription
-from longlens.ops.attention import resolve_method
 from longlens.ops.method import Method
 from longlens.ops.observe import keep_in_graph
+from longlens.ops.registry import resolve_method
 
 # a name for each attachment, so that several can exist at once, each with its method
 _numbers = count()

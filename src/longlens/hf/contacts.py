@@ -23,6 +23,8 @@ def predict_contacts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor
         model: `EsmModel`, `EsmForMaskedLM` or another of transformers' ESM models that keeps the contact head.
         input_ids, attention_mask: (B, N), start and end tokens included, padded on the right.
 
+    The model is in evaluation mode meanwhile: no other thread may train it.
+
     Raises:
         InputError: the model has no contact head, or the mask has another form.
     """

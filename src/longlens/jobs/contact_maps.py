@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from longlens.jobs.contact_writers import CELLS
 from longlens.jobs.table_results import TableResults
-from longlens.report.contacts import draw_contacts
+from longlens.report.contacts import CELLS, draw_contacts
 from longlens.report.figures import has_matplotlib, inline
 from longlens.report.tables import to_frame
 

@@ -14,10 +14,9 @@ from longlens.errors import InputError
 from longlens.io.formats import require_zarr
 from longlens.io.pairs import PairSpool
 from longlens.lens.contacts import Rows
+from longlens.report.contacts import CELLS
 
 FORMATS = ("parquet", "npz", "zarr")
-# sides of a figure's map and of a stored chunk, in cells
-CELLS = 1000
 CHUNK = 256
 
 

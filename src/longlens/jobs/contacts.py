@@ -36,6 +36,7 @@ from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.jobs.progress import ProgressCallback, silent
 from longlens.jobs.runner import Job, Unit, announce, file_notes, refuse_over_positions, residue_units, run
 from longlens.lens.contacts import ContactMap, ContactObserver, KeptMap, WholeMap, kept_bytes, whole_bytes
+from longlens.models.encoder import attend_with
 from longlens.models.language_model import MaskedLM
 from longlens.report.contacts import draw_contacts
 from longlens.report.figures import require_matplotlib
@@ -140,7 +141,7 @@ class ContactJob(Job):
             residues = stop - start - 2
             whole = choose_form(model, residues, limit) == "whole"
             maps.append(WholeMap(residues, regression, model.device) if whole else KeptMap(residues, regression))
-        model(packed, observers=[ContactObserver(maps)])
+        model(packed, attend=attend_with("exact"), observers=[ContactObserver(maps)])
         return maps
 
     def finish(self, folder: ResultFolder) -> list[Path]:

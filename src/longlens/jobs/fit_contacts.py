@@ -35,6 +35,7 @@ from longlens.jobs.contact_precision import (
     similar_groups,
 )
 from longlens.lens.contacts import ContactObserver, PairFeatures, Regression
+from longlens.models.encoder import attend_with
 from longlens.models.heads import ContactHead
 from longlens.models.language_model import MaskedLM
 
@@ -230,7 +231,7 @@ def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     """Corrected attention F_c of each channel (layer-major) at pairs (M, 2): (M, L H) float32."""
     config = model.config
     features = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
-    model(model.pack([sequence]), observers=[ContactObserver([features])])
+    model(model.pack([sequence]), attend=attend_with("exact"), observers=[ContactObserver([features])])
     return features.features().cpu()
 
 

@@ -28,8 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longlens.errors import UnsupportedError
 from longlens.ops.attention import attention
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
+from longlens.ops.registry import resolve_method
 from longlens.ops.tiles.scratch import Scratch
 from longlens.ops.tiles.weights import KnownWeights, pair_weights, tile_weights
 
@@ -288,6 +290,7 @@ class _ContactForward(ForwardObserver):
         self.observer = observer
 
     def attended(self, call: AttentionCall) -> None:
+        _refuse_other_than_exact(call)
         scale = call.settings.get("scale")
         scale = call.query.shape[3] ** -0.5 if scale is None else scale
         maps = self.observer.maps
@@ -302,6 +305,19 @@ class _ContactForward(ForwardObserver):
         for contact_map, (start, stop) in zip(maps, pairwise(packed.tolist()), strict=True):
             place = slice(start, stop)
             contact_map.add(call.layer, call.query[0, :, place], call.key[0, :, place], lse[0, :, place], scale)
+
+
+def _refuse_other_than_exact(call: AttentionCall) -> None:
+    """The weights are computed from queries and keys alone: nothing else may decide them."""
+    method = resolve_method(call.settings.get("method") or "exact")
+    others = ("attn_mask", "bias", "softcap", "sinks")
+    wrong = [name for name in others if call.settings.get(name) is not None]
+    wrong += ["is_causal"] if call.settings.get("is_causal") else []
+    if method.name != "exact" or wrong:
+        raise UnsupportedError(
+            f"contact maps need exact attention over all tokens, got {method} with {', '.join(wrong) or 'no masks'} in "
+            f"layer {call.layer}"
+        )
 
 
 def log_sum_exp(query: Tensor, key: Tensor, **settings: Any) -> Tensor:

@@ -19,13 +19,12 @@ from longlens.errors import LensError, UnsupportedError
 from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest
 from longlens.lens.collect.collector import Collector, by_name
 from longlens.lens.statistic import Statistic
-from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import METHOD_INFOS
+from longlens.ops.registry import METHOD_INFOS, resolve_method
 from longlens.ops.tiles.forward import sinks_by_head
 from longlens.ops.tiles.grid import Piece, Tile, TileShape
 from longlens.ops.tiles.index import take

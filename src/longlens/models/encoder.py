@@ -175,7 +175,7 @@ class Encoder(nn.Module):
                 output, lse = attend.with_lse(query, key, value, scale=scale, cu_seqlens=cu_seqlens)
             else:
                 output = attend(query, key, value, layer=layer, scale=scale, cu_seqlens=cu_seqlens)
-            # attention of which nothing is known is taken for exact: those who look check it
+            # a function of which nothing is known is taken for exact; the scan compares with its output
             method = attend.method if isinstance(attend, AttendWith) else telling.method or "exact"
             telling.attended(output, lambda: AttentionCall(
                 layer, f"layers.{layer}", query, key, value, output, {**settings, "method": method}, lse,

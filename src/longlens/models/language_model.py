@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet, clean_proteins
 from longlens.lens.contacts import ContactObserver, Regression, WholeMap
-from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, pack
+from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, attend_with, pack
 from longlens.models.heads import ContactHead, MaskedLMHead
 from longlens.ops.method import Method
 from longlens.ops.observe import Observer
@@ -113,7 +113,7 @@ class MaskedLM(nn.Module):
         regression = self.contact_regression()
         bounds = packed.cu_seqlens.tolist()
         maps = [WholeMap(stop - start - 2, regression, self.device) for start, stop in pairwise(bounds)]
-        self(packed, observers=[ContactObserver(maps)])
+        self(packed, attend=attend_with("exact"), observers=[ContactObserver(maps)])
         return [contact_map.finish() for contact_map in maps]
 
     def contact_regression(self) -> Regression:

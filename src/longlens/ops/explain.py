@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from longlens.errors import DtypeError
-from longlens.ops.attention import resolve_method
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refusals
 from longlens.ops.exact.exact import ORDER, Exact, choose_path, path_refusals
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import BY_NAME, METHOD_INFOS
+from longlens.ops.registry import BY_NAME, METHOD_INFOS, resolve_method
 from longlens.ops.sparse.banded import head_start
 from longlens.ops.sparse.pattern import Pattern
 

@@ -259,14 +259,22 @@ def under_autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, T
     return cast(query), cast(key), cast(value)
 
 
+def mask_or_bias(
+    attn_mask: Rule | Tensor | None, bias: Bias | Tensor | None
+) -> tuple[Rule | Tensor | None, Bias | Tensor | None]:
+    """Mask and bias, with a floating mask as the bias that it is. Raises `MaskError` if there is another."""
+    if not (isinstance(attn_mask, Tensor) and attn_mask.is_floating_point()):
+        return attn_mask, bias
+    if bias is not None:
+        raise MaskError("a floating attn_mask is an additive bias: give it or `bias`, not both; add them first")
+    return None, attn_mask
+
+
 def _check_mask(
     attn_mask: Rule | Tensor | None, bias: Bias | Tensor | None, query: Tensor, key: Tensor
 ) -> tuple[Rule | None, Bias | None]:
     full = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    if isinstance(attn_mask, Tensor) and attn_mask.is_floating_point():
-        if bias is not None:
-            raise MaskError("a floating attn_mask is an additive bias: give it or `bias`, not both; add them first")
-        attn_mask, bias = None, attn_mask
+    attn_mask, bias = mask_or_bias(attn_mask, bias)
     rule: Rule | None = None
     if isinstance(attn_mask, Tensor):
         if attn_mask.dtype != torch.bool:

@@ -46,7 +46,7 @@ class Method(ABC):
 
     @abstractmethod
     def reference(self, inputs: Inputs) -> Tensor:
-        """The same result by definition: quadratic, plain, in the inputs' dtype. Output (B, H, Nq, Dv)."""
+        """The same result by definition, in N x N memory and in float64 or the inputs' dtype: (B, H, Nq, Dv)."""
 
     def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled | None:
         """The pairs that the method computes, as tiles of about `shape`, from which the lens computes its weights;

@@ -1,4 +1,4 @@
-"""How a model tells what its attention did: an `AttentionCall` for each layer, to each `Observer` that subscribed.
+"""How a model reports what its attention did: an `AttentionCall` for each layer, to each `Observer` that subscribed.
 
     model            `Observable`: names its attentions, and takes a subscription
     observer         `Observer`: is asked at the beginning of each forward pass for
@@ -6,7 +6,7 @@
 
 What an observer learns of one forward pass lies in that pass's own `ForwardObserver`, so several threads may run a
 model that is observed. A pass that fails is never ended: what was seen of it is dropped. Layers that are computed again
-in the backward pass (activation checkpointing) are not told twice.
+in the backward pass (activation checkpointing) are reported once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from longlens.ops.method import Method
 class AttentionCall:
     """One layer's attention in one forward pass: what it got, and what it gave.
 
-    layer: its number from 0, as the model counts its attentions; no number comes twice in a pass.
+    layer: its number from 0, as the model counts its attentions.
     name: what the model calls it.
     query (B, H, Nq, D), key (B, Hkv, Nk, D), value (B, Hkv, Nk, Dv): after any rotation. They are the model's own
         memory, which it may write to later: an observer that keeps them copies them.
@@ -97,7 +97,7 @@ class ForwardObserver:
 
 
 class Observer:
-    """Someone who looks on while a model runs."""
+    """Receives the attention calls of a model's forward passes."""
 
     # the log-sum-exp of each call is wanted, where the model's attention can give it with its output
     needs_lse = False

@@ -12,38 +12,36 @@ program: the compiler leaves such a call out, as it does with `torch.compiler.di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longlens.errors import MethodError
 from longlens.ops.biases import Alibi, Bias, RelativePosition
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.inputs import check_inputs
+from longlens.ops.inputs import check_inputs, mask_or_bias
 from longlens.ops.masks import AllOf, Causal, Prefix, Rule, SameDocument
 from longlens.ops.method import Method
 from longlens.ops.registry import parse_method
+from longlens.ops.run import run_attention
 
 # names of rules that are no methods
 CAUSAL, PREFIX, DOCUMENTS = "causal", "prefix", "documents"
-# what the operator runs: the entry point imports this module, and so hands itself over (`serve`)
-_uncompiled: dict[str, Callable[..., Any]] = {}
 
 
-def serve(attention: Callable[..., Any]) -> None:
-    """Name the function that the operator runs."""
-    _uncompiled["attention"] = attention
-
-
-def can_trace(attn_mask: Rule | Tensor | None, dropout_p: float, bias: Bias | Tensor | None) -> bool:
-    """Whether a call can be put into a compiled program: no dropout, and rules that have a text."""
+def can_trace(
+    method: Method | str, attn_mask: Rule | Tensor | None, dropout_p: float, bias: Bias | Tensor | None
+) -> bool:
+    """Whether a call can be put into a compiled program: no dropout, and a method and rules that have a text."""
     rules = attn_mask.rules if isinstance(attn_mask, AllOf) else (attn_mask,)
     documents = sum(isinstance(rule, SameDocument) for rule in rules)
     known = all(rule is None or isinstance(rule, (Tensor, Causal, Prefix, SameDocument, Method)) for rule in rules)
     return (
         not dropout_p
         and known
+        and (isinstance(method, str) or _has_text(method))
         and documents <= 1
         and (bias is None or isinstance(bias, (Tensor, Alibi, RelativePosition)))
     )
@@ -65,6 +63,8 @@ def attention_traced(
     sinks: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """What `longlens.attention` puts into a compiled program where `can_trace`; arguments and results are its own."""
+    # so that a floating mask gets the gradient of a bias
+    attn_mask, bias = mask_or_bias(attn_mask, bias)
     mask, rule = _rule_text(attn_mask)
     table, bias_rule = _bias_text(bias)
     text = method if isinstance(method, str) else _text(method)
@@ -78,6 +78,15 @@ def attention_traced(
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _text(method: object) -> str:
     return str(method)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_text(method: Method) -> bool:
+    """Whether the string form of a method gives the method; that of a Linformer that learns does not."""
+    try:
+        return str(parse_method(str(method))) == str(method)
+    except MethodError:
+        return False
 
 
 def _rule_text(rule: Rule | Tensor | None) -> tuple[Tensor | None, str]:
@@ -159,7 +168,7 @@ def _operator(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq), the latter empty where it is not asked for; both contiguous."""
-    out = _uncompiled["attention"](
+    out = run_attention(
         query, key, value, _read_rule(attn_mask, rule), 0.0, is_causal, scale, method=method, key_mask=key_mask,
         cu_seqlens=cu_seqlens, bias=_read_bias(bias, bias_rule), return_lse=return_lse, softcap=softcap, sinks=sinks,
     )  # fmt: skip
@@ -220,7 +229,7 @@ def _operator_backward(
         ]
         q, k, v, b, s = leaves
         assert q is not None and k is not None and v is not None  # noqa: PT018
-        out = _uncompiled["attention"](
+        out = run_attention(
             q, k, v, _read_rule(attn_mask, rule), 0.0, is_causal, scale, method=method, key_mask=key_mask,
             cu_seqlens=cu_seqlens, bias=_read_bias(b, bias_rule), return_lse=return_lse, softcap=softcap, sinks=s,
         )  # fmt: skip

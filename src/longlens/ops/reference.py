@@ -41,12 +41,14 @@ def softmax_attention(inputs: Inputs, pattern: Rule | None = None) -> tuple[Tens
         scores = scores + inputs.bias.tile(q, k, inputs.keys).double()
     keep = allowed_pairs(inputs, pattern)
     scores = scores.masked_fill(~keep, -torch.inf)
-    lse = torch.logsumexp(scores, -1)
+    # a row with nothing to attend to, by masks or by a bias of -inf: its gradients are 0, where those of -inf are NaN
+    dead = (scores == -torch.inf).all(-1, keepdim=True)
+    lse = torch.logsumexp(scores.masked_fill(dead, 0.0), -1).masked_fill(dead.squeeze(-1), -torch.inf)
     if inputs.sinks is not None:
         with_sink = torch.logaddexp(lse, inputs.sinks.double().unsqueeze(-1))
         lse = torch.where(lse == -torch.inf, lse, with_sink)
-    # a row with nothing to attend to: subtract 0, not -inf, so that its weights are exp(-inf) = 0
-    weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
+    weights = torch.exp(scores.masked_fill(dead, 0.0) - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
+    weights = weights.masked_fill(dead, 0.0)
     # a weight of 0 must also silence a non-finite value
     poisoned = ~torch.isfinite(value).all(-1)
     touched = (keep & poisoned[:, :, None, :]).any(-1, keepdim=True)

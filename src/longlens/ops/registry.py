@@ -117,3 +117,14 @@ def parse_method(text: str) -> Method:
     from longlens.ops.sparse.pattern import unite
 
     return unite(built)
+
+
+def resolve_method(method: Method | str) -> Method:
+    """`method` itself, or what its string form names."""
+    from longlens.ops.method import Method
+
+    if isinstance(method, str):
+        return parse_method(method)
+    if not isinstance(method, Method):
+        raise MethodError(f"expected a method such as longlens.Window(256) or 'window:256', got {method!r}")
+    return method

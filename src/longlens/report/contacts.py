@@ -12,6 +12,9 @@ from longlens.report.figures import new_figure
 if TYPE_CHECKING:
     from longlens.report.figures import Figure
 
+# rows and columns of the map in a figure, at most
+CELLS = 1000
+
 
 def draw_contacts(cells: ArrayLike, residues: int, subject: str, model: str) -> Figure:
     """The figure of (C, C) `cells`, each the largest probability of its pairs of `residues`, with residues numbered

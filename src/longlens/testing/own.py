@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from longlens.ops.attention import attention, resolve_method
+from longlens.ops.attention import attention
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
-from longlens.ops.registry import BY_NAME, MethodInfo
+from longlens.ops.registry import BY_NAME, MethodInfo, resolve_method
 from longlens.ops.sparse.pattern import Pattern
 from longlens.testing.claims import Claims, Request
 from longlens.testing.conformance import MEMORY_LENGTHS, run_conformance

@@ -90,7 +90,8 @@ def _entropy_of(block: Block) -> Tensor:
 
 @dataclass(frozen=True)
 class EffectiveKeys(Collector):
-    """e^(H_i): over how many keys the attention would be spread if it were even."""
+    """e^(H_i): the number of keys over which even attention has the same entropy. With a sink the weights sum to less
+    than 1, and the number is smaller."""
 
     @property
     def name(self) -> str:

@@ -98,7 +98,8 @@ def choose_path(inputs: Inputs) -> str:
 
 
 def attend_math(inputs: Inputs) -> AttentionOutput:
-    """The N x N definition in the inputs' dtype: quadratic memory, every derivative."""
+    """The definition, computed in float64 with N x N memory and returned in the inputs' dtype; it can be differentiated
+    any number of times."""
     if inputs.dropout:
         raise UnsupportedError("exact:path=math has no dropout; use exact")
     output, lse = softmax_attention(inputs)

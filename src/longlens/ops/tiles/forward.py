@@ -150,11 +150,11 @@ def with_sinks(lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Unshifted:
-    """Softmax without the shift by each row's largest score, which saves two walks over the scores, wherever the result
-    shows that it was not needed.
+    """Softmax without the shift by each row's largest score, which saves two passes over the scores.
 
-    Only for bfloat16 on a CPU, where those walks take longer than the products; its exponents are float32's. Scores
-    are made in bits, since a power of 2 is quicker than one of e.
+    A tile is accepted if the sum of every row is finite and above `LEAST_TOTAL`, and all products are finite; others
+    are computed again with the shift. Only for bfloat16 on a CPU, where those passes take longer than the products; its
+    exponents are float32's. Scores are made in bits, since a power of 2 is quicker than one of e.
     """
 
     def __init__(self, inputs: Inputs, q: Tensor, k: Tensor, v: Tensor, scratch: Scratch) -> None:
@@ -182,7 +182,8 @@ class _Unshifted:
         if dead is not None:
             total.masked_fill_(dead, 1.0)
         # neither too large for the format, nor so small that a weight that counts was lost
-        if not (sums.sum(dtype=torch.float32).isfinite() and total.amin() > LEAST_TOTAL):
+        least, most = total.aminmax()
+        if not (sums.sum(dtype=torch.float32).isfinite() and most.isfinite() and least > LEAST_TOTAL):
             self._small[kv_heads] = [False] * (kv_heads.stop - kv_heads.start)
             return False
         buffer.write(kernel.rows, kernel.heads, sums.div_(total))

@@ -79,7 +79,9 @@ def tile_elements(inputs: Inputs, shape: TileShape, keys: int) -> int:
     them."""
     kv_heads = inputs.query.shape[0] * inputs.key.shape[1]
     per_head = inputs.groups * min(shape.rows, inputs.queries) * min(keys, shape.keys)
-    step = max(1, min(kv_heads, shape.scores // max(1, per_head)))
+    learned = inputs.bias is not None and any(parameter.requires_grad for parameter in inputs.bias.parameters())
+    # the gradient of a learned bias is summed over all heads of a tile at once (`TiledProblem.scores_at_once`)
+    step = kv_heads if learned else max(1, min(kv_heads, shape.scores // max(1, per_head)))
     copies = 1 + (inputs.bias is not None) + (inputs.softcap is not None) + 2 * (inputs.dropout > 0)
     if inputs.query.element_size() == 2:
         # scores and all that is made of them are float32, the weights are rounded for their product
