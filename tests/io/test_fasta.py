@@ -97,3 +97,9 @@ def test_files_that_are_none(tmp_path):
         records(tmp_path)
     with pytest.raises(SequenceError, match="expected a FASTA file, found none"):
         records(tmp_path / "nowhere.fasta")
+
+
+def test_a_null_byte_in_a_header_is_replaced(tmp_path):
+    (tmp_path / "p.fasta").write_bytes(b">a\x00b c\x00d\nMK\n")
+    (record,) = read_fasta(tmp_path / "p.fasta")
+    assert (record.id, record.description) == ("a\ufffdb", "c\ufffdd")

@@ -12,6 +12,7 @@ import pytest
 
 from longlens.errors import InputError
 from longlens.io.reading import open_results
+from longlens.io.results import job_before
 
 
 @pytest.fixture
@@ -44,3 +45,18 @@ def test_a_notebook_shows_records_and_arrays(results):
     assert "sha256" not in page
     assert "<td>mean/6</td><td>(2, 8)</td><td>float32</td>" in page
     assert "<td>rank</td><td>(7,)</td><td>int32</td>" in page
+
+
+@pytest.mark.parametrize("text", ["{}", '{"complete": tr', "[]"])
+def test_a_broken_manifest_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json: expected a manifest written by longlens"):
+        open_results(tmp_path)
+    with pytest.raises(InputError, match=r"manifest\.json: expected a manifest written by longlens"):
+        job_before(tmp_path, {})
+
+
+def test_results_of_another_command_are_named(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"complete": true, "job": {}}')
+    with pytest.raises(InputError, match="those of another command"):
+        open_results(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import sys
 import types
 
@@ -11,6 +12,7 @@ import click
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import longlens
 from esm_peer import esm, protein, save
@@ -20,6 +22,7 @@ from longlens.cli.look import look
 from longlens.cli.score import score
 from longlens.errors import InputError
 from longlens.io.alphabet import STANDARD
+from longlens.jobs.fit_contacts import HEAD
 from longlens.models.pretrained import load
 
 PROTEINS = {"one": protein(30, 1), "two": protein(9, 2)}
@@ -218,3 +221,42 @@ def test_functions_take_the_words_of_their_commands(command, function):
             words = [parameter.name]
         wanted = [other.get(word, word) for word in words]
         assert None in wanted or arguments & set(wanted), parameter.name
+
+
+def test_a_data_frame_is_no_list_of_proteins(model):
+    class DataFrame(dict):
+        columns = ("id", "sequence")
+
+    with pytest.raises(InputError, match=r"dict\(zip\("):
+        longlens.embed(DataFrame(), model=model)
+
+
+def test_a_head_of_a_file_is_not_left_in_the_callers_model(model, tmp_path):
+    from safetensors.torch import save_file
+
+    config = model.config
+    head = {"weight": torch.zeros(config.layers, config.heads), "bias": torch.zeros(1)}
+    save_file(head, tmp_path / "head.safetensors", {HEAD: json.dumps({"model": "none"})})
+    before = model.predict_contacts(PROTEINS["one"])[0]
+    maps = longlens.contacts(PROTEINS, model=model, head=tmp_path / "head.safetensors", threshold=0.0)
+    assert set(maps["one"]["probability"]) == {0.5}
+    torch.testing.assert_close(model.predict_contacts(PROTEINS["one"])[0], before)
+
+
+def test_options_in_python_are_checked_as_on_the_command_line(model):
+    sequence = {"p": "MKTAYIAK"}
+    assert longlens.embed(sequence, model=model, method=longlens.Window(4)).array("mean/2").shape == (1, 32)
+    looks = longlens.look(sequence, model=model, layers=["all"], collect="entropy", figures=False)
+    assert len(looks["p"]["rows"]["entropy"]) == 2 * 4 * 10
+    for call, message in (
+        (lambda: longlens.look(sequence, model=model, layers="last"), "whole numbers or 'all'"),
+        (lambda: longlens.score(sequence, model=model, tokens_per_batch="auto"), "tokens_per_batch as a whole number"),
+        (lambda: longlens.embed(sequence, model=model, max_memory=16), "such as '16G'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_more_partners_than_residues(model):
+    maps = longlens.contacts(PROTEINS, model=model, top=10**9, min_separation=1)
+    assert len(maps["two"]["i"]) == 9 * 8

@@ -206,3 +206,37 @@ def test_all_substitutions_as_a_figure(pair, tmp_path):
     for arguments in (["--all"], [tmp_path / "m.csv", "-o", tmp_path / "n.csv"]):
         with pytest.raises(InputError, match="a figure is drawn of all substitutions"):
             score(*arguments, "--sequence", WILD, "-m", folder, "--figure")
+
+
+def test_tables_that_cannot_be_read_as_they_are_meant(pair, tmp_path):
+    path = tmp_path / "v.csv"
+    for text, message in (
+        ("mutant,DMS,DMS\nM1A,1,2\n", "'DMS' more than once"),
+        ('mutant,note\nM1A,"open\n' + "x\n" * 80_000, "quotation mark"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SequenceError, match=message):
+            longlens.score(WILD, path, model=pair[2])
+
+
+def test_a_blank_line_of_a_single_column_is_an_empty_cell(pair, tmp_path):
+    path = tmp_path / "v.csv"
+    variant = f"{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'}"
+    path.write_text(f"mutant\n{variant}\n\n{variant}\n\n")
+    with pytest.raises(SequenceError, match="line 3"):
+        longlens.score(WILD, path, model=pair[2])
+    scores = longlens.score(WILD, path, model=pair[2], on_error="skip")
+    assert [problem != "" for problem in scores.problems] == [False, True, False]
+
+
+def test_a_column_named_problem_is_the_users_own(pair, tmp_path):
+    path = tmp_path / "v.csv"
+    path.write_text(f"mutant,problem\n{WILD[0]}1{'W' if WILD[0] != 'W' else 'A'},hard\n")
+    scores = longlens.score(WILD, path, model=pair[2])
+    assert scores.skipped == 0
+    assert score(path, "--sequence", WILD, "-m", pair[2]).exit_code == 0
+
+
+def test_a_figure_does_not_replace_the_table(pair, tmp_path):
+    with pytest.raises(InputError, match="the figure's name"):
+        longlens.score(WILD, model=pair[2], output=tmp_path / "z.png", figure=True)

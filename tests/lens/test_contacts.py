@@ -11,7 +11,7 @@ import torch
 
 import longlens
 from esm_peer import SIZES, esm, protein, save
-from longlens.errors import InputError
+from longlens.errors import InputError, UnsupportedError
 from longlens.lens import contacts
 from longlens.lens.contacts import ContactObserver, KeptMap, WholeMap
 from longlens.models.pretrained import load
@@ -174,7 +174,6 @@ def test_the_kept_form_is_linear():
 
 def test_another_method_is_refused_and_predictions_are_exact_inside_a_watch(tmp_path):
     import longlens
-    from longlens.errors import UnsupportedError
     from longlens.lens import Entropy
 
     ours = load(save(peer(2, 64, 4), tmp_path))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from longlens.cli.options import (
-    LayerNumber,
     WordsCommand,
     as_paths,
     choose_threads,
     include_option,
+    layers_option,
     max_memory_option,
     method_option,
     model_options,
@@ -31,16 +31,7 @@ if TYPE_CHECKING:
 @click.argument("fasta", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @include_option
-@click.option(
-    "--layers",
-    "--repr-layers",
-    multiple=True,
-    type=LayerNumber(),
-    default=[-1],
-    metavar="N...",
-    show_default=True,
-    help="Layers; 0 is the embedding, -1 the last; all.",
-)
+@layers_option
 @click.option(
     "--format", "format_", type=click.Choice(["h5", "zarr", "pt", "npz", "parquet"]), default="h5", show_default=True
 )

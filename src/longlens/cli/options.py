@@ -96,6 +96,11 @@ include_option = click.option(
     help="What to compute: mean, per-tok, bos, logits, surprise.",
 )  # fmt: skip
 
+layers_option = click.option(
+    "--layers", "--repr-layers", multiple=True, type=LayerNumber(), default=[-1], metavar="N...", show_default=True,
+    help="Layers of which vectors are computed; 0 is the embedding, -1 the last; all.",
+)  # fmt: skip
+
 surprise_option = click.option(
     "--surprise", type=click.Choice(["wt", "masked"]), default="wt", show_default=True,
     help="wt: one pass; masked: each residue masked in turn.",

@@ -9,6 +9,7 @@ from longlens.cli.options import (
     as_paths,
     choose_threads,
     include_option,
+    layers_option,
     max_memory_option,
     model_options,
     on_error_option,
@@ -23,6 +24,7 @@ DOES_NOT_FIT = 1
 @click.command(cls=WordsCommand)
 @click.argument("fasta", nargs=-1, required=True)
 @include_option
+@layers_option
 @surprise_option
 @max_memory_option
 @tokens_per_batch_option
@@ -31,6 +33,7 @@ DOES_NOT_FIT = 1
 def plan(
     fasta: tuple[str, ...],
     include: tuple[str, ...],
+    layers: tuple[int | str, ...],
     surprise: str,
     max_memory: str | None,
     tokens_per_batch: str,
@@ -60,7 +63,7 @@ def plan(
         proteins = source.survey
     size = model_size(model, dtype, device)
     planned = plan_embedding(
-        size, proteins, include=include, masked=surprise == "masked", max_memory=max_memory,
+        size, proteins, include=include, layers=layers, masked=surprise == "masked", max_memory=max_memory,
         tokens_per_batch=tokens_per_batch,
     )  # fmt: skip
     lengths = [entry.length for entry in proteins.entries]

@@ -7,7 +7,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ def read_delimited(path: Path | str) -> DelimitedTable:
     .tsv.gz, or where the header has tabs and no comma; a comma otherwise.
 
     Raises:
-        SequenceError: not UTF-8, compressed data that is cut off, a row with more cells than columns.
+        SequenceError: not UTF-8, compressed data that is cut off, a row with more cells than columns, two columns of
+            one name, quotes that are never closed.
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:
@@ -64,13 +65,21 @@ def read_delimited(path: Path | str) -> DelimitedTable:
     tabs = name.lower().removesuffix(".gz").endswith((".tsv", ".tab")) or ("\t" in header and "," not in header)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")
     columns: list[str] = []
-    rows, lines = [], []
-    for cells in reader:
+    rows, lines, blank = [], [], []
+    for cells in _cells(reader, name):
         if not cells:
+            blank.append(reader.line_num)
             continue
         if not columns:
             columns = cells
+            _refuse_repeated(columns, name)
+            blank.clear()
             continue
+        if len(columns) == 1:
+            # a blank line within a table of one column is an empty cell
+            rows += [{columns[0]: ""} for _ in blank]
+            lines += blank
+        blank.clear()
         if len(cells) > len(columns):
             raise SequenceError(
                 f"{name}, line {reader.line_num}: expected {len(columns)} cells, got {len(cells)}; quote a cell that "
@@ -81,6 +90,24 @@ def read_delimited(path: Path | str) -> DelimitedTable:
         rows.append(dict(zip(columns, cells, strict=True)))
         lines.append(reader.line_num)
     return DelimitedTable(name, columns, rows, lines, "\t" if tabs else ",")
+
+
+def _cells(reader: Iterator[list[str]], name: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise SequenceError(
+            f"{name}: expected a CSV or TSV file, got a broken one ({error}); close a quotation mark that is left open"
+        ) from None
+
+
+def _refuse_repeated(columns: list[str], name: str) -> None:
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
+    if repeated:
+        raise SequenceError(
+            f"{name}: expected columns of different names, got {', '.join(map(repr, repeated))} more than once; rename "
+            "one of them"
+        )
 
 
 def write_delimited(table: DelimitedTable, more: Mapping[str, Sequence[str]]) -> str:

@@ -73,7 +73,8 @@ def _records(lines: TextIO, name: str) -> Iterator[FastaRecord]:
     if not first.startswith(">"):
         raise SequenceError(f"{name}: expected FASTA, whose first line starts with '>', got {first[:40]!r}")
     for number, (header, sequence) in enumerate(SimpleFastaParser(_Chained(first, lines)), 1):
-        words = header.split(None, 1)
+        # a null byte would end the text in the files of results
+        words = header.replace("\0", "\N{REPLACEMENT CHARACTER}").split(None, 1)
         yield FastaRecord(
             id=words[0] if words else "",
             description=words[1].strip() if len(words) > 1 else "",

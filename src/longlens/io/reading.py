@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.io.formats import ABOUT
-from longlens.io.results import MANIFEST
+from longlens.io.results import MANIFEST, read_manifest
 from longlens.report import tables
 
 # columns of the table that a notebook shows
@@ -31,7 +30,7 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        self.manifest = read_manifest(folder)
         self.table: list[dict[str, Any]] = pq.read_table(folder / "index.parquet").to_pylist()
         self._arrays: Mapping[str, Any] = _open_arrays(folder)
 
@@ -73,8 +72,10 @@ def open_results(folder: str | Path) -> Results:
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise InputError(f"expected {path} to hold results of longlens embed, found no {MANIFEST}")
-    if not json.loads(manifest.read_text(encoding="utf-8"))["complete"]:
+    if not read_manifest(path)["complete"]:
         raise InputError(f"expected a finished job, got one in {path} that is not; run its command again")
+    if not (path / "index.parquet").is_file():
+        raise InputError(f"expected {path} to hold results of longlens embed, found those of another command")
     return Results(path)
 
 

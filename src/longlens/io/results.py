@@ -162,6 +162,18 @@ class ResultFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder. Raises `InputError` if it is not one that longlens wrote."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: expected a manifest written by longlens, got a broken one ({error})") from None
+    if not isinstance(manifest, dict) or not {"complete", "job"} <= manifest.keys():
+        raise InputError(f"{path}: expected a manifest written by longlens, got another file")
+    return manifest
+
+
 def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of the same job in a folder; None if there is nothing to continue. Writes nothing.
 
@@ -169,7 +181,7 @@ def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     """
     manifest = path / MANIFEST
     if manifest.is_file():
-        before: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        before = read_manifest(path)
         if before["complete"] or _units_done(path / WORK):
             _refuse_difference(path, before["job"], key)
             return before

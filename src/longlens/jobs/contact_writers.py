@@ -87,8 +87,9 @@ class TopPartnersWriter(MapWriter):
     def __init__(self, options: ContactOptions, residues: int) -> None:
         assert options.top is not None
         self.separation = max(1, options.separation)
-        self.values = torch.full((residues, options.top), -1.0)
-        self.partners = torch.full((residues, options.top), -1, dtype=torch.int64)
+        top = min(options.top, residues)
+        self.values = torch.full((residues, top), -1.0)
+        self.partners = torch.full((residues, top), -1, dtype=torch.int64)
 
     def take(self, rows: Rows) -> None:
         probabilities = rows.probabilities.masked_fill(_gaps(rows.probabilities) < self.separation, -1.0).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -262,6 +263,10 @@ def contacts(
     with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
         loaded = load_model(model, dtype, device, max_memory)
         if head is not None:
+            if loaded is model:
+                # the caller's model keeps its own head
+                loaded = copy.copy(loaded)
+                loaded._modules = dict(loaded._modules)
             load_head(loaded, Path(head))
         # raises its error before a folder is made
         loaded.contact_regression()

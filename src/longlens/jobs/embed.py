@@ -30,6 +30,7 @@ from longlens.jobs.runner import Job, Rows, Unit, announce, file_notes, refuse_o
 from longlens.lens.predict.vocabulary import Predictions
 from longlens.models.encoder import Attend, EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
+from longlens.ops.method import Method
 from longlens.ops.registry import parse_method
 
 INCLUDES = ("mean", "per-tok", "bos", "logits", "surprise")
@@ -221,7 +222,7 @@ def embed(
     surprise: str = "wt",
     format: str = "h5",
     array_dtype: str = "float32",
-    method: str = "exact",
+    method: Method | str = "exact",
     tokens_per_batch: int | str = "auto",
     max_memory: str | None = None,
     on_error: str = "stop",
@@ -245,7 +246,7 @@ def embed(
         surprise: "wt" predicts each residue in one pass that sees it; "masked" masks each residue in turn.
         format: format of the files: "h5", "zarr", "npz", or, not readable by longlens, "pt" and "parquet".
         array_dtype: "float32" or "float16", the dtype of vectors and logits in the files.
-        method: method of attention.
+        method: method of attention, an object or its string form.
         tokens_per_batch: a number, or "auto": as many as the memory allows.
         max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         on_error: "stop", or "skip": records that cannot be read are listed in the table.
@@ -258,7 +259,7 @@ def embed(
     """
     options = EmbedOptions(
         include=tuple(dict.fromkeys(as_words(include))), layers=tuple(as_words(layers)), format=format,
-        surprise=surprise, method=method, array_dtype=array_dtype,
+        surprise=surprise, method=str(method), array_dtype=array_dtype,
     )  # fmt: skip
     with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
         loaded = load_model(model, dtype, device, max_memory)

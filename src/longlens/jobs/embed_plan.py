@@ -43,6 +43,7 @@ def plan_embedding(
     survey: Survey,
     *,
     include: Collection[str] = ("mean",),
+    layers: Collection[int | str] = (-1,),
     masked: bool = False,
     max_memory: str | None = None,
     tokens_per_batch: int | str = "auto",
@@ -53,6 +54,7 @@ def plan_embedding(
         size: the model, from `longlens.jobs.memory.model_size`.
         survey: the proteins.
         include: what to compute: "mean", "per-tok", "bos", "logits", "surprise".
+        layers: from 0, the embedding, to the number of layers; -1 is the last; "all".
         masked: whether surprise masks each residue in turn.
         max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         tokens_per_batch: "auto", or a number.
@@ -60,7 +62,7 @@ def plan_embedding(
     Raises:
         InputError: an invalid amount of memory or number of tokens, or an unknown name in `include`.
     """
-    options = EmbedOptions(include=tuple(include), surprise="masked" if masked else "wt")
+    options = EmbedOptions(include=tuple(include), layers=tuple(layers), surprise="masked" if masked else "wt")
     config, outputs = size.config, embedding_outputs(size.config, options)
     total = total_limit(max_memory, size.device)
     fixed = predict_peak(size, 0, outputs)

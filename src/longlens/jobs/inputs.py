@@ -87,23 +87,23 @@ class SequenceReader:
 
     def __init__(self, source: ProteinSource) -> None:
         self._source = source
-        self._held: dict[int, str] = {}
+        self._read: dict[int, str] = {}
         self._sequences = source.sequences()
         self._next = 0
 
     def take(self, first: int, last: int) -> list[str]:
         """Sequences first..last (exclusive). Raises `SequenceError` if one has changed since the survey."""
         entries = self._source.survey.entries
-        self._held = {place: text for place, text in self._held.items() if first <= place < last}
-        if first < self._next and any(place not in self._held for place in range(first, min(last, self._next))):
+        self._read = {place: text for place, text in self._read.items() if first <= place < last}
+        if first < self._next and any(place not in self._read for place in range(first, min(last, self._next))):
             self._sequences, self._next = self._source.sequences(), 0
         while self._next < last:
             text = next(self._sequences, "")
             if self._next >= first:
                 _refuse_changed(text, entries[self._next])
-                self._held[self._next] = text
+                self._read[self._next] = text
             self._next += 1
-        return [self._held[place] for place in range(first, last)]
+        return [self._read[place] for place in range(first, last)]
 
 
 def _refuse_changed(text: str, entry: RecordInfo) -> None:
@@ -124,6 +124,11 @@ def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Pro
     if on_error not in ("stop", "skip"):
         raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
     skip = on_error == "skip"
+    if hasattr(proteins, "columns"):
+        raise InputError(
+            "expected FASTA files, sequences or sequences by id, got a data frame, whose items are the names of its "
+            "columns; give dict(zip(frame['id'], frame['sequence']))"
+        )
     if isinstance(proteins, Mapping):
         yield InMemoryProteins(_records(proteins.items()), skip_errors=skip)
         return

@@ -16,7 +16,15 @@ from longlens.hf.texts import TextModel, TokenizedText, load_text_model
 from longlens.io.alphabet import STANDARD as RESIDUES
 from longlens.io.results import ResultFolder
 from longlens.io.texts import looks_like_fasta, read_text
-from longlens.jobs.inputs import Proteins, ProteinSource, SelectedRecords, is_file, open_proteins, readable_twice
+from longlens.jobs.inputs import (
+    Proteins,
+    ProteinSource,
+    SelectedRecords,
+    as_words,
+    is_file,
+    open_proteins,
+    readable_twice,
+)
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, threads_set
 from longlens.jobs.look import (
@@ -37,6 +45,7 @@ from longlens.jobs.progress import ProgressCallback, StageProgress, silent
 from longlens.jobs.runner import Job, Unit, announce, run
 from longlens.lens.profile import Profile
 from longlens.models.language_model import MaskedLM
+from longlens.ops.method import Method
 from longlens.ops.registry import parse_method
 
 
@@ -111,9 +120,9 @@ def look(
     *,
     model: str | Path | MaskedLM = "tiny",
     output: str | Path | None = None,
-    layers: int | str | Sequence[int] | None = None,
+    layers: int | str | Sequence[int | str] | None = None,
     heads: Sequence[int] | None = None,
-    collect: Sequence[str] | None = None,
+    collect: str | Sequence[str] | None = None,
     tokens: Sequence[int] = (),
     maps: Sequence[tuple[int, int]] = (),
     record: str | Sequence[str] = (),
@@ -121,7 +130,7 @@ def look(
     top: int = 8,
     input: str = "auto",
     figures: bool = True,
-    method: str = "exact",
+    method: Method | str = "exact",
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -145,7 +154,7 @@ def look(
         top: partners kept for each token and head.
         input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
         figures: also draw figures.
-        method: method of attention.
+        method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
         progress: is called with each event of the job.
@@ -155,8 +164,8 @@ def look(
     """
     options = LookOptions(
         layers=_layers(layers), heads=None if heads is None else tuple(heads),
-        collect=None if collect is None else tuple(collect), tokens=tuple(tokens), maps=tuple(maps), pool=pool,
-        links=top, method=method, figures=figures,
+        collect=None if collect is None else as_words(collect), tokens=tuple(tokens), maps=tuple(maps), pool=pool,
+        links=top, method=str(method), figures=figures,
     )  # fmt: skip
     if input not in ("auto", "proteins", "text"):
         raise InputError(f"expected input 'auto', 'proteins' or 'text', got {input!r}")
@@ -175,10 +184,16 @@ def look(
     return Looks(folder)
 
 
-def _layers(layers: int | str | Sequence[int] | None) -> tuple[int, ...] | None:
-    if layers is None or layers == "all":
+def _layers(layers: int | str | Sequence[int | str] | None) -> tuple[int, ...] | None:
+    if layers is None:
         return None
-    return (layers,) if isinstance(layers, int) else tuple(int(layer) for layer in layers)
+    words = as_words(layers)
+    if "all" in words:
+        return None
+    numbers = tuple(word for word in words if isinstance(word, int))
+    if len(numbers) < len(words):
+        raise InputError(f"expected layers as whole numbers or 'all', got {layers!r}")
+    return numbers
 
 
 @contextmanager

@@ -69,6 +69,8 @@ def peak_memory() -> int:
 def parse_bytes(text: str) -> int:
     """ "16G" -> 17179869184; raises `InputError`."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    if not isinstance(text, str):
+        raise InputError(f"expected an amount of memory as a text such as '16G', got {text!r}")
     stripped = text.strip().upper().removesuffix("B").removesuffix("I")
     factor = units.get(stripped[-1:], 1)
     try:

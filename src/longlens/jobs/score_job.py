@@ -31,6 +31,7 @@ from longlens.jobs.single_file import refuse_folder, run_to_file
 from longlens.jobs.variant_table import PROBLEM, ProteinVariants, VariantTable, read_variants, refuse_several
 from longlens.models.encoder import attend_with
 from longlens.models.language_model import MaskedLM
+from longlens.ops.method import Method
 from longlens.ops.registry import parse_method
 from longlens.report.figures import require_matplotlib
 from longlens.report.variants import save_substitutions
@@ -51,6 +52,9 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"expected a scoring strategy of {', '.join(STRATEGIES)}, got {self.strategy!r}")
+        for name, value in (("tokens_per_batch", self.budget), ("offset_idx", self.offset)):
+            if not isinstance(value, int):
+                raise InputError(f"expected {name} as a whole number, got {value!r}")
         if self.budget < 1:
             raise InputError(f"expected at least 1 token to a batch, got {self.budget}")
         parse_method(self.method)
@@ -247,7 +251,7 @@ def score(
     on_error: str = "stop",
     tokens_per_batch: int = 16_384,
     figure: bool = False,
-    method: str = "exact",
+    method: Method | str = "exact",
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -270,7 +274,7 @@ def score(
         on_error: "stop", or "skip": variants that cannot be scored get a reason and no score.
         tokens_per_batch: of masked copies at a time.
         figure: also draw all substitutions as a heat map: the output's name with .png.
-        method: method of attention.
+        method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
         progress: is called with each event of the job.
@@ -278,7 +282,7 @@ def score(
     Raises:
         InputError: options that do not exist, a protein or variant that cannot be read.
     """
-    options = ScoreOptions(scoring_strategy, method, tokens_per_batch, offset_idx)
+    options = ScoreOptions(scoring_strategy, str(method), tokens_per_batch, offset_idx)
     _check_request(proteins, variants, output, scoring_strategy, on_error, figure)
     with threads_set(threads), open_proteins(proteins) as source:
         table = None
@@ -331,11 +335,13 @@ def _check_request(
         require_matplotlib()
         if variants is not None or output is None:
             raise InputError("a figure is drawn of all substitutions (--all), beside the file that --output names")
+        if Path(output).suffix == ".png":
+            raise InputError(f"expected the output to be a table, such as scores.csv, got {output}, the figure's name")
     if output is not None:
         refuse_folder(Path(output))
     if on_error not in ("stop", "skip"):
         raise InputError(f"expected on_error 'stop' or 'skip', got {on_error!r}")
-    sources = [proteins] if isinstance(proteins, str | Path) else [*proteins]
+    sources = proteins if isinstance(proteins, list | tuple) else [proteins]
     if str(variants) == "-" and "-" in map(str, sources):
         raise InputError("expected either the variants or the proteins on standard input, got both")
 

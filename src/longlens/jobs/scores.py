@@ -33,7 +33,8 @@ class Scores:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=table.table.delimiter))
         self.variants = [row[table.column] for row in rows]
         self.scores: NDArray[np.float64] = np.array([float(row[column] or "nan") for row in rows], np.float64)
-        self.problems = [row.get(PROBLEM, "") for row in rows]
+        # without skipped rows, a column of that name is the user's own
+        self.problems = [""] * len(rows) if table.problems is None else [row[PROBLEM] for row in rows]
         self._rows = rows
 
     @property

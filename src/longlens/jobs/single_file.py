@@ -10,7 +10,7 @@ from shutil import rmtree
 from typing import Any
 
 from longlens.errors import InputError
-from longlens.io.results import MANIFEST, write_whole
+from longlens.io.results import MANIFEST, read_manifest, write_whole
 from longlens.jobs.output import OutputFolder, output_folder
 from longlens.jobs.progress import ProgressCallback
 from longlens.jobs.runner import Job, run, writing
@@ -34,8 +34,10 @@ def run_to_file(
             with writing(output):
                 write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
                 for other, target in (beside or {}).items():
-                    (folder.path / other).replace(target)
-                result_path.replace(output)
+                    write_whole(target, (folder.path / other).read_bytes())
+                write_whole(output, data)
+                # a folder without its result is done with, and blocks no other job
+                result_path.unlink()
                 rmtree(folder.path)
     return data, manifest
 
@@ -55,9 +57,7 @@ def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
         return
     refuse_folder(output)
     path = output.with_name(f".{output.name}.longlens")
-    manifest = path / MANIFEST
-    complete = manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["complete"]
-    if complete and not (path / name).exists():
-        # an earlier run was killed after its file had been moved into place
+    if (path / MANIFEST).is_file() and read_manifest(path)["complete"] and not (path / name).exists():
+        # an earlier run was killed while it removed the folder
         rmtree(path)
     yield OutputFolder(path)
