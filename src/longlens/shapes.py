@@ -1,4 +1,4 @@
-"""Axis letters, layout and mask meaning: said once, here.
+"""Axis letters, layout and mask meaning: defined once, here.
 
     B    batch
     H    query heads; Hkv key/value heads (Hkv divides H: grouped-query attention, no flag)

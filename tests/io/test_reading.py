@@ -18,7 +18,7 @@ from longlens.io.results import job_before
 @pytest.fixture
 def results(tmp_path):
     """Three proteins, the last of which was skipped."""
-    (tmp_path / "manifest.json").write_text(json.dumps({"job": {}, "settled": {}, "complete": True}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"job": {}, "first_run_choices": {}, "complete": True}))
     table = {
         "record": [1, 2, 3], "id": ["a", "<b>", "c"], "length": [4, 3, None], "sha256": ["0", "1", None],
         "surprise": [1.25, 0.5, None], "problem": [None, None, "an odd letter"],

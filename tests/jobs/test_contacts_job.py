@@ -150,7 +150,7 @@ def test_killed_at_any_unit_it_goes_on_to_the_same_files(model, fasta, tmp_path,
     assert not [name for name in names if "half" in name or name == ".work"]
     jobs = [json.loads((folder / "manifest.json").read_text()) for folder in (output, tmp_path / "whole")]
     # the memory that was free when each began
-    assert all(job.pop("settled") and job.pop("runs") for job in jobs)
+    assert all(job.pop("first_run_choices") and job.pop("runs") for job in jobs)
     assert jobs[0] == jobs[1]
     for name in set(names) - {"manifest.json"}:
         assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -191,7 +191,7 @@ def test_the_picture_holds_the_largest_of_each_cell(model, maps, monkeypatch):
         (["--threshold", "2"], "0..1"),
         (["--threshold", "0.5", "--top", "3"], "one of threshold, top and band"),
         (["--format", "zarr", "--top", "3"], "whole map"),
-        (["--band", "3"], "nothing would be left"),
+        (["--band", "3"], "no pair would be written"),
         (["--top", "0"], "at least 1"),
         (["--max-memory", "1K"], "max-memory"),
     ],

@@ -73,7 +73,7 @@ def test_ranges_are_read_forwards_once_and_again_from_the_start():
             assert reader.take(first, last) == texts[first:last]
         chosen = SequenceReader(SelectedRecords(source, ["2", "5"]))
         assert chosen.take(0, 2) == [texts[1], texts[4]]
-        with pytest.raises(InputError, match="found none of 9"):
+        with pytest.raises(InputError, match="no record has the id 9"):
             SelectedRecords(source, ["9"])
 
 

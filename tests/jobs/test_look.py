@@ -264,7 +264,7 @@ def test_standard_input_and_gzip(model_folder, texts, fasta, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (["--record", "nobody"], InputError, "found none of nobody"),
+        (["--record", "nobody"], InputError, "no record has the id nobody"),
         (["--tokens", "19"], InputError, r"record 2.*tokens of 0\.\.18, got 19"),
         (["--layers", "2"], InputError, r"layers of 0\.\.1"),
         (["--heads", "4"], InputError, r"heads of 0\.\.3"),

@@ -140,7 +140,7 @@ def test_a_resume_with_less_memory_is_refused_by_what_it_needs(model_folder, fas
     monkeypatch.undo()
     loaded = longlens.load(model_folder)
     held = job.embedding_outputs(loaded.config, job.EmbedOptions(include=("mean", "surprise")))
-    # enough for the longest protein alone, not for the batch that was settled
+    # enough for the longest protein alone, not for the batch that was first_run_choices
     allowed = job.batch_bytes(loaded.config, max(LENGTHS) + 2, 4, held)
     monkeypatch.setattr(job, "memory_limits", lambda *_: (allowed, 512))
     with pytest.raises(InputError, match=r"begun with 16,384 tokens to a batch; .* Raise --max-memory to continue it"):

@@ -51,7 +51,7 @@ def words(figure):
 
 
 def drawn(profile):
-    places = profile.telling_heads(6)
+    places = profile.outstanding_heads(6)
     return {
         "overview": profile.draw_overview(), "tracks": profile.draw_tracks((5, 40)),
         "maps": profile.draw_maps(places), "partners": profile.draw_partners(profile.most_received(4)),

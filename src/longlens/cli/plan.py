@@ -82,7 +82,7 @@ def plan(
         ("allowed", format_bytes(planned.limit)),
         ("time", f"about {_duration(seconds)} on this machine ({size.device.type}, {str(size.dtype)[6:]}), estimated "
                  "from one layer; without start and loading"),
-        ("in contrast", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
+        ("N x N weights", f"{format_bytes(planned.standard)} for one layer's attention of the longest protein, "
                       f"{format_bytes(planned.standard * size.config.layers)} for all layers"),
         ("fits", f"no: {planned.refusal}" if planned.refusal else "yes"),
     ):  # fmt: skip

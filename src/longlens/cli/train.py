@@ -81,15 +81,15 @@ def train(
         f"perplexity by counting: unigram {baselines['unigram']:.2f}, bigram {baselines['bigram']:.2f}"
     )
     started = time.monotonic()
-    columns = [*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[said]}")]
+    columns = [*Bar.get_default_columns()[:-1], TimeRemainingColumn(), TextColumn("{task.fields[status]}")]
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=settings.steps, said="")
+        task = bar.add_task("training", total=settings.steps, status="")
 
         def report(now: TrainingReport) -> None:
-            said = f"loss {now.loss:.4f}, {now.rate:.0f} residues/s"
+            status = f"loss {now.loss:.4f}, {now.rate:.0f} residues/s"
             if now.held_out is not None:
-                console.print(f"step {now.step}: {said}, held-out perplexity {now.held_out:.3f}")
-            bar.update(task, completed=now.step, said=said)
+                console.print(f"step {now.step}: {status}, held-out perplexity {now.held_out:.3f}")
+            bar.update(task, completed=now.step, status=status)
 
         with interruptible(lambda: f"the last checkpoint in {output} stays"), threads_set(choose_threads(threads)):
             model, reached = run(

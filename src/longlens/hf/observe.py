@@ -35,5 +35,5 @@ class ObservedModel:
         """Subscribe `observer`; the model runs by `method`, else as it is attached already, else by exact attention."""
         chosen = method if method is not None else attached_method(self.model) or "exact"
         subscription = Subscription(self.model, observer)
-        with Attachment(self.model, chosen, [subscription]), subscription.told():
+        with Attachment(self.model, chosen, [subscription]), subscription.observing():
             yield

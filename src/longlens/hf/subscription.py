@@ -51,7 +51,7 @@ class Subscription:
         self._pass = _ForwardPass()
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def observing(self) -> Iterator[None]:
         """Observe the model's forward passes by hooks until the end of the `with`."""
         hooks: list[Any] = []
         try:

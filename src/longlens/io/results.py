@@ -42,11 +42,11 @@ class ResultFolder:
         path: Path,
         key: dict[str, Any],
         specs: list[ArraySpec],
-        settled: dict[str, Any],
+        first_run_choices: dict[str, Any],
         about: dict[str, Any] | None = None,
         run: dict[str, Any] | None = None,
     ) -> None:
-        """Open or make the folder. `settled`: choices of the first run that later ones take over.
+        """Open or make the folder. `first_run_choices`: choices of the first run that later ones take over.
 
         `about` describes the results and `run` this run of the command; the manifest keeps both, and they may differ
         between runs. Raises `InputError` if the folder holds results of another job, with the difference, or files that
@@ -59,7 +59,7 @@ class ResultFolder:
         self._key, self._about = key, about or {}
         self.complete: bool = before is not None and before["complete"]
         if before is not None and self.complete:
-            self.settled: dict[str, Any] = before["settled"]
+            self.first_run_choices: dict[str, Any] = before["first_run_choices"]
             self.runs: list[dict[str, Any]] = before.get("runs", [])
             self._refuse_missing(before["files"])
             # left by a run that was killed just before its end
@@ -71,7 +71,7 @@ class ResultFolder:
             for path_ in self.work.iterdir():
                 if path_.name != LOCK:
                     shutil.rmtree(path_) if path_.is_dir() else path_.unlink()
-        self.settled = settled if before is None else before["settled"]
+        self.first_run_choices = first_run_choices if before is None else before["first_run_choices"]
         self.runs = [] if before is None else before.get("runs", [])
         self._mend_journal()
         self.runs.append({"first_unit": self.done(), **(run or {})})
@@ -82,7 +82,13 @@ class ResultFolder:
         }
 
     def _write_manifest(self, *, complete: bool, files: dict[str, int] | None = None) -> None:
-        manifest = {"job": self._key, "settled": self.settled, "complete": complete, "runs": self.runs, **self._about}
+        manifest = {
+            "job": self._key,
+            "first_run_choices": self.first_run_choices,
+            "complete": complete,
+            "runs": self.runs,
+            **self._about,
+        }
         if files is not None:
             manifest["files"] = files
         write_whole(self.path / MANIFEST, _as_json(manifest))

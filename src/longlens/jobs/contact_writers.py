@@ -51,7 +51,8 @@ class ContactOptions:
                 raise InputError(f"expected {name} of at least {least}, got {value}")
         if self.band is not None and self.band < self.separation:
             raise InputError(
-                f"expected a band of at least the separation, {self.separation}, got {self.band}: nothing would be left"
+                f"expected a band of at least the separation, {self.separation}, got {self.band}: no pair would be "
+                "written"
             )
 
 

@@ -103,16 +103,16 @@ class ContactJob(Job):
         return job_key(self.model, self.source.survey, asdict(self.options))
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def first_run_choices(self) -> dict[str, Any]:
         return {"memory": self.limit, "model": self.model.name}
 
-    def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
+    def check(self, first_run_choices: dict[str, Any], *, resumed: bool) -> None:
         model, longest = self.model.language_model, max(entry.length for entry in self.source.survey.entries)
         if not resumed:
             choose_form(model, longest, self.limit)
             return
-        # the form of each map was settled by the memory of the run that began
-        earlier_limit = int(settled["memory"])
+        # the form of each map was decided by the memory of the run that began
+        earlier_limit = int(first_run_choices["memory"])
         lengths = {entry.length for entry in self.source.survey.entries}
         need = max(needs(model, length)[choose_form(model, length, earlier_limit)] for length in lengths)
         if need > self.limit:
@@ -122,12 +122,12 @@ class ContactJob(Job):
                 "now. Raise --max-memory to continue it, or give another folder to begin again in less memory"
             )
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         entries = self.source.survey.entries
         return residue_units("contacts", [entry.length for entry in entries], list(make_units(entries)))
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Any]:
-        limit = int(folder.settled["memory"])
+        limit = int(folder.first_run_choices["memory"])
         entries = self.source.survey.entries[unit.first : unit.last]
         for place, (entry, contact_map) in enumerate(zip(entries, self._maps(texts, limit), strict=True), unit.first):
             _write_map(contact_map, entry, place, self.options, folder, file_notes(self.model, folder), self.draw)
@@ -146,7 +146,7 @@ class ContactJob(Job):
         return maps
 
     def finish(self, folder: ResultFolder) -> list[Path]:
-        entries, limit = self.source.survey.entries, int(folder.settled["memory"])
+        entries, limit = self.source.survey.entries, int(folder.first_run_choices["memory"])
         names = [file_name(place, self.options) for place in range(len(entries))]
         pairs = [_pairs_in(folder.path / name, entry.length) for name, entry in zip(names, entries, strict=True)]
         columns = survey_columns(self.source.survey) | {

@@ -59,8 +59,10 @@ class EmbedOptions:
             ("array dtype", (self.array_dtype,), ("float32", "float16")),
         ):
             unknown = [value for value in values if value not in known]
-            if unknown or not values:
-                raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+            if not values:
+                raise InputError(f"expected {name} to name at least one of {', '.join(known)}")
+            if unknown:
+                raise InputError(f"expected {name} of {', '.join(known)}, got {', '.join(map(str, unknown))}")
         if self.surprise == "masked" and "surprise" not in self.include:
             raise InputError("surprise 'masked' has no effect unless surprise is computed: add surprise to --include")
         if self.format == "zarr":
@@ -146,11 +148,11 @@ class EmbedJob(Job):
         return array_specs(self.model.language_model.config, self.options)
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def first_run_choices(self) -> dict[str, Any]:
         return {"tokens_per_batch": self.budget, "model": self.model.name}
 
-    def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
-        budget = int(settled["tokens_per_batch"])
+    def check(self, first_run_choices: dict[str, Any], *, resumed: bool) -> None:
+        budget = int(first_run_choices["tokens_per_batch"])
         largest = max(sum(self.lengths[a:b]) + 2 * (b - a) for a, b in make_batches(self.lengths, budget))
         model = self.model.language_model
         need = batch_bytes(model.config, largest, model.dtype.itemsize, embedding_outputs(model.config, self.options))
@@ -168,8 +170,8 @@ class EmbedJob(Job):
             f"(now {budget:,})"
         )
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
-        budget = int(settled["tokens_per_batch"])
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
+        budget = int(first_run_choices["tokens_per_batch"])
         yield from residue_units("embed", self.lengths, list(make_batches(self.lengths, budget)))
         if self.options.surprise != "masked":
             return

@@ -71,7 +71,7 @@ class FitJob(Job):
         """The first row of each protein's pairs, and the end of the last."""
         return [0, *np.cumsum([len(pairs) for pairs, _, _ in self.samples], dtype=np.int64).tolist()]
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.examples)
         return (Unit(place, place + 1, StageProgress("pairs", place + 1, total, "proteins")) for place in range(total))
 

@@ -67,7 +67,7 @@ class SelectedRecords(ProteinSource):
         entries = source.survey.entries
         missing = sorted(set(ids) - {entry.id for entry in entries})
         if missing:
-            raise InputError(f"expected ids of records in the file, found none of {', '.join(missing)}")
+            raise InputError(f"expected ids of records in the file, but no record has the id {', '.join(missing)}")
         self._source = source
         self._places = [place for place, entry in enumerate(entries) if entry.id in ids]
         self.survey = Survey(

@@ -62,7 +62,7 @@ def usable_cores() -> int:
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """Run with so many threads, and restore the number afterwards; None changes nothing. Raises `InputError`."""
+    """Run with this number of threads, and restore the number afterwards; None changes nothing. Raises `InputError`."""
     if threads is None:
         yield
         return

@@ -66,7 +66,7 @@ class LookOptions:
         """Whether surprise is computed too."""
         return "surprise" in (self.collect or STANDARD)
 
-    def settled(self, layers: int, heads: int, *, predicts: bool, model: str) -> LookOptions:
+    def resolved(self, layers: int, heads: int, *, predicts: bool, model: str) -> LookOptions:
         """The same options for a model of so many layers and heads, with all defaults filled in.
 
         Raises `InputError` for layers, heads or maps that the model does not have, `UnsupportedError` for surprise of a
@@ -91,12 +91,12 @@ class LookOptions:
 
 def protein_options(model: MaskedLM, options: LookOptions) -> LookOptions:
     """`options` with all defaults filled in for a model of proteins."""
-    return options.settled(model.config.layers, model.config.heads, predicts=model.predicts, model=model.source)
+    return options.resolved(model.config.layers, model.config.heads, predicts=model.predicts, model=model.source)
 
 
 def text_options(model: TextModel, options: LookOptions) -> LookOptions:
     """`options` with all defaults filled in for a model of text."""
-    return options.settled(model.layers, model.heads, predicts=model.predicts, model=model.name)
+    return options.resolved(model.layers, model.heads, predicts=model.predicts, model=model.name)
 
 
 def refuse_unfit(model: MaskedLM, survey: Survey, options: LookOptions) -> None:

@@ -80,7 +80,7 @@ class LookJob(Job):
         width = len(str(max(entry.number for entry in entries)))
         return [folder_name(entry.id, entry.number, width) for entry in entries]
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.source.survey.entries)
         return (Unit(place, place + 1, StageProgress("look", place + 1, total, "sequences")) for place in range(total))
 
@@ -222,13 +222,13 @@ def _protein_job(
 ) -> LookJob:
     loaded = load_model(model, dtype, device)
     info = ModelInfo(loaded, loaded.source)
-    settled = protein_options(loaded, options)
-    refuse_unfit(loaded, source.survey, settled)
+    chosen = protein_options(loaded, options)
+    refuse_unfit(loaded, source.survey, chosen)
 
     def profile(text: str, title: str) -> Profile:
-        return look_at_protein(loaded, text, settled, title=title, name=info.name)
+        return look_at_protein(loaded, text, chosen, title=title, name=info.name)
 
-    return LookJob(info, source, settled, profile)
+    return LookJob(info, source, chosen, profile)
 
 
 def _text_job(
@@ -243,12 +243,10 @@ def _text_job(
     loaded = load_text_model(str(model), dtype=dtype, device=device)
     _refuse_protein_model(loaded, name)
     tokens = loaded.tokenize(text, name)
-    settled = text_options(loaded, options)
-    refuse_tokens(settled, len(tokens), name)
+    chosen = text_options(loaded, options)
+    refuse_tokens(chosen, len(tokens), name)
     info = ModelInfo(loaded.model, str(model))
-    return LookJob(
-        info, TextSource(text, name, len(tokens)), settled, _text_profile(loaded, tokens, settled, name, info)
-    )
+    return LookJob(info, TextSource(text, name, len(tokens)), chosen, _text_profile(loaded, tokens, chosen, name, info))
 
 
 def _text_profile(

@@ -66,7 +66,7 @@ class Job(ABC):
         return []
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def first_run_choices(self) -> dict[str, Any]:
         """Choices of the first run, such as the size of batches, that later runs of the same job take over."""
         return {}
 
@@ -79,12 +79,13 @@ class Job(ABC):
             "proteins": {"ids": [entry.id for entry in entries], "lengths": [entry.length for entry in entries]},
         }
 
-    def check(self, settled: dict[str, Any], *, resumed: bool) -> None:
-        """Raise `InputError` if the job cannot be done with `settled`; `resumed`: it comes from an earlier run."""
+    def check(self, first_run_choices: dict[str, Any], *, resumed: bool) -> None:
+        """Raise `InputError` if the job cannot be done with the choices of the first run; `resumed`: it was an earlier
+        one."""
 
     @abstractmethod
-    def units(self, settled: dict[str, Any]) -> Iterable[Unit]:
-        """All units, in order; the same ones for the same `settled`."""
+    def units(self, first_run_choices: dict[str, Any]) -> Iterable[Unit]:
+        """All units, in order; the same ones for the same `first_run_choices`."""
 
     @abstractmethod
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
@@ -104,14 +105,16 @@ def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
     with writing(output):
         before = job_before(output, job.key)
         if before is None or not before["complete"]:
-            job.check(job.settled if before is None else before["settled"], resumed=before is not None)
+            job.check(
+                job.first_run_choices if before is None else before["first_run_choices"], resumed=before is not None
+            )
         if before is not None:
             _compare_machines(before.get("runs", []), progress)
-        with closing(ResultFolder(output, job.key, job.specs, job.settled, job.about, this_run())) as folder:
+        with closing(ResultFolder(output, job.key, job.specs, job.first_run_choices, job.about, this_run())) as folder:
             if folder.complete:
                 progress(Notice(f"{output} is complete already: nothing is left to do"))
                 return
-            units = list(job.units(folder.settled))
+            units = list(job.units(folder.first_run_choices))
             with interruptible(lambda: f"{folder.done():,} of {len(units):,} units of work are done"):
                 _work(job, units, folder, progress)
                 folder.finish(job.finish(folder), now())
@@ -213,7 +216,7 @@ def residue_units(stage: str, lengths: Sequence[int], ranges: Sequence[tuple[int
 def file_notes(model: ModelInfo, folder: ResultFolder) -> dict[str, str]:
     """The origin of the results, for their files; the same texts in every run of the job."""
     return {
-        "model": str(folder.settled.get("model", model.name)),
+        "model": str(folder.first_run_choices.get("model", model.name)),
         "model_sha256": model.sha256,
         "dtype": model.dtype,
         **{f"{name}_version": number for name, number in versions().items()},

@@ -83,7 +83,7 @@ class _ScoreJob(Job):
         return [ArraySpec("log_p", "place", (len(self.model.language_model.alphabet),))]
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def first_run_choices(self) -> dict[str, Any]:
         return {"model": self.model.name}
 
     def _chunks(self, protein: int, length: int, first: int, places: int, total: int) -> Iterator[Unit]:
@@ -127,7 +127,7 @@ class VariantJob(_ScoreJob):
         """The first row of each protein's group, and the end of the last."""
         return [0, *np.cumsum([len(group.positions) for group in self.variants.groups]).tolist()]
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         for group, (start, stop) in zip(self.variants.groups, pairwise(self.starts), strict=True):
             yield from self._chunks(group.protein, len(group.sequence), start, stop - start, self.starts[-1])
 
@@ -173,7 +173,7 @@ class PseudoPplJob(VariantJob):
         lengths = [len(self.variants.groups[place].sequence) for place, _ in self.owners]
         return [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         for (place, _), (start, stop) in zip(self.owners, pairwise(self.starts), strict=True):
             yield from self._chunks(
                 self.variants.groups[place].protein, stop - start, start, stop - start, self.starts[-1]
@@ -205,7 +205,7 @@ class SubstitutionJob(_ScoreJob):
         drawn = {"figure": self.model.name} if self.figure else {}
         return job_key(self.model, self.source.survey, self._options | {"variants": "all"} | drawn)
 
-    def units(self, settled: dict[str, Any]) -> Iterator[Unit]:
+    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         length = self.source.survey.entries[0].length
         return self._chunks(0, length, 0, length, length)
 

@@ -109,7 +109,7 @@ def _numbers(source: ProteinSource, protein_col: str | None) -> dict[str, int]:
     """Each protein's number by its id; by "" if there is one protein and no column of ids."""
     ids = [entry.id for entry in source.survey.entries]
     if protein_col is None:
-        refuse_several(source, "say with --protein-col which row means which")
+        refuse_several(source, "name the column of the protein's id with --protein-col (in Python protein_col)")
         return {"": 0}
     repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if repeated:

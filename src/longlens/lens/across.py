@@ -32,6 +32,7 @@ from longlens.lens.block import Block, Extent
 from longlens.lens.calls import scan_call
 from longlens.lens.collect.collector import Collector, State
 from longlens.lens.results import PooledMap, Weights
+from longlens.ops.inputs import wide_dtype
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 from longlens.ops.tiles.index import add, take
 
@@ -320,7 +321,7 @@ def _check(layers: Sequence[AttentionCall]) -> tuple[int, int, torch.dtype]:
     batch, tokens, _ = next(iter(shapes))
     if not tokens:
         raise InputError("expected at least one token, got none")
-    return batch, tokens, torch.promote_types(layers[0].query.dtype, torch.float32)
+    return batch, tokens, wide_dtype(layers[0].query.dtype)
 
 
 def _check_share(residual: float) -> None:

@@ -172,7 +172,7 @@ class Profile:
         ranked = np.argsort(np.where(self.sequence.special, -1.0, received), kind="stable")[::-1]
         return sorted(int(token) for token in ranked[:count] if not self.sequence.special[token])
 
-    def telling_heads(self, count: int) -> list[tuple[int, int, str]]:
+    def outstanding_heads(self, count: int) -> list[tuple[int, int, str]]:
         """(layer's place, head's place, why) of heads that stand out: the largest weight on the first token, on
         separators, on a neighbour, on the token itself, the longest reach, the narrowest and the widest attention."""
         table = self.overview()
@@ -256,7 +256,7 @@ class Profile:
         if "received" in self.by_token or "surprise" in self.predicted:
             yield "tracks", self.draw_tracks(chosen)
         places = [(self.layers.index(layer), self.heads.index(head), "") for layer, head in maps]
-        places = places or self.telling_heads(MAPS)
+        places = places or self.outstanding_heads(MAPS)
         if self.maps is not None and places:
             yield "maps", self.draw_maps(places)
         if (self.keys is not None or self.queries is not None) and chosen:

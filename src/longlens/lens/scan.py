@@ -21,7 +21,7 @@ from longlens.lens.collect.collector import Collector, by_name
 from longlens.lens.statistic import Statistic
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.inputs import Inputs, check_inputs
+from longlens.ops.inputs import Inputs, check_inputs, wide_dtype
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 from longlens.ops.registry import METHOD_INFOS, resolve_method
@@ -86,7 +86,7 @@ def scan(
         )  # fmt: skip
         chosen = resolve_method(method)
         refuse_unless_able(chosen, inputs)
-        wide = torch.promote_types(query.dtype, torch.float32)
+        wide = wide_dtype(query.dtype)
         extent = Extent(query.shape[0], query.shape[1], query.shape[2], key.shape[2], wide, query.device)
         states = {name: collector.start(extent) for name, collector in named.items()}
         check = None

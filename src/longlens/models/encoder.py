@@ -1,7 +1,8 @@
 """A Transformer encoder that runs packed: sequences lie end to end, without padding, in memory linear in their length.
 
-The residual stream is (T, d) for T tokens of all sequences together; attention is told their boundaries. Attention
-itself is an argument (`attend`), so that any method serves. What it does is told to observers (`longlens.ops.observe`).
+The residual stream is (T, d) for T tokens of all sequences together; attention gets their boundaries. Attention
+itself is an argument (`attend`), so that any method serves. Its calls are reported to observers
+(`longlens.ops.observe`).
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ class Encoder(nn.Module):
         self.observers = Observers()
 
     def attentions(self) -> Sequence[str]:
-        """Names of the layers, as observers are told them."""
+        """Names of the layers, as observers receive them."""
         return tuple(f"layers.{number}" for number in range(self.config.layers))
 
     def observed(self, observer: Observer, method: Method | str | None = None) -> AbstractContextManager[None]:
@@ -160,43 +161,47 @@ class Encoder(nn.Module):
 
         Raises `InputError` for token numbers, boundaries or lengths that do not fit.
         """
-        with self.observers.begin(observers) as telling:
-            attend = attend or AttendWith(telling.method or "exact")
-            return self._forward(packed, self._told(attend, telling) if telling.observers else attend, keep, telling)
+        with self.observers.begin(observers) as forward:
+            attend = attend or AttendWith(forward.method or "exact")
+            if forward.observers:
+                attend = self._reported(attend, forward)
+            return self._forward(packed, attend, keep, forward)
 
-    def _told(self, attend: Attend, telling: ObservedForward) -> Attend:
-        """`attend`, each of whose calls is told."""
+    def _reported(self, attend: Attend, forward: ObservedForward) -> Attend:
+        """`attend`, each of whose calls is reported."""
         projections = [layer.out.weight for layer in self.layers if isinstance(layer, Layer)]
 
-        def told(query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor) -> Tensor:
+        def reported(
+            query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
+        ) -> Tensor:
             settings = {"scale": scale, "cu_seqlens": cu_seqlens}
             lse = None
-            if telling.needs_lse and isinstance(attend, AttendWith):
+            if forward.needs_lse and isinstance(attend, AttendWith):
                 output, lse = attend.with_lse(query, key, value, scale=scale, cu_seqlens=cu_seqlens)
             else:
                 output = attend(query, key, value, layer=layer, scale=scale, cu_seqlens=cu_seqlens)
             # a function of which nothing is known is taken for exact; the scan compares with its output
-            method = attend.method if isinstance(attend, AttendWith) else telling.method or "exact"
-            telling.attended(output, lambda: AttentionCall(
+            method = attend.method if isinstance(attend, AttendWith) else forward.method or "exact"
+            forward.attended(output, lambda: AttentionCall(
                 layer, f"layers.{layer}", query, key, value, output, {**settings, "method": method}, lse,
                 projections[layer],
             ))  # fmt: skip
             return output
 
-        return told
+        return reported
 
-    def _forward(self, packed: Packed, attend: Attend, keep: Collection[int], telling: ObservedForward) -> Encoded:
+    def _forward(self, packed: Packed, attend: Attend, keep: Collection[int], forward: ObservedForward) -> Encoded:
         positions = _positions(packed, self.config)
         x = self.embed(packed, positions)
         angles = self.rotary(positions) if self.rotary is not None else None
-        telling.passed(0, x)
+        forward.passed(0, x)
         kept = {0: x.clone()} if 0 in keep else {}
         for number, layer in enumerate(self.layers):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, angles, attend, number, packed.cu_seqlens, use_reentrant=False)
             else:
                 x = layer(x, angles, attend, number, packed.cu_seqlens)
-            telling.passed(number + 1, x)
+            forward.passed(number + 1, x)
             if number + 1 in keep and number + 1 < self.config.layers:
                 kept[number + 1] = x.clone()
         if self.config.pre_norm:

@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from longlens.ops.inputs import wide_dtype
+
 
 def attend_cpu(
     query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
@@ -40,4 +42,4 @@ def cpu_serves(dtype: torch.dtype) -> bool:
         scores = query.double() @ key.double().mT * 0.5
         weights = (scores - lse.double().unsqueeze(-1)).exp()
         right = (weights.sum(-1) - 1).abs().max() < 1e-3 and (output - weights @ key.double()).abs().max() < 5e-2
-    return bool(right) and lse.dtype == torch.promote_types(dtype, torch.float32)
+    return bool(right) and lse.dtype == wide_dtype(dtype)

@@ -17,6 +17,8 @@ from longlens.errors import DtypeError, InputError, MaskError
 from longlens.ops.biases import Bias, TensorBias
 from longlens.ops.masks import AllOf, Causal, Rule, TensorMask
 
+# rows of half precision that `all_finite` adds up at a time
+FINITE_ROWS = 1024
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -257,6 +259,20 @@ def under_autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, T
         return tensor.to(dtype) if narrow else tensor
 
     return cast(query), cast(key), cast(value)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and of log-sum-exps for inputs of `dtype`: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether every number of a tensor (..., N, D) is finite, as a tensor of one bool."""
+    # a sum is finite only if every term is; in halves it would overflow, and PyTorch widens them by a copy, which is
+    # small for some rows at a time
+    rows = tensor.shape[-2] if tensor.dtype == wide_dtype(tensor.dtype) else FINITE_ROWS
+    parts = tensor.detach().split(max(1, rows), -2)
+    return torch.stack([part.sum(dtype=wide_dtype(tensor.dtype)) for part in parts]).sum().isfinite()
 
 
 def mask_or_bias(

@@ -1,4 +1,4 @@
-"""Masks as rules: who may attend to whom, said by positions, never as an N x N tensor.
+"""Masks as rules: who may attend to whom, defined by positions, never as an N x N tensor.
 
 A rule answers for any handful of pairs (`allowed`) and prunes whole tiles before they are computed (`span`, `clear`).
 Rules are composed with `&`. Sparse patterns (`longlens.Window(256)`, ...) are rules too, so that the same object serves

@@ -69,7 +69,7 @@ class Method(ABC):
         parts: list[str] = []
         for place, field in enumerate(fields(self)):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            # the first parameter is what tells one from another, so it is said even where it is the default
+            # the first parameter is what tells one from another, so it is written even where it is the default
             if value == field.default and (place > 0 or isinstance(value, str)):
                 continue
             text = value if isinstance(value, str) else repr(value).replace(" ", "")

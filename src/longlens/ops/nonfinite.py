@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, all_finite
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 from longlens.ops.outputs import AttentionOutput
@@ -27,19 +27,13 @@ def attend_guarded(method: Method, inputs: Inputs) -> AttentionOutput:
     pattern = method if isinstance(method, Rule) else None
     if inputs.mask_rule() is None and pattern is None:
         return method.attend(inputs)
-    if bool(_finite(inputs.key) and _finite(inputs.value)):
+    if bool(all_finite(inputs.key) and all_finite(inputs.value)):
         return method.attend(inputs)
     finite = inputs.key.isfinite().all(3, keepdim=True) & inputs.value.isfinite().all(3, keepdim=True)
     out = method.attend(_silence(inputs, finite))
     touched = _touched(inputs, ~finite.squeeze(3), pattern)
     lse = None if out.lse is None else out.lse.masked_fill(touched, torch.nan)
     return AttentionOutput(out.output.masked_fill(touched.unsqueeze(-1), torch.nan), lse)
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    # a sum is finite only if every term is, and reads the tensor once without a copy; in float32, since half would
-    # overflow
-    return tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite()
 
 
 def _silence(inputs: Inputs, keep: Tensor) -> Inputs:

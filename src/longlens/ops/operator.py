@@ -21,7 +21,7 @@ from torch import Tensor
 from longlens.errors import MethodError
 from longlens.ops.biases import Alibi, Bias, RelativePosition
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.inputs import check_inputs, mask_or_bias
+from longlens.ops.inputs import check_inputs, mask_or_bias, wide_dtype
 from longlens.ops.masks import AllOf, Causal, Prefix, Rule, SameDocument
 from longlens.ops.method import Method
 from longlens.ops.registry import parse_method
@@ -177,7 +177,7 @@ def _operator(
 
 
 def _no_lse(query: Tensor) -> Tensor:
-    return query.new_empty((0,), dtype=torch.promote_types(query.dtype, torch.float32))
+    return query.new_empty((0,), dtype=wide_dtype(query.dtype))
 
 
 @_operator.register_fake
@@ -193,9 +193,7 @@ def _(
     )  # fmt: skip
     refuse_unless_able(parse_method(method), inputs)
     shape = query.shape[:3]
-    lse = (
-        query.new_empty(shape, dtype=torch.promote_types(query.dtype, torch.float32)) if return_lse else _no_lse(query)
-    )
+    lse = query.new_empty(shape, dtype=wide_dtype(query.dtype)) if return_lse else _no_lse(query)
     return query.new_empty((*shape, value.shape[3])), lse
 
 

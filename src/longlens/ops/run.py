@@ -7,7 +7,7 @@ from torch import Tensor
 
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
-from longlens.ops.inputs import Inputs, check_inputs
+from longlens.ops.inputs import Inputs, check_inputs, wide_dtype
 from longlens.ops.masks import Rule
 from longlens.ops.method import Method
 from longlens.ops.nonfinite import attend_guarded
@@ -87,7 +87,7 @@ def _nothing(inputs: Inputs) -> AttentionOutput:
     zero = torch.stack([source[:0].sum().to(inputs.query.dtype) for source in sources]).sum()
     lse = None
     if inputs.need_lse:
-        wide = torch.promote_types(inputs.query.dtype, torch.float32)
+        wide = wide_dtype(inputs.query.dtype)
         lse = torch.full(inputs.query.shape[:3], -torch.inf, dtype=wide, device=inputs.query.device)
     return AttentionOutput(inputs.query.new_zeros(shape) + zero, lse)
 
@@ -95,5 +95,5 @@ def _nothing(inputs: Inputs) -> AttentionOutput:
 def _shapes(inputs: Inputs) -> AttentionOutput:
     """What meta tensors, which have no numbers, give: shapes and dtypes."""
     output = inputs.query.new_empty((*inputs.query.shape[:3], inputs.value.shape[3]))
-    wide = torch.promote_types(inputs.query.dtype, torch.float32)
+    wide = wide_dtype(inputs.query.dtype)
     return AttentionOutput(output, output.new_empty(output.shape[:3], dtype=wide) if inputs.need_lse else None)

@@ -116,9 +116,9 @@ def train(
     parts: dict[str, Stateful] = {"model": model, "data": data, "muon": optimizers[0], "adam": optimizers[1],
              "muon rate": schedules[0], "adam rate": schedules[1]}  # fmt: skip
     # the number of steps may be raised later: see `_begin`
-    identity = {name: value for name, value in asdict(settings).items() if name != "steps"}
-    identity |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
-    step = _begin(folder, settings, identity, parts, note)
+    run_key = {name: value for name, value in asdict(settings).items() if name != "steps"}
+    run_key |= {"proteins": _digest(proteins), "held_out": _digest(held_out)}
+    step = _begin(folder, settings, run_key, parts, note)
     validation = all_crops(held_out, settings.crop, settings.tokens, joined=settings.joined)
     total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
     while step < settings.steps:
@@ -137,7 +137,7 @@ def train(
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
         if step == stable_until(settings):
             folder.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps), STABLE)
+            write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
         rate = residues / (time.monotonic() - since)
@@ -147,7 +147,7 @@ def train(
             progress = TrainingReport(step, settings.steps, total / max(1, hidden), rate, perplexity)
             # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
             _append(folder, progress)
-            write_checkpoint(folder, identity, parts, CheckpointStep(step, settings.steps))
+            write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps))
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
@@ -161,7 +161,7 @@ def train(
 def _begin(
     folder: Path,
     settings: TrainSettings,
-    identity: dict[str, Any],
+    run_key: dict[str, Any],
     parts: dict[str, Stateful],
     note: Callable[[str], None],
 ) -> int:
@@ -171,7 +171,7 @@ def _begin(
         return 0
     before = replace(settings, steps=reached.steps or settings.steps)
     if before.steps == settings.steps or reached.step <= min(stable_until(before), stable_until(settings)):
-        return read_checkpoint(folder, identity, parts)
+        return read_checkpoint(folder, run_key, parts)
     stable = find_checkpoint(folder, STABLE)
     if stable is None or stable.step > stable_until(settings):
         raise CheckpointError(
@@ -179,7 +179,7 @@ def _begin(
             f"which the learning rate of one of {settings.steps:,} begins to fall (step {stable_until(settings):,}); "
             "give the same number of steps, more of them, or another folder"
         )
-    step = read_checkpoint(folder, identity, parts, STABLE)
+    step = read_checkpoint(folder, run_key, parts, STABLE)
     _drop_after(folder, step)
     note(f"the run had {before.steps:,} steps and is to have {settings.steps:,}: continuing from step {step:,}, where "
          "its learning rate began to fall")  # fmt: skip

@@ -27,6 +27,7 @@ from longlens.lens.collect.columns import Received, ReceivedMax, ReceivedMean, T
 from longlens.lens.collect.maps import Cells, DistanceHistogram, Pooled
 from longlens.lens.collect.rows import Largest, Mass, TopKeys
 from longlens.lens.statistic import Statistic
+from longlens.ops.inputs import wide_dtype
 from longlens.ops.observe import AttentionCall
 from longlens.ops.tiles.index import take
 
@@ -45,7 +46,7 @@ def value_norms(value: Tensor, projection: Tensor | None = None) -> Tensor:
     Raises:
         InputError: a projection that does not fit.
     """
-    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    wide = value.to(wide_dtype(value.dtype))
     if projection is None:
         return wide.norm(dim=-1)
     own = _by_head(projection, value).to(wide)

@@ -38,8 +38,8 @@ class Trajectories(Layered):
 
     def draw(self, ax: Axes) -> None:
         """Surprise (entropy where there are no targets) of batch row 0: layers upwards, tokens to the right."""
-        what = "entropy" if any(found.surprise is None for found in self.results.values()) else "surprise"
-        tables = [found.columns() for found in self.results.values()]
+        what = "entropy" if any(layer.surprise is None for layer in self.results.values()) else "surprise"
+        tables = [layer.columns() for layer in self.results.values()]
         first = tables[0]["batch"] == tables[0]["batch"][0]
         shown = np.stack([table[what][first] for table in tables])
         statistics.draw_layers(ax, shown, list(self.results), what)

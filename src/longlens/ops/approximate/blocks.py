@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.reference import allowed_pairs
 
 # elements of a block of scratch: 2 MiB in float32 stays in a CPU's cache; a GPU wants fewer, larger steps
@@ -25,7 +25,7 @@ def block_elements(device: torch.device) -> int:
 
 def compute_dtype(inputs: Inputs) -> torch.dtype:
     """Sums are taken in at least float32."""
-    return torch.promote_types(inputs.query.dtype, torch.float32)
+    return wide_dtype(inputs.query.dtype)
 
 
 def recompute(function: Callable[..., Any], *args: object) -> Any:

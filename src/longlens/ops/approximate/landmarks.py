@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longlens.ops.approximate.blocks import block_elements, by_pieces, compute_dtype, grouped, join, recompute
 from longlens.ops.approximate.kernel_sum import State, merge_states, normalise
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 
 Few = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor] | Tensor]
 
@@ -36,10 +36,10 @@ def attend_pooled(inputs: Inputs, few: Few, width: int) -> Tensor:
                 return join([query.new_zeros((*query.shape[:4], value.shape[4])) + nothing], 3, into)
             key, value = key.index_select(3, kept), value.index_select(3, kept)
             paired = query.index_select(3, kept) if part.queries == part.keys else query
-        found = few(query, paired, key, value)
-        if isinstance(found, Tensor):
-            return join([found.to(query.dtype)], 3, into)
-        return attend_few(query, *found, part.scale, width, into)
+        result = few(query, paired, key, value)
+        if isinstance(result, Tensor):
+            return join([result.to(query.dtype)], 3, into)
+        return attend_few(query, *result, part.scale, width, into)
 
     rows = inputs.query.shape[0] if inputs.key_mask is None else 1
     return by_pieces(inputs, rows, inputs.key.shape[1], run)
@@ -47,7 +47,7 @@ def attend_pooled(inputs: Inputs, few: Few, width: int) -> Tensor:
 
 def attend_few(query: Tensor, key: Tensor, value: Tensor, scale: float, width: int, into: Tensor | None) -> Tensor:
     """softmax(scale q k^T) v by blocks of queries, for few keys: (B, Hkv, G, Nq, Dv) in the query's dtype."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = wide_dtype(query.dtype)
     key, value = key.to(dtype) * scale, value.to(dtype)
 
     def rows_of(q: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def attend_few(query: Tensor, key: Tensor, value: Tensor, scale: float, width: i
 
 def attend_of_few(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """softmax(scale q k^T) v by blocks of keys, for few queries: (B, Hkv, G, m, Dv) in at least float32."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
+    dtype = wide_dtype(query.dtype)
     rows = (query.to(dtype) * scale).flatten(2, 3)
 
     def fold(rows: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ def segment_means(tokens: Tensor, segments: int) -> Tensor:
     N tokens make N % segments segments of N // segments + 1 tokens, then segments shorter by one, so that any length of
     at least `segments` works without padding.
     """
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    dtype = wide_dtype(tokens.dtype)
     size, longer = divmod(tokens.shape[-2], segments)
     long, short = tokens.split([longer * (size + 1), (segments - longer) * size], -2)
     means = [

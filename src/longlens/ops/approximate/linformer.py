@@ -11,7 +11,7 @@ from torch import Tensor
 from longlens.errors import MethodError
 from longlens.ops.approximate.blocks import recompute, repeat_heads
 from longlens.ops.approximate.landmarks import attend_pooled, block_rows, pooled_scratch, segment_means
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.method import Method, check_count
 from longlens.ops.outputs import AttentionOutput
 
@@ -48,11 +48,11 @@ class Linformer(Method):
         if self.key_projection is None and self.value_projection is not None:
             raise MethodError("linformer: expected key_projection beside value_projection, got None")
         for name in ("key_projection", "value_projection"):
-            given = getattr(self, name)
-            if given is None:
+            projection = getattr(self, name)
+            if projection is None:
                 continue
-            if not isinstance(given, Tensor) or given.ndim not in (2, 3) or given.shape[-2] != self.rank:
-                got = tuple(given.shape) if isinstance(given, Tensor) else repr(given)
+            if not isinstance(projection, Tensor) or projection.ndim not in (2, 3) or projection.shape[-2] != self.rank:
+                got = tuple(projection.shape) if isinstance(projection, Tensor) else repr(projection)
                 raise MethodError(f"linformer: expected {name} of shape ([Hkv,] {self.rank}, length), got {got}")
 
     def __eq__(self, other: object) -> bool:
@@ -71,17 +71,17 @@ class Linformer(Method):
     def refusals(self, inputs: Inputs) -> list[str]:
         """Learned projections that are too short, or made for another number of heads."""
         reasons = []
-        for given in (self.key_projection, self.value_projection):
-            if given is None:
+        for projection in (self.key_projection, self.value_projection):
+            if projection is None:
                 continue
             if inputs.cu_seqlens is not None:
                 longest = max(b - a for a, b in zip(inputs.cu_seqlens, inputs.cu_seqlens[1:], strict=False))
             else:
                 longest = inputs.keys if inputs.key_mask is None else int(inputs.key_mask.sum(1).max())
-            if longest > given.shape[-1]:
-                reasons.append(f"{longest} keys, but the projections are made for at most {given.shape[-1]}")
-            if given.ndim == 3 and given.shape[0] not in (1, inputs.key.shape[1]):
-                reasons.append(f"{inputs.key.shape[1]} key heads, but projections for {given.shape[0]}")
+            if longest > projection.shape[-1]:
+                reasons.append(f"{longest} keys, but the projections are made for at most {projection.shape[-1]}")
+            if projection.ndim == 3 and projection.shape[0] not in (1, inputs.key.shape[1]):
+                reasons.append(f"{inputs.key.shape[1]} key heads, but projections for {projection.shape[0]}")
         return list(dict.fromkeys(reasons))
 
     def attend(self, inputs: Inputs) -> AttentionOutput:
@@ -127,7 +127,7 @@ class Linformer(Method):
 
 def project(matrix: Tensor, tokens: Tensor) -> Tensor:
     """matrix ([Hkv,] r, length) times tokens (B, Hkv, 1, n, D), n <= length: (B, Hkv, 1, r, D), in blocks of tokens."""
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    dtype = wide_dtype(tokens.dtype)
     length = tokens.shape[3]
     matrix = matrix[..., :length].to(tokens.device)
     matrix = matrix if matrix.ndim == 2 else matrix.unsqueeze(1)

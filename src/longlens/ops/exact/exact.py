@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
 from longlens.errors import MethodError, UnsupportedError
 from longlens.ops.exact import flex, sdpa
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.method import Method, Tiled
 from longlens.ops.outputs import AttentionOutput
 from longlens.ops.reference import softmax_attention
@@ -103,5 +102,5 @@ def attend_math(inputs: Inputs) -> AttentionOutput:
     if inputs.dropout:
         raise UnsupportedError("exact:path=math has no dropout; use exact")
     output, lse = softmax_attention(inputs)
-    wide = torch.promote_types(inputs.query.dtype, torch.float32)
+    wide = wide_dtype(inputs.query.dtype)
     return AttentionOutput(output.to(inputs.query.dtype), lse.to(wide) if inputs.need_lse else None)

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend
 
 from longlens.errors import UnsupportedError
 from longlens.ops.fused_cpu import attend_cpu, cpu_serves
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, all_finite
 from longlens.ops.outputs import AttentionOutput
 
 LINEAR_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
@@ -87,8 +87,7 @@ def scratch_elements(inputs: Inputs) -> int:
 
 def _pass_on_nan(query: Tensor, output: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """The operator takes a row of NaN scores for a row without keys and gives it 0: here it stays NaN."""
-    # a sum is finite only if every term is, and reads the queries once
-    if bool(query.detach().sum(dtype=lse.dtype).isfinite()):
+    if bool(all_finite(query)):
         return output, lse
     lost = ~query.detach().isfinite().all(3)
     return output.masked_fill(lost.unsqueeze(3), torch.nan), lse.masked_fill(lost, torch.nan)

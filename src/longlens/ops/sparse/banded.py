@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from longlens.ops.fused_cpu import attend_cpu, cpu_serves
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.sparse.strata import Intervals, Stratum
 from longlens.ops.tiles.grid import sparse_shape
-from longlens.ops.tiles.kernel import wide_dtype
 
 # queries to a block: fewer waste fewer pairs, and the fused kernel takes 32 at a time here anyway
 ROWS = 32
@@ -54,7 +53,7 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
         # the fused kernel reads rows of adjacent numbers
         q, k, v = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (q, k, v))
         # by way of float32 also for half inputs: bands are so small that the kernel's own casts would take longer
-        q, k, v = (tensor.to(wide_dtype(tensor.dtype)) for tensor in (q, k, v))
+        wide = wide_dtype(q.dtype)
         # rows in whole blocks with all their keys inside 0..Nk, starting where the tiles' blocks start
         start = -(-max(0, left - offset) // 64) * 64
         stop = min(inputs.queries, inputs.keys - right - offset)
@@ -64,15 +63,17 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
         stop = start + blocks * ROWS
         first, width = start + offset - left, ROWS + left + right
         distance = torch.arange(width).unsqueeze(0) - left - torch.arange(ROWS).unsqueeze(1)
-        mask = torch.zeros(ROWS, width, dtype=q.dtype).masked_fill_((distance < -left) | (distance > right), -torch.inf)
+        mask = torch.zeros(ROWS, width, dtype=wide).masked_fill_((distance < -left) | (distance > right), -torch.inf)
         with torch.no_grad():
             # a run of blocks at a time, so that its result is still in cache when it is copied
             for done in range(0, blocks, RUN):
                 count = min(RUN, blocks - done)
                 begin = start + done * ROWS
-                keys, values = (_overlapping(t, first + done * ROWS, count, width) for t in (k, v))
+                low = first + done * ROWS
+                parts = (tensor[:, low : low + (count - 1) * ROWS + width].to(wide) for tensor in (k, v))
+                keys, values = (_overlapping(part, count, width) for part in parts)
                 for group in range(groups):
-                    rows = q[group::groups, begin : begin + count * ROWS].unflatten(1, (count, ROWS))
+                    rows = q[group::groups, begin : begin + count * ROWS].to(wide).unflatten(1, (count, ROWS))
                     part, _ = attend_cpu(rows, keys, values, inputs.scale, mask=mask)
                     output[group::groups, begin : begin + count * ROWS].unflatten(1, (count, ROWS)).copy_(part)
         return start, stop
@@ -80,9 +81,8 @@ def head_start(strata: Sequence[Stratum], inputs: Inputs) -> HeadStart | None:
     return run
 
 
-def _overlapping(tensor: Tensor, first: int, blocks: int, width: int) -> Tensor:
-    """(heads, N, D) as (heads, blocks, width, D): block b starts at row first + b ROWS. A view."""
+def _overlapping(tensor: Tensor, blocks: int, width: int) -> Tensor:
+    """(heads, N, D) as (heads, blocks, width, D): block b starts at row b ROWS. A view."""
     heads, _, depth = tensor.shape
     by_head, by_row, by_column = tensor.stride()
-    place = tensor.storage_offset() + first * by_row
-    return tensor.as_strided((heads, blocks, width, depth), (by_head, ROWS * by_row, by_row, by_column), place)
+    return tensor.as_strided((heads, blocks, width, depth), (by_head, ROWS * by_row, by_row, by_column))

@@ -14,7 +14,7 @@ from longlens.errors import MaskError, MethodError
 from longlens.ops.inputs import Inputs
 from longlens.ops.method import check_count
 from longlens.ops.sparse.pattern import Pattern
-from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.sparse.strata import Intervals, Stratum, block_intervals
 from longlens.ops.tiles.grid import Interval
 
 
@@ -76,8 +76,7 @@ class BlockSparse(Pattern, Intervals):
 
     def intervals(self, lo: int, hi: int, n: int) -> list[Interval]:
         """The key blocks of each query block in the range."""
-        found = {key for number in range(lo // self.block, (hi - 1) // self.block + 1) for key in self._keys_of(number)}
-        return [(key * self.block, (key + 1) * self.block) for key in found]
+        return block_intervals(lo, hi, self.block, self._keys_of)
 
     def covers(self, lo: int, hi: int) -> bool:
         """Rows of one block share their keys."""

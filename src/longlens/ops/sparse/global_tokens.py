@@ -29,10 +29,10 @@ class Global(Pattern, Intervals):
     name: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
-        given: object = self.tokens
-        tokens = (given,) if isinstance(given, int) else tuple(given) if isinstance(given, Sequence) else (None,)
+        chosen: object = self.tokens
+        tokens = (chosen,) if isinstance(chosen, int) else tuple(chosen) if isinstance(chosen, Sequence) else (None,)
         if any(not isinstance(token, int) or isinstance(token, bool) or not 0 <= token <= LARGEST for token in tokens):
-            raise MethodError(f"global: expected tokens to be positions of 0 to {LARGEST}, got {shorten(given)}")
+            raise MethodError(f"global: expected tokens to be positions of 0 to {LARGEST}, got {shorten(chosen)}")
         object.__setattr__(self, "tokens", tuple(sorted({token for token in tokens if isinstance(token, int)})))
 
     @property

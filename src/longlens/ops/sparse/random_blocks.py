@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longlens.ops.method import LARGEST_SEED, check_count
 from longlens.ops.sparse.pattern import Pattern
-from longlens.ops.sparse.strata import Intervals, Stratum
+from longlens.ops.sparse.strata import Intervals, Stratum, block_intervals
 from longlens.ops.tiles.grid import Interval
 
 
@@ -64,8 +64,7 @@ class Random(Pattern, Intervals):
 
     def intervals(self, lo: int, hi: int, n: int) -> list[Interval]:
         """The blocks drawn for each query block in the range."""
-        found = {key for number in range(lo // self.block, (hi - 1) // self.block + 1) for key in self.drawn(number, n)}
-        return [(key * self.block, (key + 1) * self.block) for key in found]
+        return block_intervals(lo, hi, self.block, lambda number: self.drawn(number, n))
 
     def covers(self, lo: int, hi: int) -> bool:
         """Rows of one block share their keys."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -137,6 +137,12 @@ class _AnyOf(Rule):
 
     def clear(self, lo: int, hi: int, n: int) -> tuple[int, int]:
         return max((rule.clear(lo, hi, n) for rule in self.rules), key=lambda span: span[1] - span[0])
+
+
+def block_intervals(lo: int, hi: int, block: int, key_blocks: Callable[[int], Iterable[int]]) -> list[Interval]:
+    """The keys of queries lo..hi where query block b meets the key blocks `key_blocks(b)`, all of length `block`."""
+    met = {key for number in range(lo // block, (hi - 1) // block + 1) for key in key_blocks(number)}
+    return [(key * block, (key + 1) * block) for key in sorted(met)]
 
 
 def strata_tiles(

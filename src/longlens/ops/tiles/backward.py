@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longlens.ops.inputs import wide_dtype
 from longlens.ops.tiles.forward import sinks_by_head
 from longlens.ops.tiles.grid import Tile
 from longlens.ops.tiles.index import add, take
-from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain, wide_dtype, wide_product
+from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain, wide_product
 from longlens.ops.tiles.problem import TiledProblem
 from longlens.ops.tiles.scratch import Scratch
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.tiles.grid import Tile
 from longlens.ops.tiles.index import Index, of_heads, put, size, take
-from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain, wide_dtype
+from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_plain
 from longlens.ops.tiles.problem import TiledProblem
 from longlens.ops.tiles.scratch import Scratch
 

@@ -17,15 +17,10 @@ import torch
 from torch import Tensor
 
 from longlens.ops.biases import Bias
-from longlens.ops.inputs import Inputs
+from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.tiles.grid import Piece, Tile
 from longlens.ops.tiles.index import Index, add, of_heads, positions, size, take
 from longlens.ops.tiles.scratch import Scratch
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over tiles and of log-sum-exps: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longlens.ops.tiles.kernel import wide_dtype
+from longlens.ops.inputs import wide_dtype
 from longlens.ops.tiles.scratch import Scratch
 
 LN2 = math.log(2.0)
