@@ -106,8 +106,12 @@ def make(case, which, dtype=torch.float64):
     return tensors, learned, sinks, given
 
 
-@pytest.mark.parametrize("which", ["softcap", "sinks", "softcap and sinks"])
-@pytest.mark.parametrize("case", CASES)
+# both in every case, and each alone in the first
+TOGETHER = [(case, "softcap and sinks") for case in CASES]
+ALONE = [(next(iter(CASES)), which) for which in ("softcap", "sinks")]
+
+
+@pytest.mark.parametrize(("case", "which"), TOGETHER + ALONE)
 @pytest.mark.parametrize("method", METHODS)
 def test_output_and_every_gradient(method, case, which, tiling):
     tensors, learned, sinks, given = make(case, which)
