@@ -15,6 +15,9 @@ class StageProgress:
     total: int
     unit: str = "residues"
 
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.done:,} of {self.total:,} {self.unit}"
+
 
 @dataclass(frozen=True)
 class Notice:
@@ -22,6 +25,9 @@ class Notice:
 
     text: str
     warning: bool = False
+
+    def __str__(self) -> str:
+        return f"warning: {self.text}" if self.warning else self.text
 
 
 class ProgressCallback(Protocol):
