@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ def run_to_file(
         run(job, folder.path, progress)
         result_path = folder.path / name
         data = result_path.read_bytes()
-        manifest = json.loads((folder.path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(folder.path)
         if output is None:
             folder.discard()
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import pyarrow.parquet as pq
 
 from longlens.errors import InputError
-from longlens.io.results import MANIFEST
+from longlens.io.results import read_manifest
 from longlens.jobs.output import OutputFolder
 from longlens.report.tables import html_table
 
@@ -30,7 +29,7 @@ class TableResults:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The origin of the results: the model, the options, the command, the machine, the dates."""
-        return json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        return read_manifest(self.folder)
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:

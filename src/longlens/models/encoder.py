@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -295,8 +296,8 @@ def _chunks(tokens: int) -> list[slice]:
     would then depend on what it was packed with.
     """
     count = -(-tokens // CHUNK)
-    bounds = [tokens * part // count for part in range(count)] if count else []
-    return [slice(start, stop) for start, stop in zip(bounds, [*bounds[1:], tokens], strict=True)] if count else []
+    bounds = [tokens * part // max(1, count) for part in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def _positions(packed: Packed, config: EncoderConfig) -> Tensor:
