@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 
@@ -10,8 +11,9 @@ import torch
 
 
 def pytest_configure() -> None:
-    # tensors here are small: threads spend their time waiting for each other
+    # tensors here are small: threads spend their time waiting for each other, in this process and those that it starts
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

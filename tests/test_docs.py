@@ -20,6 +20,8 @@ import pytest
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
+import longlens
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL_ONLY = ("git", "make", "pip", "python")
@@ -140,3 +142,14 @@ TAGLINE = (
 )
 def test_the_tagline_is_the_same_everywhere(page: str) -> None:
     assert TAGLINE in " ".join((ROOT / page).read_text().split())
+
+
+def test_the_results_that_the_page_on_proteins_reads_are_there(tmp_path, monkeypatch):
+    """That block is skipped, since its results come from the reader's own file."""
+    page = (ROOT / "docs" / "proteins.md").read_text(encoding="utf-8")
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "open_results" in code]
+    monkeypatch.chdir(tmp_path)
+    # the command at the top of the page
+    assert "longlens embed proteins.fasta.gz -o results/ --include mean surprise" in page
+    longlens.embed("MKTAYIAKQRQISFVKSHFS", output="results", include=["mean", "surprise"])
+    exec(compile(block, "docs/proteins.md", "exec"), {})

@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib.util
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError
+from longlens.jobs import runner
+
+WILD = "MKTAYIAKQRQISFVKSHFS"
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +139,77 @@ def test_titles_name_the_model_and_not_the_folder_called_model(tmp_path, fasta):
     run("look", fasta, "-o", tmp_path / "out", "-m", folder, "--record", "a", "--collect", "entropy")
     text = re.sub(r"<[^>]*>", " ", (tmp_path / "out" / "1_a" / "overview.svg").read_text())
     assert re.search(r"\bhuman\b", text), text[:2000]
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "v.csv"
+    path.write_text("mutant\nM1A\n")
+    return path
+
+
+@pytest.fixture
+def contact_list(tmp_path):
+    """A list of random contacts of three proteins, and the proteins: arguments of `contacts fit`."""
+    draw = np.random.default_rng(0)
+    i, j = np.triu_indices(60, 6)
+    lines, records = ["id,i,j"], []
+    for number in range(3):
+        records.append(f">p{number}\n{protein(60, number)}\n")
+        lines += [f"p{number},{i[place] + 1},{j[place] + 1}" for place in draw.permutation(len(i))[:12]]
+    (tmp_path / "c.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "c.fasta").write_text("".join(records))
+    return [tmp_path / "c.csv", "--fasta", tmp_path / "c.fasta"]
+
+
+def test_score_names_its_model_and_every_command_warns_of_tiny(model_folder, fasta, table, tmp_path, contact_list):
+    score = ["score", table, "--sequence", WILD]
+    result = run(*score, "-m", model_folder)
+    assert f"({model_folder}), float32 on cpu" in result.stderr
+    assert "no --model" not in result.stderr
+    for arguments in (score, ["look", fasta, "-o", tmp_path / "look", "--no-figures"],
+                      ["contacts", fasta, "-o", tmp_path / "contacts"],
+                      ["contacts", "fit", *contact_list, "-o", tmp_path / "head.safetensors"]):  # fmt: skip
+        assert "no --model was named, so `tiny` is used" in run(*arguments).stderr
+
+
+def test_every_command_that_computes_takes_threads(model_folder, fasta, table, tmp_path, contact_list, monkeypatch):
+    seen, before, genuine = [], torch.get_num_threads(), runner._work
+    monkeypatch.setattr(runner, "_work", lambda *a: (seen.append(torch.get_num_threads()), genuine(*a)))
+    for arguments in (["contacts", fasta, "-o", tmp_path / "contacts"],
+                      ["look", fasta, "-o", tmp_path / "look", "--no-figures"],
+                      ["score", table, "--sequence", WILD],
+                      ["contacts", "fit", *contact_list, "-o", tmp_path / "head.safetensors"]):  # fmt: skip
+        run(*arguments, "-m", model_folder, "--threads", before + 1)
+    assert seen == [before + 1] * 4
+    assert torch.get_num_threads() == before
+    for command in ("train", "plan"):
+        assert "--threads" in CliRunner().invoke(cli, [command, "--help"]).stdout
+
+
+def test_the_command_prints_its_progress_without_a_terminal(model_folder, table):
+    result = run("score", table, "--sequence", WILD, "-m", model_folder, "--scoring-strategy", "pseudo-ppl")
+    assert re.search(r"^longlens: score: 20 of 20 positions", result.stderr, re.M)
+    assert result.stdout.startswith("mutant,")
+
+
+def test_a_command_without_a_terminal_prints_lines(fasta, tmp_path):
+    result = run("embed", fasta, "-o", tmp_path / "out")
+    assert result.exception is None
+    assert "longlens: embed: 27 of 27 residues" in result.stderr
+
+
+def test_titles_of_contact_maps_name_the_model(fasta, tmp_path, monkeypatch):
+    axes = pytest.importorskip("matplotlib.axes")
+    titles, genuine = [], axes.Axes.set_title
+
+    def keep(self, text, **more):
+        titles.append(text)
+        return genuine(self, text, **more)
+
+    monkeypatch.setattr(axes.Axes, "set_title", keep)
+    folder = save(esm(2, 32, 4), tmp_path / "human" / "model")
+    result = run("contacts", fasta, "-o", tmp_path / "out", "-m", folder, "--figure")
+    assert result.exception is None, result.exception
+    assert len(titles) == 2
+    assert all(title.endswith("model human") for title in titles)

@@ -156,7 +156,7 @@ def test_the_command(pair, tmp_path):
     said = run("fit", *args, "--model", model, "--strength", 1)
     assert said.exception is None, said.exception
     assert "pairs       180 contacts" in said.output
-    assert "of the L strongest pairs at least 6 apart (chance 0.04" in said.output
+    assert "of the L strongest pairs at least 6 apart; by chance 0.04" in said.output
     assert "of proteins held out" in said.output
     head = tmp_path / "h" / "head.safetensors"
     made = run(tmp_path / "p.fasta", "-o", tmp_path / "out", "--model", model, "--head", head)
@@ -203,3 +203,29 @@ def test_proteins_that_are_alike_are_held_out_together(pair):
         pair[1], [first, ProteinContacts("copy", first.sequence, first.contacts)], FitOptions(strength=1.0)
     )
     assert not fitted.held_out
+
+
+@pytest.fixture
+def contact_list(tmp_path):
+    """A list of random contacts of three proteins, and the proteins: arguments of `contacts fit`."""
+    draw = np.random.default_rng(0)
+    i, j = np.triu_indices(60, 6)
+    lines, records = ["id,i,j"], []
+    for number in range(3):
+        records.append(f">p{number}\n{protein(60, number)}\n")
+        lines += [f"p{number},{i[place] + 1},{j[place] + 1}" for place in draw.permutation(len(i))[:12]]
+    (tmp_path / "c.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "c.fasta").write_text("".join(records))
+    return [tmp_path / "c.csv", "--fasta", tmp_path / "c.fasta"]
+
+
+def test_a_refused_fit_does_not_block_the_one_that_it_advises(pair, contact_list, tmp_path):
+    folder = save(pair[0], tmp_path / "model")
+    fit = ["contacts", "fit", *map(str, contact_list), "-o", str(tmp_path / "head.safetensors"), "-m", str(folder)]
+    refused = CliRunner().invoke(cli, [*fit, "--strength", "1e-9"])
+    assert "every weight is 0" in str(refused.exception)
+    assert "a larger --strength" in str(refused.exception)
+    # it goes on with the features of the first one, whatever becomes of the fit
+    again = CliRunner().invoke(cli, [*fit, "--strength", "1"])
+    assert "another job" not in str(again.exception)
+    assert "continuing after 3 of 3" in again.stderr

@@ -84,6 +84,29 @@ def test_a_process_stays_within_its_limit_and_near_its_plan(folder):
     assert peak <= 400 * MIB
 
 
+@pytest.mark.memory
+@pytest.mark.skipif(sys.platform != "linux", reason="RSS is counted in another way")
+@pytest.mark.parametrize(
+    ("command", "enough", "too_little", "words"),
+    [
+        (("look", "--no-figures"), "780M", "600M", "(p0), 600 residues: needs about"),
+        (("score", "--all", "--sequence", protein(120, 0)), "650M", "540M", "tokens of masked copies: needs about"),
+    ],
+)
+def test_every_job_stays_within_its_limit(folder, tmp_path, command, enough, too_little, words):
+    name, *more = command
+    (tmp_path / "q.fasta").write_text(f">p0\n{protein(600, 0)}\n")
+    given = [tmp_path / "q.fasta"] if name == "look" else []
+    common = (name, *given, *more, "-m", folder / "weights", "-o", tmp_path / "out")
+    code, _, text = measured(*common, "--max-memory", too_little)
+    assert code == 2, text
+    assert words in text
+    assert not (tmp_path / "out").exists()
+    code, peak, text = measured(*common, "--max-memory", enough)
+    assert code == 0, text
+    assert peak <= int(enough[:-1]) * MIB
+
+
 def test_parameters_are_counted_from_the_configuration(folder):
     absolute = replace(CONFIG, positions="absolute", max_length=64, pre_norm=False)
     for config in (CONFIG, replace(CONFIG, width=64, heads=2, feed_forward=100), absolute):

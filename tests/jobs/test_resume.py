@@ -93,6 +93,7 @@ def test_scores_that_were_stopped_go_on_to_the_same_bytes(case, table, model, tm
     manifests = [json.loads((tmp_path / f"{name}.csv.manifest.json").read_text()) for name in ("cut", "whole")]
     assert len(manifests[0].pop("runs")) == stops + 1
     assert len(manifests[1].pop("runs")) == 1
+    assert [list(manifest.pop("files")) for manifest in manifests] == [["cut.csv"], ["whole.csv"]]
     assert manifests[0] == manifests[1]
     steps = [event for event in events if isinstance(event, StageProgress)]
     assert steps[-1].done == steps[-1].total

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,12 +19,14 @@ from click.testing import CliRunner
 import longlens
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
-from longlens.errors import InputError
+from longlens.errors import InputError, LonglensError
 from longlens.io.results import ResultFolder
 from longlens.jobs import limits, runner
 from longlens.jobs.job_key import machine, model_name
+from longlens.jobs.memory import process_bytes
 from longlens.jobs.progress import Notice, StageProgress
 
+WILD = "MKTAYIAKQRQISFVKSHFS"
 LENGTHS = (30, 5, 40, 12)
 
 
@@ -116,6 +120,26 @@ def test_a_refused_command_does_not_block_the_corrected_one(model_folder, fasta,
     assert run("embed", fasta, "-o", out, "-m", model_folder).return_value == 0
 
 
+def test_a_budget_that_does_not_fit_does_not_block_the_corrected_command(model_folder, tmp_path):
+    path, out = tmp_path / "many.fasta", tmp_path / "out"
+    path.write_text("".join(f">p{i}\n{protein(400, i)}\n" for i in range(300)))
+    memory = f"{(process_bytes() >> 20) + 250}M"
+    large = ["--include", "per-tok", "logits", "--tokens-per-batch", 10**7, "--max-memory", memory]
+    refused = run("embed", path, "-o", out, "-m", model_folder, *large)
+    assert isinstance(refused.exception, InputError), refused.exception
+    assert not out.exists()
+    result = run("embed", path, "-o", out, "--tokens-per-batch", 4000, "-m", model_folder)
+    assert result.exception is None, result.exception
+
+
+def test_a_method_without_weights_does_not_block_the_corrected_look(model_folder, fasta, tmp_path):
+    out = tmp_path / "out"
+    refused = run("look", fasta, "-o", out, "--no-figures", "--method", "linear", "-m", model_folder)
+    assert isinstance(refused.exception, LonglensError)
+    result = run("look", fasta, "-o", out, "--no-figures", "-m", model_folder)
+    assert result.exception is None, result.exception
+
+
 def test_a_job_that_failed_before_its_first_unit_does_not_block_another(model_folder, fasta, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -142,8 +166,9 @@ def test_a_resume_with_less_memory_is_refused_by_what_it_needs(model_folder, fas
     held = job.embedding_outputs(loaded.config, job.EmbedOptions(include=("mean", "surprise")))
     # enough for the longest protein alone, not for the batch that was first_run_choices
     allowed = job.batch_bytes(loaded.config, max(LENGTHS) + 2, 4, held)
-    monkeypatch.setattr(job, "memory_limits", lambda *_: (allowed, 512))
-    with pytest.raises(InputError, match=r"begun with 16,384 tokens to a batch; .* Raise --max-memory to continue it"):
+    monkeypatch.setattr(job, "memory_limit", lambda *_: allowed)
+    needs = r"a batch of 95 tokens, of 16,384 as chosen: needs about .* begun with more. Raise --max-memory to continue"
+    with pytest.raises(InputError, match=needs):
         longlens.embed(fasta, **arguments, surprise="masked")
 
 
@@ -156,9 +181,11 @@ def test_contacts_resumed_with_less_memory_are_refused_by_what_they_need(model_f
         longlens.contacts(fasta, model=model_folder, output=tmp_path / "out")
     needed = job.needs(longlens.load(model_folder), max(LENGTHS))
     assert needed["kept"] != needed["whole"]
-    monkeypatch.setattr(job, "memory_limits", lambda *_: (needed["whole"] - 1, 512))
+    monkeypatch.setattr(job, "memory_limit", lambda *_: needed["whole"] - 1)
     monkeypatch.setattr(job, "choose_form", lambda *_: "whole")
-    with pytest.raises(InputError, match=r"as begun it needs about .* Raise --max-memory to continue it"):
+    with pytest.raises(
+        InputError, match=r"40 residues: needs about .* begun with more. Raise --max-memory to continue"
+    ):
         longlens.contacts(fasta, model=model_folder, output=tmp_path / "out")
 
 
@@ -264,3 +291,59 @@ def test_cores_are_those_of_the_affinity_and_the_control_group(monkeypatch, tmp_
     assert limits.usable_cores() == 8
     quota.write_text("250000 100000\n")
     assert limits.usable_cores() == 2
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two proteins, of 20 and 7 residues."""
+    path = tmp_path / "pair.fasta"
+    path.write_text(f">a\n{protein(20, 0)}\n>b\n{protein(7, 1)}\n")
+    return path
+
+
+@pytest.fixture
+def variants(tmp_path):
+    path = tmp_path / "v.csv"
+    path.write_text("mutant\nM1A\n")
+    return path
+
+
+def test_every_job_tells_what_was_run(model_folder, pair, variants, tmp_path):
+    longlens.contacts(pair, model=model_folder, output=tmp_path / "contacts")
+    longlens.look(pair, model=model_folder, output=tmp_path / "look", figures=False)
+    longlens.score({"a": WILD}, variants, model=model_folder, output=tmp_path / "s.csv")
+    for manifest in ("contacts/manifest.json", "look/manifest.json", "s.csv.manifest.json"):
+        told = json.loads((tmp_path / manifest).read_text())
+        assert (told["model"]["name"], told["model"]["source"]) == ("human", str(model_folder))
+        assert told["proteins"]["ids"] == (["a"] if "csv" in manifest else ["a", "b"])
+        assert told["proteins"]["lengths"] == ([20] if "csv" in manifest else [20, 7])
+        (made,) = told["runs"]
+        assert made["command"]
+        assert made["machine"]["cpu"] == torch.backends.cpu.get_cpu_capability()
+        assert set(made["versions"]) == {"longlens", "torch"}
+        assert made["started"] <= made["finished"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz", "zarr"])
+def test_every_contact_map_names_its_model_and_protein(model_folder, pair, tmp_path, kind):
+    import zarr
+
+    longlens.contacts(pair, model=model_folder, output=tmp_path / "out", format=kind)
+    (path,) = (tmp_path / "out").glob(f"*1.{kind}")
+    if kind == "parquet":
+        about = json.loads(pq.read_schema(path).metadata[b"longlens"])
+    elif kind == "npz":
+        with np.load(path) as file:
+            about = {name.removeprefix("about/"): str(file[name]) for name in file.files if name.startswith("about/")}
+    else:
+        about = dict(zarr.open(path, mode="r").attrs)
+    assert (about["model"], about["id"], int(about["length"])) == ("human", "a", 20)
+    assert about["longlens_version"] == longlens.__version__
+
+
+def test_tables_of_a_look_name_the_model(model_folder, pair, tmp_path):
+    longlens.look(pair, model=model_folder, output=tmp_path / "look", figures=False)
+    tables = sorted((tmp_path / "look").glob("*/*.parquet"))
+    assert tables
+    for path in tables:
+        assert b'"model": "human"' in (pq.read_schema(path).metadata or {}).get(b"longlens", b""), path.name

@@ -133,9 +133,8 @@ def test_what_is_wrong_with_a_table_is_found_before_any_work(pair, tmp_path, mon
     with pytest.raises(SequenceError, match="more than one 'a'"):
         score(table, "--fasta", fasta, "--protein-col", "id", "-m", folder)
     for output in (tmp_path, tmp_path / "no" / "x.csv"):
-        result = CliRunner().invoke(command, [str(table), "--sequence", WILD, "-o", str(output)])
-        assert result.exit_code == 2
-        assert "expected -o to name a file" in result.output
+        with pytest.raises(InputError, match="expected the output to be a file in a folder that exists"):
+            score(table, "--sequence", WILD, "-o", output, "-m", folder)
 
 
 def test_no_column_is_written_over(pair, tmp_path):
@@ -240,3 +239,9 @@ def test_a_column_named_problem_is_the_users_own(pair, tmp_path):
 def test_a_figure_does_not_replace_the_table(pair, tmp_path):
     with pytest.raises(InputError, match="the figure's name"):
         longlens.score(WILD, model=pair[2], output=tmp_path / "z.png", figure=True)
+
+
+@pytest.mark.parametrize("strategy", ["wt-marginals", "masked-marginals"])
+def test_the_wild_type_in_any_notation_scores_0(pair, strategy):
+    scores = longlens.score("MKTAYIAK", ["WT", "=", "p.=", "K2=", "p.Lys2="], model=pair[1], scoring_strategy=strategy)
+    assert scores.scores.tolist() == [0.0] * 5

@@ -59,12 +59,22 @@ def test_log_sum_exp_is_that_of_float32(method, dtype):
     torch.testing.assert_close(lse.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["exact", "lsh:2,64", "window:64|lsh:1,64", "window:64|dilated:64,3"])
-def test_float16_does_not_overflow(method):
-    """Values near 20: a sum of 4,096 of them does not fit float16, their mean does."""
-    query, key, value = (torch.randn(1, 1, 4096, 16) for _ in range(3))
-    value = value + 20
-    tensors = [tensor.half() for tensor in (query * 4, key, value)]
+@pytest.mark.parametrize(
+    ("method", "length"),
+    [
+        ("exact", 4096),
+        ("window:4096", 4096),
+        ("bigbird:64,5", 4096),
+        ("window:2048|dilated:2048,2", 4096),
+        ("window:4096|lsh:1,64", 4096),
+        ("lsh:1,4096,buckets=2", 8192),
+        ("window:64|lsh:1,4096,buckets=2", 8192),
+    ],
+)
+def test_float16_does_not_overflow(method, length):
+    """Values near 20 under nearly equal weights: a sum of 4,096 of them does not fit float16, their mean does."""
+    query, key, value = (torch.randn(1, 1, length, 16) for _ in range(3))
+    tensors = [tensor.half() for tensor in (query * 0.01, key, value + 20)]
     output, lse = ll.attention(*tensors, method=method, return_lse=True)
     assert output.isfinite().all()
     assert lse.isfinite().all()

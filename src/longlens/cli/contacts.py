@@ -112,6 +112,7 @@ def map_(
 @click.option("--negatives", type=int, default=20_000, show_default=True, help="Pairs without contact taken from each "
               "protein at most.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
+@max_memory_option
 @model_options
 def fit(
     structures: tuple[str, ...],
@@ -121,6 +122,7 @@ def fit(
     min_separation: int,
     negatives: int,
     seed: int,
+    max_memory: str | None,
     model: str,
     dtype: str,
     device: str,
@@ -140,7 +142,7 @@ def fit(
         job = fit_contacts(
             structures, output=output, fasta=fasta, model=model,
             options=FitOptions(strength=strength, separation=min_separation, negatives=negatives, seed=seed),
-            dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+            max_memory=max_memory, dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
     click.echo(f"model       {job.model.name}")
     click.echo(f"proteins    {len(job.examples):,}")
@@ -153,10 +155,11 @@ def _print_fit(fitted: FittedHead) -> None:
     click.echo(f"pairs       {fitted.contacts:,} contacts, {fitted.others:,} others")
     click.echo(f"heads used  {int((fitted.regression.weight != 0).sum())} of {fitted.regression.weight.numel()}")
     for number, part in enumerate(fitted.precision):
-        spread = f", {part.lowest:.2f} to {part.highest:.2f} over {part.proteins} proteins" if part.proteins > 1 else ""
+        several = part.proteins > 1
+        spread = f" ({part.lowest:.2f} to {part.highest:.2f} over {part.proteins} proteins)" if several else ""
         click.echo(
-            f"{'' if number else 'precision':<11} {part.mean:.2f} of the L strongest pairs at least {part.separation} "
-            f"apart (chance {part.chance:.2f}{spread})"
+            f"{'' if number else 'precision':<11} {part.mean:.2f}{spread} of the L strongest pairs at least "
+            f"{part.separation} apart; by chance {part.chance:.2f}"
         )
     if fitted.held_out:
         click.echo("            of proteins held out: each is predicted by a head fitted to others")

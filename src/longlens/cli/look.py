@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longlens.cli.options import WordsCommand, choose_threads, method_option, model_options, warn_of_default_model
+from longlens.cli.options import (
+    WordsCommand,
+    choose_threads,
+    max_memory_option,
+    method_option,
+    model_options,
+    on_error_option,
+    warn_of_default_model,
+)
 from longlens.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -79,6 +87,8 @@ class LayerHeadList(click.ParamType):  # type: ignore[type-arg]
 @click.option("--input", "kind", type=click.Choice(["auto", "proteins", "text"]), default="auto", show_default=True,
               help="auto: proteins where the file begins with '>'.")  # fmt: skip
 @click.option("--figures/--no-figures", default=True, show_default=True)
+@max_memory_option
+@on_error_option
 @model_options
 @method_option
 def look(
@@ -94,18 +104,22 @@ def look(
     top: int,
     kind: str,
     figures: bool,
+    max_memory: str | None,
+    on_error: str,
     model: str,
     dtype: str,
     device: str,
     threads: int | None,
     method: str,
-) -> None:
+) -> int:
     """Make tables and figures of what a model attends to, for each protein of a FASTA file or for one text.
 
     Proteins need a protein language model, a text a model of transformers (a folder or a name on the hub). OUTPUT
-    receives a folder for each sequence. An interrupted run continues when the same command is given again.
+    receives a folder for each sequence. An interrupted run continues when the same command is given again. Exit
+    status: 0 done, 2 wrong input, 3 done except for skipped records, 130 interrupted.
     """
     from longlens.jobs.look_job import look as run_look
+    from longlens.jobs.runner import SKIPPED
 
     warn_of_default_model()
     with shown_progress() as progress:
@@ -114,20 +128,25 @@ def look(
             layers=tuple(layer for part in layers for layer in part) if all(layers) and layers else None, heads=heads,
             collect=None if collect is None else [part.strip().replace("-", "_") for part in collect.split(",")],
             tokens=tokens or (), maps=maps or (), record=record, pool=pool, top=top, input=kind, figures=figures,
-            method=method, dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+            max_memory=max_memory, on_error=on_error, method=method, dtype=dtype, device=device,
+            threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
     _summary(looks)
+    return SKIPPED if looks.skipped else 0
 
 
 def _summary(looks: Looks) -> None:
     """Print a summary on standard output."""
-    lengths = [row["length"] for row in looks.table]
+    rows = [row for row in looks.table if row["problem"] is None]
+    lengths = [row["length"] for row in rows]
     options = looks.manifest["job"]["options"]
     click.echo(f"model       {looks.model}: layers {_listed(options['layers'])}, heads {_listed(options['heads'])}")
     click.echo(f"sequences   {len(lengths):,} (longest {max(lengths):,})")
     if "surprise" not in options["collect"]:
         click.echo("surprise    none: not asked for, or the model has no head that predicts")
-    for row in looks.table:
+    if looks.skipped:
+        click.echo(f"skipped     {len(looks.skipped):,} records: see `skipped` in {looks.folder / 'manifest.json'}")
+    for row in rows:
         click.echo(f"results     {looks.folder / row['folder']}")
 
 

@@ -67,7 +67,7 @@ def plan(
         tokens_per_batch=tokens_per_batch,
     )  # fmt: skip
     lengths = [entry.length for entry in proteins.entries]
-    longest = max(proteins.entries, key=lambda entry: entry.length)
+    longest = proteins.longest
     with threads_set(choose_threads(threads)):
         seconds = planned.operations / measure_rate(size.config, size.dtype, size.device)
     peak = planned.peak

@@ -48,11 +48,16 @@ class ProgressLines:
         if now - self._last < self._every and event.done < event.total:
             return
         self._last = now
-        rate = f", {(event.done - before) / (now - begun):,.0f} a second" if now > begun else ""
+        rate = f", {_rate((event.done - before) / (now - begun))} a second" if now > begun else ""
         self._write(f"longlens: {event.stage}: {event.done:,} of {event.total:,} {event.unit}{rate}")
 
     def _write(self, text: str) -> None:
         print(text, file=self._file, flush=True)
+
+
+def _rate(value: float) -> str:
+    """Two digits at least: 1,234, 12, 0.31."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def notice_text(notice: Notice) -> str:
@@ -83,7 +88,7 @@ def _bar(console: Any) -> Iterator[ProgressCallback]:
                     event.stage, total=event.total, completed=event.done, rate="", unit=event.unit
                 )
             task = next(task for task in bar.tasks if task.id == tasks[event.stage])
-            speed = f"{task.speed:,.0f}/s" if task.speed else ""
+            speed = f"{_rate(task.speed)}/s" if task.speed else ""
             bar.update(task.id, completed=event.done, rate=speed)
 
         yield show

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from longlens.cli.options import WordsCommand, choose_threads, method_option, model_options, warn_of_default_model
+from longlens.cli.options import (
+    WordsCommand,
+    choose_threads,
+    max_memory_option,
+    method_option,
+    model_options,
+    warn_of_default_model,
+)
 from longlens.cli.progress import shown_progress
 
 
@@ -41,6 +48,7 @@ from longlens.cli.progress import shown_progress
 )
 @click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
 @click.option("--figure", is_flag=True, help="With --all: also draw the matrix, beside the CSV as .png.")
+@max_memory_option
 @model_options
 @method_option
 def score(
@@ -56,6 +64,7 @@ def score(
     on_error: str,
     tokens_per_batch: int,
     figure: bool,
+    max_memory: str | None,
     model: str,
     dtype: str,
     device: str,
@@ -72,10 +81,6 @@ def score(
         raise click.UsageError("expected either a CSV file of variants or --all")
     if (fasta is None) == (sequence is None):
         raise click.UsageError("expected the protein by either --fasta or --sequence")
-    if everything and scoring_strategy == "pseudo-ppl":
-        raise click.UsageError("--all takes wt-marginals or masked-marginals: pseudo-ppl would need L x 20 x L passes")
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise click.UsageError(f"expected -o to name a file in a folder that exists, got {output}")
     from longlens.jobs.runner import SKIPPED
     from longlens.jobs.score_job import score as run_score
 
@@ -87,8 +92,9 @@ def score(
             # a mapping, since a bare string could name a file
             {"": sequence} if sequence is not None else proteins, table, model=model, output=output,
             scoring_strategy=scoring_strategy, mutation_col=mutation_col, protein_col=protein_col,
-            offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, figure=figure, method=method,
-            dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+            offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, figure=figure,
+            max_memory=max_memory, method=method, dtype=dtype, device=device,
+            threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
     if output is None:
         sys.stdout.write(scores.text)

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 WORK = ".work"
 JOURNAL = "journal.jsonl"
 LOCK = "lock"
+# the entry of a key for options that the final files depend on, and the units do not
+FINISH = "finish"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class ResultFolder:
         }
         if files is not None:
             manifest["files"] = files
-        write_whole(self.path / MANIFEST, _as_json(manifest))
+        write_whole(self.path / MANIFEST, as_json(manifest))
 
     def _lock(self) -> None:
         """Lock the folder against other processes until this one ends, however it ends."""
@@ -188,8 +190,12 @@ def job_before(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     manifest = path / MANIFEST
     if manifest.is_file():
         before = read_manifest(path)
-        if before["complete"] or _units_done(path / WORK):
+        if before["complete"]:
             _refuse_difference(path, before["job"], key)
+            return before
+        if _units_done(path / WORK):
+            # what the end of the job alone depends on may change until then
+            _refuse_difference(path, *({**part, FINISH: None} for part in (before["job"], key)))
             return before
         return before if _changes(before["job"], key) == [] else None
     # a run that was killed while it wrote its manifest leaves this file
@@ -246,7 +252,8 @@ def _last_byte(path: Path) -> bytes:
         return file.read(1)
 
 
-def _as_json(value: dict[str, Any]) -> bytes:
+def as_json(value: dict[str, Any]) -> bytes:
+    """A manifest as the text of its file."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 

@@ -48,6 +48,11 @@ class Survey:
     inputs: list[dict[str, str]]
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def longest(self) -> RecordInfo:
+        """The longest protein."""
+        return max(self.entries, key=lambda entry: entry.length)
+
 
 def survey(paths: Sequence[Path | str], *, skip_errors: bool = False) -> Survey:
     """Read all of `paths`; with `skip_errors`, broken records and the broken rest of a file are listed, not raised.

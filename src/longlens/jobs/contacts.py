@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from longlens.errors import InputError
 from longlens.io.pairs import PairSpool
 from longlens.io.results import ResultFolder
 from longlens.io.survey import RecordInfo
@@ -31,11 +30,11 @@ from longlens.jobs.contact_writers import (
 from longlens.jobs.fit_contacts import load_head
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, memory_limits, threads_set
+from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.jobs.progress import ProgressCallback, silent
-from longlens.jobs.runner import Job, Unit, announce, file_notes, refuse_over_positions, residue_units, run
+from longlens.jobs.runner import Job, Unit, UnitMemory, announce, described, file_notes, residue_units, run
 from longlens.lens.contacts import ContactMap, ContactObserver, KeptMap, WholeMap, kept_bytes, whole_bytes
 from longlens.models.encoder import attend_with
 from longlens.models.language_model import MaskedLM
@@ -60,15 +59,8 @@ def needs(model: MaskedLM, residues: int) -> dict[str, int]:
 
 
 def choose_form(model: MaskedLM, residues: int, limit: int) -> str:
-    """ "whole" if it fits in `limit` bytes, else "kept"; raises `InputError` if neither fits."""
-    needed = needs(model, residues)
-    for form, need in needed.items():
-        if need <= limit:
-            return form
-    raise InputError(
-        f"a protein of {residues} residues needs about {needed['kept'] / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB "
-        "are allowed; raise --max-memory, use --dtype bfloat16 or a smaller model"
-    )
+    """ "whole" if a protein's map fits in `limit` bytes, else "kept", the form that takes less."""
+    return "whole" if needs(model, residues)["whole"] <= limit else "kept"
 
 
 def make_units(entries: Sequence[RecordInfo]) -> Iterator[tuple[int, int]]:
@@ -106,21 +98,15 @@ class ContactJob(Job):
     def first_run_choices(self) -> dict[str, Any]:
         return {"memory": self.limit, "model": self.model.name}
 
-    def check(self, first_run_choices: dict[str, Any], *, resumed: bool) -> None:
-        model, longest = self.model.language_model, max(entry.length for entry in self.source.survey.entries)
-        if not resumed:
-            choose_form(model, longest, self.limit)
-            return
-        # the form of each map was decided by the memory of the run that began
-        earlier_limit = int(first_run_choices["memory"])
-        lengths = {entry.length for entry in self.source.survey.entries}
-        need = max(needs(model, length)[choose_form(model, length, earlier_limit)] for length in lengths)
-        if need > self.limit:
-            raise InputError(
-                f"this job was begun with {earlier_limit / 2**30:.2f} GiB for a map; as begun it needs about "
-                f"{need / 2**30:.2f} GiB beyond what the process has now, and {self.limit / 2**30:.2f} GiB are allowed "
-                "now. Raise --max-memory to continue it, or give another folder to begin again in less memory"
-            )
+    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
+        model, longest = self.model.language_model, self.source.survey.longest
+        # the memory of the run that began decided the form of each map
+        forms = {
+            length: choose_form(model, length, int(first_run_choices["memory"]))
+            for length in {entry.length for entry in self.source.survey.entries}
+        }
+        need = max(needs(model, length)[form] for length, form in forms.items())
+        return UnitMemory(need, described(longest), "use --dtype bfloat16 or a smaller model")
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         entries = self.source.survey.entries
@@ -155,7 +141,9 @@ class ContactJob(Job):
         }  # fmt: skip
         table_path = folder.work / "index.parquet"
         write_columns(table_path, self.source.survey, columns, file_notes(self.model, folder))
-        return [folder.place(table_path), *(folder.path / name for name in names)]
+        files = [folder.path / name for name in names]
+        figures = [path.with_suffix(".png") for path in files] if self.options.figure else []
+        return [folder.place(table_path), *files, *figures]
 
 
 def file_name(place: int, options: ContactOptions) -> str:
@@ -197,7 +185,9 @@ def _write_map(
         else:
             spool.write(target, entry.length, about)
     if draw is not None and picture is not None:
-        draw(picture.finish(), entry, target.with_suffix(".png"))
+        drawn = half.with_suffix(".png")
+        draw(picture.finish(), entry, drawn)
+        folder.place(drawn)
 
 
 def _pairs_in(path: Path, residues: int) -> int:
@@ -273,8 +263,7 @@ def contacts(
         info = ModelInfo(loaded, loaded.source)
         draw = _drawing(info.name) if figure else None
         announce(info, source.survey, progress)
-        limit, _ = memory_limits(loaded, BatchOutputs(0, 0), max_memory, "auto")
-        refuse_over_positions(source.survey, loaded.config.max_length)
+        limit = memory_limit(loaded, max_memory)
         with output_folder(output) as folder:
             run(ContactJob(info, source, options, limit, draw), folder.path, progress)
     return ContactMaps(folder)

@@ -16,17 +16,16 @@ from torch import Tensor
 from longlens.errors import InputError
 from longlens.io.formats import FORMATS, ResultArrays, require_zarr, write_arrays
 from longlens.io.results import ArraySpec, ResultFolder
-from longlens.io.survey import Survey
 from longlens.io.table import write_table
 from longlens.jobs.embeddings import Embeddings
 from longlens.jobs.inference import ResidueIndex, masked_predictions, residue_predictions, residue_rows
 from longlens.jobs.inputs import Proteins, ProteinSource, as_words, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, memory_limits, threads_set
+from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
-from longlens.jobs.plan import BatchOutputs, batch_bytes, make_batches
+from longlens.jobs.plan import BatchOutputs, batch_bytes, largest_batch, make_batches, token_budget, tokens_named
 from longlens.jobs.progress import ProgressCallback, StageProgress, silent
-from longlens.jobs.runner import Job, Rows, Unit, announce, file_notes, refuse_over_positions, residue_units, run
+from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, file_notes, residue_units, run
 from longlens.lens.predict.vocabulary import Predictions
 from longlens.models.encoder import Attend, EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
@@ -151,24 +150,16 @@ class EmbedJob(Job):
     def first_run_choices(self) -> dict[str, Any]:
         return {"tokens_per_batch": self.budget, "model": self.model.name}
 
-    def check(self, first_run_choices: dict[str, Any], *, resumed: bool) -> None:
+    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
         budget = int(first_run_choices["tokens_per_batch"])
-        largest = max(sum(self.lengths[a:b]) + 2 * (b - a) for a, b in make_batches(self.lengths, budget))
         model = self.model.language_model
-        need = batch_bytes(model.config, largest, model.dtype.itemsize, embedding_outputs(model.config, self.options))
-        if need <= self.limit:
-            return
-        needs = f"batches of up to {largest:,} tokens need about {need / 2**30:.2f} GiB beyond what the process has now"
-        if resumed:
-            raise InputError(
-                f"this job was begun with {budget:,} tokens to a batch; {needs}, and {self.limit / 2**30:.2f} GiB are "
-                "allowed now. Raise --max-memory to continue it, or give another folder to begin again with smaller "
-                "batches"
-            )
-        raise InputError(
-            f"{needs} and {self.limit / 2**30:.2f} GiB are allowed; raise --max-memory, or lower --tokens-per-batch "
-            f"(now {budget:,})"
-        )
+        outputs = embedding_outputs(model.config, self.options)
+        tokens = largest_batch(self.lengths, budget)
+        need = batch_bytes(model.config, tokens, model.dtype.itemsize, outputs)
+        longest = self.source.survey.longest
+        if tokens == longest.length + 2:
+            return UnitMemory(need, described(longest), "use --dtype bfloat16, include less, or use a smaller model")
+        return UnitMemory(need, f"a batch of {tokens:,} tokens, of {budget:,} as chosen", "or lower --tokens-per-batch")
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         budget = int(first_run_choices["tokens_per_batch"])
@@ -271,25 +262,13 @@ def embed(
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
         outputs = embedding_outputs(loaded.config, options)
-        limit, budget = memory_limits(loaded, outputs, max_memory, tokens_per_batch)
-        refuse_too_long(loaded, source.survey, outputs, limit)
-        job = EmbedJob(info, source, options, limit, budget, named=tokens_per_batch != "auto")
+        limit = memory_limit(loaded, max_memory)
+        auto = tokens_per_batch == "auto"
+        budget = token_budget(loaded, limit, outputs) if auto else tokens_named(tokens_per_batch)
+        job = EmbedJob(info, source, options, limit, budget, named=not auto)
         with output_folder(output) as folder:
             run(job, folder.path, progress)
     return Embeddings(folder)
-
-
-def refuse_too_long(model: MaskedLM, survey: Survey, outputs: BatchOutputs, limit: int) -> None:
-    """Raise `InputError`, before any computation, if a protein cannot fit; the message says which and what to do."""
-    refuse_over_positions(survey, model.config.max_length)
-    entry = max(survey.entries, key=lambda entry: entry.length)
-    need = batch_bytes(model.config, entry.length + 2, model.dtype.itemsize, outputs)
-    if need > limit:
-        raise InputError(
-            f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues: needs about "
-            f"{need / 2**30:.1f} GiB and {limit / 2**30:.1f} GiB are allowed; raise --max-memory, use --dtype "
-            "bfloat16, include less, or a smaller model"
-        )
 
 
 def _stretches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:

@@ -18,6 +18,7 @@ from longlens.jobs.plan import (
     tokens_named,
     tokens_within,
 )
+from longlens.jobs.runner import described
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ def plan_embedding(
     else:
         budget = tokens_named(tokens_per_batch)
     lengths = [entry.length for entry in survey.entries]
-    longest = max(survey.entries, key=lambda entry: entry.length)
+    longest = survey.longest
     largest = largest_batch(lengths, budget)
     # copies of a protein with one residue masked form batches of the same budget, or single copies
     peak = predict_peak(
         size, max(largest, min(budget, sum(n * (n + 2) for n in lengths))) if masked else largest, outputs
     )
-    name = f"{longest.source}, record {longest.number} ({longest.id}), {longest.length:,} residues"
+    name = described(longest)
     if config.max_length is not None and longest.length + 2 > config.max_length:
         refusal = f"{name}: expected at most {config.max_length - 2} residues for this model"
     elif not refusal and peak.total > total:

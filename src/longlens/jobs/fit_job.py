@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.io.fasta import FastaRecord
-from longlens.io.results import ArraySpec, ResultFolder
+from longlens.io.results import FINISH, ArraySpec, ResultFolder
 from longlens.io.structures import ProteinContacts
 from longlens.jobs.fit_contacts import (
     FitOptions,
@@ -30,23 +30,29 @@ from longlens.jobs.fit_contacts import (
 )
 from longlens.jobs.inputs import InMemoryProteins, ProteinSource
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, threads_set
+from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.jobs.progress import ProgressCallback, StageProgress, silent
-from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions, writing
+from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, writing
 from longlens.jobs.single_file import run_to_file
+from longlens.lens.contacts import feature_bytes
 from longlens.models.language_model import MaskedLM
 
 FILE = "head.safetensors"
+# bytes for each number of the table of features, while scikit-learn and liblinear copy it
+FITTING = 44
 
 
 @dataclass
 class FitJob(Job):
-    """A unit of work is one protein: the features of its sampled pairs. `fitted` is set when the head is fitted."""
+    """A unit of work is one protein: the features of its sampled pairs. `limit`: bytes that it, or the regression, may
+    take. `fitted` is set when the head is fitted."""
 
     model: ModelInfo
     source: ProteinSource
     examples: Sequence[ProteinContacts]
     options: FitOptions
+    limit: int
     fitted: FittedHead | None = field(default=None, init=False)
 
     @property
@@ -54,7 +60,11 @@ class FitJob(Job):
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(np.ascontiguousarray(example.contacts, np.int64).tobytes())
-        return job_key(self.model, self.source.survey, asdict(self.options) | {"contacts_sha256": digest.hexdigest()})
+        options = asdict(self.options)
+        # features do not depend on it, so that a fit that was refused for it can be repeated with another
+        finishing = {"strength": options.pop("strength")}
+        key = job_key(self.model, self.source.survey, options | {"contacts_sha256": digest.hexdigest()})
+        return key | {FINISH: finishing}
 
     @property
     def specs(self) -> list[ArraySpec]:
@@ -70,6 +80,17 @@ class FitJob(Job):
     def starts(self) -> list[int]:
         """The first row of each protein's pairs, and the end of the last."""
         return [0, *np.cumsum([len(pairs) for pairs, _, _ in self.samples], dtype=np.int64).tolist()]
+
+    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
+        model, longest = self.model.language_model, self.source.survey.longest
+        pairs = max(len(pairs) for pairs, _, _ in self.samples)
+        need = batch_bytes(model.config, longest.length + 2, model.dtype.itemsize, BatchOutputs(0, 0))
+        config = model.config
+        need += feature_bytes(config.layers, config.heads, config.head_width, longest.length, pairs)
+        fitting = self.starts[-1] * config.layers * config.heads * FITTING
+        if fitting > need:
+            return UnitMemory(fitting, f"the regression over {self.starts[-1]:,} pairs", "lower --negatives")
+        return UnitMemory(need, described(longest), "use --dtype bfloat16 or a smaller model")
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.examples)
@@ -100,6 +121,7 @@ def fit_contacts(
     fasta: str | Path | None = None,
     model: str | Path | MaskedLM = "tiny",
     options: FitOptions | None = None,
+    max_memory: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -107,8 +129,9 @@ def fit_contacts(
 ) -> FitJob:
     """Fit a contact head to structures or lists of contacts, and write it to `output`; an interrupted job continues.
 
-    Raises `InputError` for files that cannot be read, proteins that the model cannot take, or a head without
-    predictive power.
+    `max_memory` is the limit of the whole process, such as "16G"; None is 80 % of free memory. Raises `InputError` for
+    files that cannot be read, proteins that the model cannot take or that do not fit, or a head without predictive
+    power.
     """
     require_sklearn()
     target = Path(output)
@@ -121,11 +144,10 @@ def fit_contacts(
             for number, example in enumerate(examples, 1)
         ]
         source = InMemoryProteins(records, skip_errors=False)
-        loaded = load_model(model, dtype, device)
+        loaded = load_model(model, dtype, device, max_memory)
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
-        refuse_over_positions(source.survey, loaded.config.max_length)
-        job = FitJob(info, source, examples, options or FitOptions())
+        job = FitJob(info, source, examples, options or FitOptions(), memory_limit(loaded, max_memory))
         with writing(target):
             target.absolute().parent.mkdir(parents=True, exist_ok=True)
         run_to_file(job, FILE, target, progress)

@@ -65,13 +65,18 @@ class SelectedRecords(ProteinSource):
 
     def __init__(self, source: ProteinSource, ids: Collection[str]) -> None:
         entries = source.survey.entries
-        missing = sorted(set(ids) - {entry.id for entry in entries})
+        skipped = [record for record in source.survey.skipped if record.id in ids]
+        missing = sorted(set(ids) - {entry.id for entry in entries} - {record.id for record in skipped})
         if missing:
             raise InputError(f"expected ids of records in the file, but no record has the id {', '.join(missing)}")
         self._source = source
         self._places = [place for place, entry in enumerate(entries) if entry.id in ids]
+        if not self._places:
+            raise SequenceError(
+                f"expected at least one of the records to be read; the first fault: {skipped[0].reason}"
+            )
         self.survey = Survey(
-            [entries[place] for place in self._places], source.survey.skipped, source.survey.inputs,
+            [entries[place] for place in self._places], skipped, source.survey.inputs,
             source.survey.warnings,
         )  # fmt: skip
 
@@ -154,6 +159,9 @@ def is_file(item: str | Path) -> bool:
     """
     if isinstance(item, Path) or item == "-":
         return True
+    if item == "":
+        # an empty protein, which is refused as such, and not the current folder
+        return False
     if not isinstance(item, str):
         raise InputError(f"expected paths of FASTA files or sequences as strings, got {type(item).__name__}")
     looks_like_path = re.fullmatch(r"\.\w+", Path(item).suffix) is not None or "/" in item or "\\" in item

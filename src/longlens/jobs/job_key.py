@@ -115,15 +115,21 @@ def model_name(source: str) -> str:
 
 def this_run() -> dict[str, Any]:
     """Date, command, machine and versions for a manifest; kernels for other instruction sets round differently."""
-    program = Path(sys.argv[0])
-    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
     return {
         "started": now(),
-        "command": f"{name} {shlex.join(sys.argv[1:])}".rstrip(),
+        "command": _command(),
         "machine": machine(),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+
+
+def _command() -> str:
+    """The command line, or, in Python, the program that called."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    line = f"{name} {shlex.join(sys.argv[1:])}".rstrip()
+    return line if name in ("longlens", "python -m longlens") else f"a call in Python, by {line or 'an interpreter'}"
 
 
 def machine() -> dict[str, str]:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from longlens.errors import InputError
 from longlens.jobs.memory import batch_limit, model_size, process_bytes, refuse_large_model, total_limit
-from longlens.jobs.plan import BatchOutputs, token_budget, tokens_named
 from longlens.models.language_model import MaskedLM
 from longlens.models.pretrained import load
 
@@ -31,17 +31,13 @@ def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory
     return load(model, dtype=dtype, device=device)
 
 
-def memory_limits(
-    model: MaskedLM, outputs: BatchOutputs, max_memory: str | None, tokens_per_batch: int | str
-) -> tuple[int, int]:
-    """Bytes that a batch may take, and tokens in a batch ("auto": as many as fit). Raises `InputError`."""
-    total = total_limit(max_memory, model.device)
-    on_cpu = model.device.type == "cpu"
+def memory_limit(model: nn.Module, max_memory: str | None) -> int:
+    """Bytes that a unit of work may take, on the model's device. Raises `InputError` if nothing is left."""
+    parameter = next(model.parameters())
+    total = total_limit(max_memory, parameter.device)
+    on_cpu = parameter.device.type == "cpu"
     in_use = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
-    limit = batch_limit(total, in_use, model.device)
-    if tokens_per_batch == "auto":
-        return limit, token_budget(model, limit, outputs)
-    return limit, tokens_named(tokens_per_batch)
+    return batch_limit(total, in_use, parameter.device)
 
 
 def usable_cores() -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.texts import TextModel, TokenizedText
 from longlens.io.survey import RecordInfo, Survey
-from longlens.jobs.runner import refuse_over_positions
+from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
 from longlens.lens.profile import Profile, TokenLabels, collectors, profile
@@ -26,6 +26,10 @@ from longlens.ops.registry import parse_method
 from longlens.report import figures
 from longlens.watching import trajectories, watch
 
+# the tiles of a scan, over heads, and what is made of them
+SCANNING = 2**26
+# matplotlib, and its pictures
+FIGURES = 2**26
 STANDARD = ("entropy", "distance", "received", "neighbours", "top_keys", "top_queries", "pooled", "surprise")
 
 
@@ -99,12 +103,40 @@ def text_options(model: TextModel, options: LookOptions) -> LookOptions:
     return options.resolved(model.layers, model.heads, predicts=model.predicts, model=model.name)
 
 
-def refuse_unfit(model: MaskedLM, survey: Survey, options: LookOptions) -> None:
-    """Raise `InputError` if a protein is too long for the model, or too short for one of the chosen tokens."""
-    refuse_over_positions(survey, model.config.max_length)
-    for entry in survey.entries:
-        name = f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues"
-        refuse_tokens(options, entry.length + 2, name)
+def protein_bytes(model: MaskedLM, tokens: int, options: LookOptions) -> int:
+    """Predicted peak growth of memory, in bytes, of a protein's profile and its files; `options`: `protein_options`."""
+    config = model.config
+    outputs = BatchOutputs(0, 1)
+    passing = batch_bytes(config, tokens, model.dtype.itemsize, outputs)
+    return passing + _profile_bytes(tokens, config.heads, config.head_width, options)
+
+
+def text_bytes(model: TextModel, tokens: int, options: LookOptions) -> int:
+    """The same of a text; `options`: `text_options`."""
+    config: Any = model.model.config
+    element = next(model.model.parameters()).element_size()
+    width = config.hidden_size
+    feeding = 3 * (getattr(config, "intermediate_size", None) or 4 * width)
+    # a model with a head that is run without surprise makes its logits too
+    predicting = 0 if options.surprise or not model.predicts else 2 * config.vocab_size
+    passing = tokens * element * (2 * width + max(6 * width, feeding, predicting))
+    return passing + _profile_bytes(tokens, model.heads, width // model.heads, options)
+
+
+def _profile_bytes(tokens: int, heads: int, head_width: int, options: LookOptions) -> int:
+    """Bytes of the statistics of all layers, of a layer's scan, and of what writing them takes."""
+    assert options.layers is not None
+    assert options.heads is not None
+    rows = len(options.heads) * tokens
+    names = options.of_attention
+    links = sum(name in ("top_keys", "top_queries") for name in names) * options.links
+    numbers = sum(name not in ("top_keys", "top_queries", "pooled", "neighbours") for name in names)
+    maps = min(options.pool, tokens) ** 2 * len(options.heads) if "pooled" in names else 0
+    # each statistic is held as it was collected and as the profile has it
+    held = 2 * len(options.layers) * (rows * (4 * numbers + 12 * links) + 4 * maps)
+    scanning = SCANNING + heads * tokens * head_width * 8
+    writing = rows * (16 * numbers + 64 * options.links)
+    return held + max(scanning, writing) + (FIGURES if options.figures else 0)
 
 
 def refuse_tokens(options: LookOptions, count: int, name: str) -> None:

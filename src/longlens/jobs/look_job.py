@@ -26,15 +26,16 @@ from longlens.jobs.inputs import (
     readable_twice,
 )
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, threads_set
+from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.look import (
     LookOptions,
     folder_name,
     look_at_protein,
     look_at_text,
+    protein_bytes,
     protein_options,
     refuse_tokens,
-    refuse_unfit,
+    text_bytes,
     text_options,
     text_survey,
 )
@@ -42,7 +43,7 @@ from longlens.jobs.looks import Looks
 from longlens.jobs.output import output_folder
 from longlens.jobs.profiles import write_profile
 from longlens.jobs.progress import ProgressCallback, StageProgress, silent
-from longlens.jobs.runner import Job, Unit, announce, run
+from longlens.jobs.runner import Job, Unit, UnitMemory, announce, described, file_notes, run
 from longlens.lens.profile import Profile
 from longlens.models.language_model import MaskedLM
 from longlens.ops.method import Method
@@ -53,7 +54,8 @@ from longlens.ops.registry import parse_method
 class LookJob(Job):
     """A unit of work is one sequence: its folder is written aside and moved into place whole.
 
-    `profile` computes the profile of a sequence; the second argument is the title.
+    `profile` computes the profile of a sequence; the second argument is the title. `need`: bytes that the longest
+    sequence takes, of `limit`.
     """
 
     grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.no_grad
@@ -62,6 +64,8 @@ class LookJob(Job):
     source: ProteinSource
     options: LookOptions
     profile: Callable[[str, str], Profile]
+    limit: int
+    need: int
 
     @property
     def key(self) -> dict[str, Any]:
@@ -72,13 +76,21 @@ class LookJob(Job):
 
     @property
     def about(self) -> dict[str, Any]:
-        return super().about | {"folders": self._names}
+        skipped = [
+            {"id": record.id, "source": record.source, "number": record.number, "problem": record.reason}
+            for record in self.source.survey.skipped
+        ]
+        return super().about | {"folders": self._names, "skipped": skipped}
 
     @property
     def _names(self) -> list[str]:
         entries = self.source.survey.entries
         width = len(str(max(entry.number for entry in entries)))
         return [folder_name(entry.id, entry.number, width) for entry in entries]
+
+    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
+        smaller = "collect less, choose fewer layers or heads, use --dtype bfloat16 or a smaller model"
+        return UnitMemory(self.need, described(self.source.survey.longest), smaller)
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.source.survey.entries)
@@ -91,7 +103,8 @@ class LookJob(Job):
         shutil.rmtree(folder_path, ignore_errors=True)
         folder_path.mkdir(parents=True)
         profile = self.profile(texts[0], entry.id or f"record {entry.number}")
-        write_profile(profile, folder_path, options.tokens, options.maps, draw=options.figures)
+        about = file_notes(self.model, folder) | {"id": entry.id, "length": str(entry.length)}
+        write_profile(profile, folder_path, options.tokens, options.maps, draw=options.figures, about=about)
         folder.place(folder_path)
         return ()
 
@@ -130,6 +143,8 @@ def look(
     top: int = 8,
     input: str = "auto",
     figures: bool = True,
+    max_memory: str | None = None,
+    on_error: str = "stop",
     method: Method | str = "exact",
     dtype: str = "auto",
     device: str = "auto",
@@ -154,13 +169,16 @@ def look(
         top: partners kept for each token and head.
         input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
         figures: also draw figures.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
+        on_error: "stop", or "skip": records that cannot be read are left out, and listed in the manifest and the table.
         method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
         progress: is called with each event of the job.
 
     Raises:
-        InputError: options, layers or heads that do not exist, a text for a model of proteins.
+        InputError: options, layers or heads that do not exist, a text for a model of proteins, a sequence that does not
+            fit.
     """
     options = LookOptions(
         layers=_layers(layers), heads=None if heads is None else tuple(heads),
@@ -174,10 +192,11 @@ def look(
         if text is not None:
             if ids:
                 raise InputError("--record chooses among the records of a FASTA file; a text is one sequence")
-            job = _text_job(*text, model, dtype, device, options)
+            job = _text_job(*text, model, dtype, device, max_memory, options)
         else:
-            with open_proteins(proteins) as opened:
-                job = _protein_job(SelectedRecords(opened, ids) if ids else opened, model, dtype, device, options)
+            with open_proteins(proteins, on_error=on_error) as opened:
+                chosen = SelectedRecords(opened, ids) if ids else opened
+                job = _protein_job(chosen, model, dtype, device, max_memory, options)
         announce(job.model, job.source.survey, progress)
         with output_folder(output) as folder:
             run(job, folder.path, progress)
@@ -218,22 +237,26 @@ def _exists(name: str) -> bool:
 
 
 def _protein_job(
-    source: ProteinSource, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
-) -> LookJob:
-    loaded = load_model(model, dtype, device)
+    source: ProteinSource, model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None,
+    options: LookOptions,
+) -> LookJob:  # fmt: skip
+    loaded = load_model(model, dtype, device, max_memory)
     info = ModelInfo(loaded, loaded.source)
     chosen = protein_options(loaded, options)
-    refuse_unfit(loaded, source.survey, chosen)
+    for entry in source.survey.entries:
+        refuse_tokens(chosen, entry.length + 2, described(entry))
 
     def profile(text: str, title: str) -> Profile:
         return look_at_protein(loaded, text, chosen, title=title, name=info.name)
 
-    return LookJob(info, source, chosen, profile)
+    need = protein_bytes(loaded, source.survey.longest.length + 2, chosen)
+    return LookJob(info, source, chosen, profile, memory_limit(loaded, max_memory), need)
 
 
 def _text_job(
-    text: str, name: str, model: str | Path | MaskedLM, dtype: str, device: str, options: LookOptions
-) -> LookJob:
+    text: str, name: str, model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None,
+    options: LookOptions,
+) -> LookJob:  # fmt: skip
     if isinstance(model, MaskedLM) or str(model) in ("tiny", "antiberty"):
         raise InputError(
             f"{name}: expected --model to name a model of text (a transformers folder or hub name), got "
@@ -246,7 +269,10 @@ def _text_job(
     chosen = text_options(loaded, options)
     refuse_tokens(chosen, len(tokens), name)
     info = ModelInfo(loaded.model, str(model))
-    return LookJob(info, TextSource(text, name, len(tokens)), chosen, _text_profile(loaded, tokens, chosen, name, info))
+    return LookJob(
+        info, TextSource(text, name, len(tokens)), chosen, _text_profile(loaded, tokens, chosen, name, info),
+        memory_limit(loaded.model, max_memory), text_bytes(loaded, len(tokens), chosen),
+    )  # fmt: skip
 
 
 def _text_profile(

@@ -30,13 +30,16 @@ class Looks(TableResults):
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:
-        """A row for each sequence: its id, its length, its folder."""
+        """A row for each sequence: its id, its length, its folder; skipped records come last and have a `problem`."""
         sequences = self.manifest["proteins"]
         return [
             {"id": name, "length": length, "folder": folder, "problem": None}
             for name, length, folder in zip(
                 sequences["ids"], sequences["lengths"], self.manifest["folders"], strict=True
             )
+        ] + [
+            {"id": record["id"], "length": None, "folder": None, "problem": record["problem"]}
+            for record in self.manifest.get("skipped", [])
         ]
 
     def __getitem__(self, sequence: str | int) -> dict[str, dict[str, NDArray[Any]]]:
@@ -48,7 +51,7 @@ class Looks(TableResults):
                 tables[path.stem] = {name: columns[name].to_numpy() for name in columns.column_names}
             elif path.suffix == ".npz":
                 with np.load(path) as arrays:
-                    tables[path.stem] = dict(arrays)
+                    tables[path.stem] = {name: arrays[name] for name in arrays if not name.startswith("about/")}
             elif path.suffix == ".csv":
                 with path.open(newline="", encoding="utf-8") as file:
                     header, *rows = list(csv.reader(file))

@@ -30,7 +30,7 @@ MAPPED = 128 * MIB
 # a batch's kernels and thread stacks, and the allocator's rounding of everything else
 KERNELS, SLACK = 80 * MIB, 1.1
 # libraries for files, and the tables, while results are written
-WRITING = 144 * MIB
+WRITING = 176 * MIB
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.io.results import ArraySpec, ResultFolder, job_before
-from longlens.io.survey import Survey
+from longlens.io.survey import RecordInfo, Survey
 from longlens.jobs.inputs import ProteinSource, SequenceReader
 from longlens.jobs.job_key import ModelInfo, machine, now, this_run, versions
 from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
+from longlens.models.language_model import MaskedLM
 
 # exit codes of the commands: finished except for skipped records; interrupted
 SKIPPED = 3
@@ -46,14 +47,30 @@ class Unit:
     stop: int = 0
 
 
+@dataclass(frozen=True)
+class UnitMemory:
+    """The predicted memory of a job's largest unit of work: `bytes` beyond what the process holds before it.
+
+    For the error where it does not fit, `unit` says which unit it is, and `advice` what takes less.
+    """
+
+    bytes: int
+    unit: str
+    advice: str
+
+
 class Job(ABC):
-    """The interface of a job to the runner. Everything is checked before a folder is made."""
+    """The interface of a job to the runner. Everything is checked before a folder is made.
+
+    `limit`: bytes that a unit of work may take (`longlens.jobs.limits.memory_limit`).
+    """
 
     # the gradient mode of PyTorch in which units are computed
     grad_mode: ClassVar[type[torch.inference_mode | torch.no_grad]] = torch.inference_mode
 
     source: ProteinSource
     model: ModelInfo
+    limit: int
 
     @property
     @abstractmethod
@@ -79,9 +96,9 @@ class Job(ABC):
             "proteins": {"ids": [entry.id for entry in entries], "lengths": [entry.length for entry in entries]},
         }
 
-    def check(self, first_run_choices: dict[str, Any], *, resumed: bool) -> None:
-        """Raise `InputError` if the job cannot be done with the choices of the first run; `resumed`: it was an earlier
-        one."""
+    @abstractmethod
+    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
+        """The largest unit's memory with the choices of the first run."""
 
     @abstractmethod
     def units(self, first_run_choices: dict[str, Any]) -> Iterable[Unit]:
@@ -105,9 +122,8 @@ def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
     with writing(output):
         before = job_before(output, job.key)
         if before is None or not before["complete"]:
-            job.check(
-                job.first_run_choices if before is None else before["first_run_choices"], resumed=before is not None
-            )
+            _refuse_over_positions(job)
+            _refuse_memory(job, before)
         if before is not None:
             _compare_machines(before.get("runs", []), progress)
         with closing(ResultFolder(output, job.key, job.specs, job.first_run_choices, job.about, this_run())) as folder:
@@ -118,6 +134,36 @@ def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
             with interruptible(lambda: f"{folder.done():,} of {len(units):,} units of work are done"):
                 _work(job, units, folder, progress)
                 folder.finish(job.finish(folder), now())
+
+
+def _refuse_over_positions(job: Job) -> None:
+    """Raise `InputError` if a protein has more tokens than the model has positions."""
+    if not isinstance(job.model.module, MaskedLM):
+        # the tokenizer of a model of text knows its positions
+        return
+    most = job.model.module.config.max_length
+    entry = job.source.survey.longest
+    if most is not None and entry.length + 2 > most:
+        raise InputError(
+            f"{described(entry)}: expected at most {most - 2} residues for this model; use one without that limit"
+        )
+
+
+def _refuse_memory(job: Job, before: dict[str, Any] | None) -> None:
+    """Raise `InputError` if the largest unit does not fit; `before`: the manifest of the run that began the job."""
+    need = job.memory(job.first_run_choices if before is None else before["first_run_choices"])
+    if need.bytes <= job.limit:
+        return
+    needs = (
+        f"{need.unit}: needs about {need.bytes / 2**30:.2f} GiB beyond what the process has now, and "
+        f"{job.limit / 2**30:.2f} GiB are allowed"
+    )
+    if before is None:
+        raise InputError(f"{needs}; raise --max-memory, {need.advice}")
+    raise InputError(
+        f"{needs}; the job was begun with more. Raise --max-memory to continue it, or give another output to begin "
+        "again in less memory"
+    )
 
 
 def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: ProgressCallback) -> None:
@@ -183,14 +229,9 @@ def writing(output: Path) -> Iterator[None]:
 # ---- functions that jobs share
 
 
-def refuse_over_positions(survey: Survey, most: int | None) -> None:
-    """Raise `InputError` if a protein has more tokens than the model has positions."""
-    entry = max(survey.entries, key=lambda entry: entry.length)
-    if most is not None and entry.length + 2 > most:
-        raise InputError(
-            f"{entry.source}, record {entry.number} ({entry.id}), {entry.length} residues: expected at most {most - 2} "
-            "residues for this model; use one without that limit"
-        )
+def described(entry: RecordInfo) -> str:
+    """A record in an error message."""
+    return f"{entry.source}, record {entry.number} ({entry.id}), {entry.length:,} residues"
 
 
 def announce(model: ModelInfo, survey: Survey, progress: ProgressCallback) -> None:

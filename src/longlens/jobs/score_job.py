@@ -22,9 +22,10 @@ from longlens.io.delimited import write_delimited
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, threads_set
+from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
-from longlens.jobs.runner import Job, Rows, Unit, announce, refuse_over_positions
+from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
 from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
 from longlens.jobs.scores import Scores, Substitutions
 from longlens.jobs.single_file import refuse_folder, run_to_file
@@ -65,12 +66,13 @@ class _ScoreJob(Job):
     """What all scoring jobs share: log-probabilities at positions of proteins, some at a time.
 
     A unit of work is as many positions of one protein (or one variant of it) as fit into a batch when each is masked in
-    a separate copy, or, without masking, all positions of a protein.
+    a separate copy, or, without masking, all positions of a protein. `limit`: bytes that it may take.
     """
 
     model: ModelInfo
     source: ProteinSource
     options: ScoreOptions
+    limit: int
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -86,10 +88,34 @@ class _ScoreJob(Job):
     def first_run_choices(self) -> dict[str, Any]:
         return {"model": self.model.name}
 
+    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
+        model, longest = self.model.language_model, self.source.survey.longest
+        units = self.units(first_run_choices)
+        if self._masks:
+            lengths = [entry.length for entry in self.source.survey.entries]
+            # the copies of a unit are as long as its protein
+            tokens = max((lengths[unit.first] + 2) * (unit.stop - unit.start) for unit in units)
+            outputs = BatchOutputs(0, 0)
+        else:
+            tokens, outputs = longest.length + 2, BatchOutputs(len(model.alphabet), 0)
+        need = batch_bytes(model.config, tokens, model.dtype.itemsize, outputs)
+        smaller = "use --dtype bfloat16 or a smaller model"
+        if tokens == longest.length + 2:
+            return UnitMemory(need, described(longest), smaller)
+        budget = self.options.budget
+        return UnitMemory(
+            need,
+            f"a batch of {tokens:,} tokens of masked copies",
+            f"lower --tokens-per-batch (now {budget:,}), {smaller}",
+        )
+
+    @property
+    def _masks(self) -> bool:
+        return self.options.strategy != "wt-marginals"
+
     def _chunks(self, protein: int, length: int, first: int, places: int, total: int) -> Iterator[Unit]:
         """Units for `places` positions of a protein of `length` residues: rows first..first + places of the array."""
-        masked = self.options.strategy != "wt-marginals"
-        size = max(1, self.options.budget // (length + 2)) if masked else max(1, places)
+        size = max(1, self.options.budget // (length + 2)) if self._masks else max(1, places)
         for start in range(first, first + places, size):
             stop = min(start + size, first + places)
             yield Unit(protein, protein + 1, StageProgress("score", stop, total, "positions"), start, stop)
@@ -97,7 +123,7 @@ class _ScoreJob(Job):
     def _log_p(self, sequence: str, positions: Sequence[int]) -> NDArray[np.float32]:
         options = self.options
         return position_log_probabilities(
-            self.model.language_model, sequence, positions, masked=options.strategy != "wt-marginals",
+            self.model.language_model, sequence, positions, masked=self._masks,
             attend=attend_with(options.method), budget=options.budget,
         )  # fmt: skip
 
@@ -251,6 +277,7 @@ def score(
     on_error: str = "stop",
     tokens_per_batch: int = 16_384,
     figure: bool = False,
+    max_memory: str | None = None,
     method: Method | str = "exact",
     dtype: str = "auto",
     device: str = "auto",
@@ -274,13 +301,14 @@ def score(
         on_error: "stop", or "skip": variants that cannot be scored get a reason and no score.
         tokens_per_batch: of masked copies at a time.
         figure: also draw all substitutions as a heat map: the output's name with .png.
+        max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
         progress: is called with each event of the job.
 
     Raises:
-        InputError: options that do not exist, a protein or variant that cannot be read.
+        InputError: options that do not exist, a protein or variant that cannot be read, proteins that do not fit.
     """
     options = ScoreOptions(scoring_strategy, str(method), tokens_per_batch, offset_idx)
     _check_request(proteins, variants, output, scoring_strategy, on_error, figure)
@@ -294,19 +322,19 @@ def score(
                 variants, source, mutation_col=mutation_col, protein_col=protein_col, offset=offset_idx,
                 skip_errors=on_error == "skip",
             )  # fmt: skip
-        loaded = load_model(model, dtype, device)
+        loaded = load_model(model, dtype, device, max_memory)
         # raises its error before a folder is made
         loaded.require_head()
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
         _announce_cleaning(source, progress)
-        refuse_over_positions(source.survey, loaded.config.max_length)
+        limit = memory_limit(loaded, max_memory)
         if table is None:
-            job: _ScoreJob = SubstitutionJob(info, source, options, figure)
+            job: _ScoreJob = SubstitutionJob(info, source, options, limit, figure)
         else:
             _refuse_unknown(loaded, table)
             kind = PseudoPplJob if scoring_strategy == "pseudo-ppl" else VariantJob
-            job = kind(info, source, options, table)
+            job = kind(info, source, options, limit, table)
             # raises its error before a folder is made
             assert job.column
         target = None if output is None else Path(output)

@@ -9,7 +9,7 @@ from shutil import rmtree
 from typing import Any
 
 from longlens.errors import InputError
-from longlens.io.results import MANIFEST, read_manifest, write_whole
+from longlens.io.results import MANIFEST, as_json, read_manifest, write_whole
 from longlens.jobs.output import OutputFolder, output_folder
 from longlens.jobs.progress import ProgressCallback
 from longlens.jobs.runner import Job, run, writing
@@ -30,8 +30,10 @@ def run_to_file(
         if output is None:
             folder.discard()
         else:
+            targets = {name: output, **(beside or {})}
+            manifest["files"] = {targets[file].name: size for file, size in manifest["files"].items()}
             with writing(output):
-                write_whole(output.with_name(f"{output.name}.{MANIFEST}"), (folder.path / MANIFEST).read_bytes())
+                write_whole(output.with_name(f"{output.name}.{MANIFEST}"), as_json(manifest))
                 for other, target in (beside or {}).items():
                     write_whole(target, (folder.path / other).read_bytes())
                 write_whole(output, data)

@@ -334,3 +334,8 @@ def kept_bytes(layers: int, heads: int, head_width: int, element: int, residues:
 def whole_bytes(layers: int, heads: int, residues: int) -> int:
     """What a `WholeMap` holds, in bytes."""
     return 4 * residues * residues + layers * heads * residues * 28
+
+
+def feature_bytes(layers: int, heads: int, head_width: int, residues: int, pairs: int) -> int:
+    """What `PairFeatures` holds, in bytes: features twice, and queries and keys of one layer and of its pairs."""
+    return 8 * pairs * layers * heads + heads * head_width * 4 * (4 * residues + 4 * pairs)

@@ -7,6 +7,7 @@ import torch
 import transformers
 from transformers import BertConfig, BertModel, EsmForMaskedLM
 
+import longlens
 from esm_peer import esm, save
 from longlens.errors import CheckpointError, InputError
 from longlens.jobs.score import position_log_probabilities
@@ -100,3 +101,32 @@ def test_a_loaded_model_trains_when_it_is_told_to(masked):
     model.requires_grad_(True)
     model(model.pack(TEXT)).last.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.encoder.parameters())
+
+
+@pytest.fixture
+def encoder(masked, tmp_path):
+    transformers.EsmModel.from_pretrained(masked[1]).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_jobs_refuse_a_missing_head_before_they_make_a_folder(encoder, tmp_path):
+    out = tmp_path / "out"
+    for include in ("logits", "surprise"):
+        with pytest.raises(InputError, match="expected a model with a language model's head"):
+            longlens.embed(TEXT, model=encoder, output=out, include=include)
+    with pytest.raises(InputError, match="expected a model with a language model's head"):
+        longlens.score(TEXT, ["M1A"], model=encoder, output=tmp_path / "s.csv")
+    assert not out.exists()
+    assert not list(tmp_path.glob("*s.csv*"))
+    assert longlens.embed(TEXT, model=encoder, output=out).names == ["mean/2"]
+
+
+def test_the_attention_of_an_encoder_is_watched(encoder, masked):
+    entropies = []
+    for folder in (encoder, masked[1]):
+        model = load(folder)
+        with torch.no_grad(), longlens.watch(model) as seen:
+            model(model.pack(TEXT))
+        entropies.append([seen.entropy[layer].values for layer in range(2)])
+    for alone, whole in zip(*entropies, strict=True):
+        assert torch.equal(alone, whole)
