@@ -12,7 +12,8 @@
     |-- DtypeError (TypeError)            dtypes that differ or are not served
     `-- UnsupportedError (NotImplementedError)   the method cannot do what was asked; says why, and who can
 
-Every message says what was expected, what was given and what to do. An unknown keyword is Python's own `TypeError`.
+`LonglensWarning` (UserWarning) tells of doubtful input. Every message says what was expected, what was given and what
+to do. An unknown keyword is Python's own `TypeError`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ class VariantError(SequenceError):
 
 class CheckpointError(InputError):
     """Weights that are not those of the model."""
+
+
+class LonglensWarning(UserWarning):
+    """A doubtful input or result; on the command line a line on standard error."""
 
 
 class LensError(LonglensError, RuntimeError):

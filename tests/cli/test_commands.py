@@ -99,7 +99,7 @@ def test_what_was_skipped_is_said_and_exits_with_3(model_folder, tmp_path):
     (tmp_path / "p.fasta").write_text(">a\nMK\n>b\nM2\n")
     result = run("embed", tmp_path / "p.fasta", "-o", tmp_path / "out", "-m", model_folder, "--on-error", "skip")
     assert result.return_value == 3
-    assert "1 records are skipped; the first: " in result.stderr
+    assert "1 record is skipped; the first: " in result.stderr
 
 
 @pytest.mark.parametrize("text", [">a\nMK\n>b\nGA\n", ">a\nMK\n>b\nM2\n"])

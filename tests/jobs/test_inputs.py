@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import longlens
 from esm_peer import protein
-from longlens.errors import InputError, SequenceError
+from longlens.errors import InputError, LonglensWarning, SequenceError
 from longlens.jobs.inputs import SelectedRecords, SequenceReader, open_proteins
 
 
@@ -90,6 +91,21 @@ def test_nucleic_acids_and_alignments_are_warned_of():
         assert "rows of an alignment" in source.survey.warnings[0]
     with open_proteins([protein(50, n) for n in range(20)]) as source:
         assert source.survey.warnings == []
+
+
+def test_warnings_reach_python_and_a_callback():
+    with pytest.warns(LonglensWarning, match="1 of 1 records look like DNA"):
+        longlens.embed({"gene": DNA})
+    events = []
+    longlens.embed({"gene": DNA}, progress=events.append)
+    assert any("look like DNA" in str(event) for event in events)
+    with pytest.warns(LonglensWarning, match="1 record is skipped; the first: .*b"):
+        longlens.embed({"a": "MKT", "b": "M1T"}, on_error="skip")
+
+
+def test_an_empty_string_is_no_folder():
+    with pytest.raises(SequenceError, match="at least one residue"):
+        longlens.embed("")
 
 
 def test_prose_is_no_protein(tmp_path):

@@ -15,9 +15,18 @@ import transformers as tf
 from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import longlens
 from esm_peer import esm, protein, save
 from longlens.cli.look import look as command
-from longlens.errors import CheckpointError, InputError, MethodError, SequenceError, UnsupportedError
+from longlens.cli.main import cli
+from longlens.errors import (
+    CheckpointError,
+    InputError,
+    LonglensWarning,
+    MethodError,
+    SequenceError,
+    UnsupportedError,
+)
 from longlens.io.alphabet import ESM
 from longlens.jobs import look_job as job
 
@@ -308,3 +317,24 @@ def test_positions_that_a_protein_model_lacks_are_named(tmp_path, fasta):
     fasta.write_text(f">long\n{'A' * 600}\n")
     with pytest.raises(InputError, match=r"long.*at most 510 residues"):
         run(fasta, "-o", tmp_path / "out", "-m", "antiberty", "--no-figures")
+
+
+def test_records_that_cannot_be_read_are_left_out(model_folder, tmp_path):
+    (tmp_path / "p.fasta").write_text(">a\nMKTAYIAKQR\n>b\nM1T\n")
+    with pytest.warns(LonglensWarning, match="1 record is skipped"):
+        looks = longlens.look(tmp_path / "p.fasta", model=model_folder, figures=False, on_error="skip")
+    assert looks.ids == ["a"]
+    (skipped,) = looks.skipped
+    assert (skipped["id"], "got '1' at position 2" in skipped["problem"]) == ("b", True)
+    arguments = [
+        "look",
+        str(tmp_path / "p.fasta"),
+        "-o",
+        str(tmp_path / "out"),
+        "-m",
+        str(model_folder),
+        "--no-figures",
+    ]
+    result = CliRunner().invoke(cli, [*arguments, "--on-error", "skip"], standalone_mode=False)
+    assert (result.exception, result.return_value) == (None, 3)
+    assert "skipped     1 records: see `skipped` in" in result.stdout

@@ -20,7 +20,7 @@ from longlens.cli.contacts import map_
 from longlens.cli.embed import embed
 from longlens.cli.look import look
 from longlens.cli.score import score
-from longlens.errors import InputError
+from longlens.errors import InputError, LonglensWarning
 from longlens.io.alphabet import STANDARD
 from longlens.jobs.fit_contacts import HEAD
 from longlens.models.pretrained import load
@@ -87,7 +87,8 @@ def test_vectors_by_id(model, pandas):
 
 def test_an_id_that_two_have_is_not_guessed(model, tmp_path):
     (tmp_path / "p.fasta").write_text(">a\nMK\n>a\nGA\n>b\nM2\n")
-    embeddings = longlens.embed(tmp_path / "p.fasta", model=model, on_error="skip")
+    with pytest.warns(LonglensWarning, match="1 record is skipped"):
+        embeddings = longlens.embed(tmp_path / "p.fasta", model=model, on_error="skip")
     with pytest.raises(InputError, match="2 records have it: use the number"):
         embeddings["a"]
     assert embeddings[0].shape == (32,)

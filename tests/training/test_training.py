@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from esm_peer import protein
 from longlens.cli.train import train as command
-from longlens.errors import CheckpointError, SequenceError
+from longlens.errors import CheckpointError, InputError, SequenceError
 from longlens.io.alphabet import ESM
+from longlens.io.results import lock
 from longlens.jobs.baselines import count_perplexities
 from longlens.models.encoder import pack
 from longlens.models.pretrained import load
@@ -177,3 +178,33 @@ def test_no_proteins_is_an_error(tmp_path):
     (tmp_path / "none.fasta").write_text("")
     with pytest.raises(SequenceError, match="found none"):
         encode_files([tmp_path / "none.fasta"], ESM)
+
+
+def test_a_checkpoint_that_is_cut_or_foreign_is_refused(tmp_path):
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    whole = path.read_bytes()
+    for data in (b"", whole[:100], whole[: len(whole) // 2], b"text"):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="expected a checkpoint of longlens train, got a broken one"):
+            run(tmp_path / "run")
+    torch.save({"weights": torch.ones(3)}, path)
+    with pytest.raises(CheckpointError, match="got another file"):
+        run(tmp_path / "run")
+
+
+def test_a_folder_that_is_a_file_or_in_use_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file: cannot be written"):
+        run(tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    with lock(tmp_path / "run" / ".lock", tmp_path / "run"), pytest.raises(InputError, match="no other process uses"):
+        run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0}, {"heads": 0}, {"tokens": 0}, {"crop": 2}, {"rate": -1.0}, {"warmup": -1}]
+)
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(InputError, match=f"got {next(iter(wrong))} = " if wrong != {"heads": 0} else "got width"):
+        replace(SMALL, **wrong)

@@ -38,7 +38,10 @@ from longlens.cli.options import choose_threads, threads_option
 @click.option("--weights", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="Dtype of the weights in model/.")  # fmt: skip
 @click.option(
-    "--minutes", default=0.0, help="Stop after this many minutes; the same command continues. 0: do not stop."
+    "--minutes",
+    default=0.0,
+    type=click.FloatRange(min=0),
+    help="Stop after this many minutes; the same command continues. 0: do not stop.",
 )
 @threads_option
 def train(

@@ -7,10 +7,13 @@ At the end the raw arrays become the files of the chosen format, each moved into
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -97,14 +100,7 @@ class ResultFolder:
 
     def _lock(self) -> None:
         """Lock the folder against other processes until this one ends, however it ends."""
-        self._locked = (self.work / LOCK).open("w")
-        try:
-            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"expected a folder that no other process uses, got {self.path}; wait for the other process, or give "
-                "another folder"
-            ) from None
+        self._locked = lock(self.work / LOCK, self.path)
 
     def _refuse_missing(self, sizes: dict[str, int]) -> None:
         gone = [name for name, count in sizes.items() if _bytes_of(self.path / name) != count]
@@ -168,6 +164,37 @@ class ResultFolder:
         self.complete = True
         self.close()
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def lock(path: Path, folder: Path) -> IO[str]:
+    """Lock the file `path` until the result is closed or the process ends. Raises `InputError` if another process has
+    locked it: `folder` is in use."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise InputError(
+            f"expected a folder that no other process uses, got {folder}; wait for the other process, or give another "
+            "folder"
+        ) from None
+    return file
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turn an error of the disk into an `InputError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "nothing is lost: free some space and run the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            advice = "give a folder that you may write to, or change its permissions"
+        else:
+            advice = "nothing is lost: mend this and run the same command again"
+        raise InputError(f"{output}: cannot be written ({reason}); {advice}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

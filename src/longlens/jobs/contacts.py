@@ -33,7 +33,7 @@ from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import BatchOutputs, batch_bytes
-from longlens.jobs.progress import ProgressCallback, silent
+from longlens.jobs.progress import ProgressCallback, only_warnings
 from longlens.jobs.runner import Job, Unit, UnitMemory, announce, described, file_notes, residue_units, run
 from longlens.lens.contacts import ContactMap, ContactObserver, KeptMap, WholeMap, kept_bytes, whole_bytes
 from longlens.models.encoder import attend_with
@@ -217,7 +217,7 @@ def contacts(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback = only_warnings,
 ) -> ContactMaps:
     """Contact probabilities of proteins by ESM-2's contact head, in memory linear in their length where it must be.
 
@@ -239,7 +239,7 @@ def contacts(
         on_error: "stop", or "skip": records that cannot be read are listed in the table.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
-        progress: is called with each event of the job.
+        progress: is called with each event of the job; the default passes warnings on as `LonglensWarning`.
 
     Raises:
         InputError: options that do not exist, a model without a contact head, proteins that do not fit.

@@ -24,7 +24,7 @@ from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import BatchOutputs, batch_bytes, largest_batch, make_batches, token_budget, tokens_named
-from longlens.jobs.progress import ProgressCallback, StageProgress, silent
+from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, file_notes, residue_units, run
 from longlens.lens.predict.vocabulary import Predictions
 from longlens.models.encoder import Attend, EncoderConfig, attend_with
@@ -222,7 +222,7 @@ def embed(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback = only_warnings,
 ) -> Embeddings:
     """Vectors, logits and surprise of proteins, in memory linear in their length.
 
@@ -245,7 +245,7 @@ def embed(
         on_error: "stop", or "skip": records that cannot be read are listed in the table.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
-        progress: is called with each event of the job.
+        progress: is called with each event of the job; the default passes warnings on as `LonglensWarning`.
 
     Raises:
         InputError: options that do not exist, proteins that cannot be read or do not fit, a folder of another job.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.io.fasta import FastaRecord
-from longlens.io.results import FINISH, ArraySpec, ResultFolder
+from longlens.io.results import FINISH, ArraySpec, ResultFolder, writing
 from longlens.io.structures import ProteinContacts
 from longlens.jobs.fit_contacts import (
     FitOptions,
@@ -32,8 +32,8 @@ from longlens.jobs.inputs import InMemoryProteins, ProteinSource
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.plan import BatchOutputs, batch_bytes
-from longlens.jobs.progress import ProgressCallback, StageProgress, silent
-from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, writing
+from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
+from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
 from longlens.jobs.single_file import run_to_file
 from longlens.lens.contacts import feature_bytes
 from longlens.models.language_model import MaskedLM
@@ -125,7 +125,7 @@ def fit_contacts(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback = only_warnings,
 ) -> FitJob:
     """Fit a contact head to structures or lists of contacts, and write it to `output`; an interrupted job continues.
 

@@ -42,7 +42,7 @@ from longlens.jobs.look import (
 from longlens.jobs.looks import Looks
 from longlens.jobs.output import output_folder
 from longlens.jobs.profiles import write_profile
-from longlens.jobs.progress import ProgressCallback, StageProgress, silent
+from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Unit, UnitMemory, announce, described, file_notes, run
 from longlens.lens.profile import Profile
 from longlens.models.language_model import MaskedLM
@@ -149,7 +149,7 @@ def look(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback = only_warnings,
 ) -> Looks:
     """Tables and figures of what a model attends to in proteins or in one text.
 
@@ -174,7 +174,7 @@ def look(
         method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
-        progress: is called with each event of the job.
+        progress: is called with each event of the job; the default passes warnings on as `LonglensWarning`.
 
     Raises:
         InputError: options, layers or heads that do not exist, a text for a model of proteins, a sequence that does not

@@ -27,6 +27,7 @@ class Looks(TableResults):
     """
 
     kind = "attention"
+    unit = "sequence"
 
     @cached_property
     def table(self) -> list[dict[str, Any]]:

@@ -47,10 +47,11 @@ def write_profile(
     if profile.maps is not None:
         paths.append(folder / "pooled.npz")
         pooled = profile.maps
+        told: dict[str, Any] = {f"about/{name}": np.array(text) for name, text in about.items()}
         np.savez_compressed(
             paths[-1], values=pooled.values, query_edges=pooled.queries, key_edges=pooled.keys,
             layers=np.array(profile.layers), heads=np.array(profile.heads),
-            **{f"about/{name}": np.array(text) for name, text in about.items()},
+            **told,
         )  # fmt: skip
     if draw:
         for name, figure in profile.draw(tokens, maps):

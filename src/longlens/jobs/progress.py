@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
+
+from longlens.errors import LonglensWarning
 
 
 @dataclass(frozen=True)
@@ -36,5 +39,7 @@ class ProgressCallback(Protocol):
     def __call__(self, event: StageProgress | Notice, /) -> None: ...
 
 
-def silent(event: StageProgress | Notice, /) -> None:
-    """Show nothing."""
+def only_warnings(event: StageProgress | Notice, /) -> None:
+    """Pass warnings on to Python's `warnings`, and show nothing else: the default of the functions."""
+    if isinstance(event, Notice) and event.warning:
+        warnings.warn(event.text, LonglensWarning, stacklevel=2)

@@ -6,7 +6,6 @@ disk, and then lets the job make its final files. After an interruption the same
 
 from __future__ import annotations
 
-import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.results import ArraySpec, ResultFolder, job_before
+from longlens.io.results import ArraySpec, ResultFolder, job_before, writing
 from longlens.io.survey import RecordInfo, Survey
 from longlens.jobs.inputs import ProteinSource, SequenceReader
 from longlens.jobs.job_key import ModelInfo, machine, now, this_run, versions
-from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
+from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, only_warnings
 from longlens.models.language_model import MaskedLM
 
 # exit codes of the commands: finished except for skipped records; interrupted
@@ -113,7 +112,7 @@ class Job(ABC):
         """Make the final files from the results of the units, and return them."""
 
 
-def run(job: Job, output: Path, progress: ProgressCallback = silent) -> None:
+def run(job: Job, output: Path, progress: ProgressCallback = only_warnings) -> None:
     """Do the remaining units of a job in the folder `output`.
 
     Raises `InputError` if the folder holds another job or cannot be written, or if the job cannot be done, and
@@ -210,22 +209,6 @@ def interruptible(state: Callable[[], str]) -> Iterator[None]:
         raise Interrupted(f"interrupted; {state()}: run the same command again to continue") from None
 
 
-@contextmanager
-def writing(output: Path) -> Iterator[None]:
-    """Turn an error of the disk into an `InputError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "nothing is lost: free some space and run the same command again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "give a folder that you may write to, or change its permissions"
-        else:
-            advice = "nothing is lost: mend this and run the same command again"
-        raise InputError(f"{output}: cannot be written ({reason}); {advice}") from error
-
-
 # ---- functions that jobs share
 
 
@@ -242,8 +225,9 @@ def announce(model: ModelInfo, survey: Survey, progress: ProgressCallback) -> No
     for warning in survey.warnings:
         progress(Notice(warning, warning=True))
     if survey.skipped:
-        first = survey.skipped[0]
-        progress(Notice(f"{len(survey.skipped):,} records are skipped; the first: {first.reason}", warning=True))
+        count = len(survey.skipped)
+        counted = "1 record is skipped" if count == 1 else f"{count:,} records are skipped"
+        progress(Notice(f"{counted}; the first: {survey.skipped[0].reason}", warning=True))
 
 
 def residue_units(stage: str, lengths: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Unit]:

@@ -24,7 +24,7 @@ from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.plan import BatchOutputs, batch_bytes
-from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, silent
+from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
 from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
 from longlens.jobs.scores import Scores, Substitutions
@@ -282,7 +282,7 @@ def score(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback = only_warnings,
 ) -> Scores | Substitutions:
     """Zero-shot effects of variants from a model's predictions; higher is better tolerated.
 
@@ -305,7 +305,7 @@ def score(
         method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
-        progress: is called with each event of the job.
+        progress: is called with each event of the job; the default passes warnings on as `LonglensWarning`.
 
     Raises:
         InputError: options that do not exist, a protein or variant that cannot be read, proteins that do not fit.

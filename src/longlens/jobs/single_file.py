@@ -9,10 +9,10 @@ from shutil import rmtree
 from typing import Any
 
 from longlens.errors import InputError
-from longlens.io.results import MANIFEST, as_json, read_manifest, write_whole
+from longlens.io.results import MANIFEST, as_json, read_manifest, write_whole, writing
 from longlens.jobs.output import OutputFolder, output_folder
 from longlens.jobs.progress import ProgressCallback
-from longlens.jobs.runner import Job, run, writing
+from longlens.jobs.runner import Job, run
 
 
 def run_to_file(

@@ -20,7 +20,9 @@ SHOWN = ("id", "length", "perplexity", "pairs", "problem")
 class TableResults:
     """A folder of results with `index.parquet`. A temporary folder exists as long as this object is used."""
 
+    # what messages call the results, and one of the sequences
     kind: ClassVar[str]
+    unit: ClassVar[str] = "protein"
 
     def __init__(self, output: OutputFolder) -> None:
         self._output = output
@@ -74,7 +76,7 @@ class TableResults:
         if not self.skipped:
             shown.pop("problem")
         place = "" if self._output.temporary else f", in {self.folder}"
-        title = f"{self.kind} of {len(self):,} proteins by {self.model}{place}"
+        title = f"{self._title}{place}"
         return html_table(shown, title=title, total=len(self.table), picture=self._picture())
 
     def _picture(self) -> str | None:
@@ -82,4 +84,9 @@ class TableResults:
         return None
 
     def __repr__(self) -> str:
-        return f"<{self.kind} of {len(self):,} proteins by {self.model}>"
+        return f"<{self._title}>"
+
+    @property
+    def _title(self) -> str:
+        count = len(self)
+        return f"{self.kind} of {count:,} {self.unit}{'' if count == 1 else 's'} by {self.model}"

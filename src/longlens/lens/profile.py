@@ -42,7 +42,7 @@ BY_TOKEN: tuple[Collector, ...] = (
 # signed distances j - i that the overview tells apart
 NEAR = {"previous": -1, "self": 0, "next": 1}
 # a head that spends less than this on something does not stand out by it
-NOTABLE = 0.05
+NOTABLE = 0.2
 # maps and tokens in figures where none were chosen, and partners of each token
 MAPS = 6
 TOKENS = 4
@@ -176,9 +176,10 @@ class Profile:
         """(layer's place, head's place, why) of heads that stand out: the largest weight on the first token, on
         separators, on a neighbour, on the token itself, the longest reach, the narrowest and the widest attention."""
         table = self.overview()
+        ends = "the end" if self.sequence.residues else "separators"
         asked = [
             ("first", 1, "most on the first token"), ("previous", 1, "most on the previous token"),
-            ("next", 1, "most on the next token"), ("separators", 1, "most on separators"),
+            ("next", 1, "most on the next token"), ("separators", 1, f"most on {ends}"),
             ("mean_entropy", 1, "widest"), ("mean_distance", 1, "farthest reach"), ("self", 1, "most on itself"),
             ("mean_entropy", -1, "narrowest"),
         ]  # fmt: skip

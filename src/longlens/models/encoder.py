@@ -162,6 +162,10 @@ class Encoder(nn.Module):
 
         Raises `InputError` for token numbers, boundaries or lengths that do not fit.
         """
+        if not isinstance(packed, Packed):
+            raise InputError(
+                f"expected packed sequences, such as model.pack(['MKTAYIAK']), got {type(packed).__name__}"
+            )
         with self.observers.begin(observers) as forward:
             attend = attend or AttendWith(forward.method or "exact")
             if forward.observers:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -51,8 +52,22 @@ def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
     path = folder / name
     if not path.is_file():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = _load(path, mmap=True)
     return CheckpointStep(int(state["step"]), state.get("steps"))
+
+
+def _load(path: Path, *, mmap: bool) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if {"settings", "step", "parts"} <= state.keys():
+            return dict(state)
+        problem = "another file"
+    except (OSError, RuntimeError, ValueError, EOFError, AttributeError, UnpicklingError) as error:
+        problem = f"a broken one ({str(error).splitlines()[0]})"
+    raise CheckpointError(
+        f"{path}: expected a checkpoint of longlens train, got {problem}; remove it to begin again, or give another "
+        "folder"
+    )
 
 
 def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], name: str = NAME) -> int:
@@ -60,7 +75,7 @@ def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, 
 
     Raises `CheckpointError` if its settings differ from `settings`.
     """
-    state = torch.load(folder / name, map_location="cpu", weights_only=True)
+    state = _load(folder / name, mmap=False)
     before = state["settings"]
     changed = [
         f"{setting} was {before.get(setting)!r}, is {settings.get(setting)!r}"

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from longlens.errors import CheckpointError, InputError
 from longlens.io.alphabet import ESM
-from longlens.io.results import write_whole
+from longlens.io.results import lock, write_whole, writing
 from longlens.models.encoder import EncoderConfig, attend_with
 from longlens.models.language_model import MaskedLM
 from longlens.training.checkpoints import (
@@ -60,15 +60,24 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name, fits in (
             ("steps", self.steps >= 1),
+            ("tokens", self.tokens >= 1),
+            # a start, an end and a residue between them
+            ("crop", self.crop >= 3),
+            ("warmup", self.warmup >= 0),
+            ("rate", self.rate > 0),
+            ("adam_rate", self.adam_rate > 0),
             ("mask_rate", 0 < self.mask_rate < 1),
             ("decay", 0 <= self.decay <= 1),
             ("layers", self.layers >= 1),
             # rotary positions turn pairs of numbers
-            ("width", self.heads >= 1 and self.width % (2 * self.heads) == 0),
+            ("width", self.heads >= 1 and self.width >= 2 * self.heads and self.width % (2 * self.heads) == 0),
         ):
             if not fits:
-                raise InputError(f"expected steps and layers of at least 1, mask_rate and decay as shares, a width of "
-                                 f"an even number for each head, got {name} = {getattr(self, name)}")  # fmt: skip
+                raise InputError(
+                    "expected steps, tokens and layers of at least 1, a crop of at least 3, rates above 0, mask_rate "
+                    "and decay as shares, a width of an even number for each head, got "
+                    f"{name} = {getattr(self, name)}"
+                )
 
     def config(self) -> EncoderConfig:
         """The model's."""
@@ -103,8 +112,28 @@ def train(
     that it ends is continued by the same call. With more steps than before, the run continues from where its learning
     rate began to fall, and gives the same as one that had so many from its beginning; `note` says so.
 
-    Raises `CheckpointError` where the folder's run has other settings, or cannot become one of so many steps.
+    Raises `CheckpointError` where the folder's run has other settings, or cannot become one of so many steps, and
+    `InputError` if the folder cannot be written or another process trains in it.
     """
+    if every < 1:
+        raise InputError(f"expected at least 1 step between checkpoints, got {every}")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / ".lock", folder):
+            return _train(settings, proteins, held_out, folder, report, every=every, stop=stop, note=note)
+
+
+def _train(
+    settings: TrainSettings,
+    proteins: Sequence[NDArray[np.int16]],
+    held_out: Sequence[NDArray[np.int16]],
+    folder: Path,
+    report: Callable[[TrainingReport], None],
+    *,
+    every: int,
+    stop: Callable[[], bool],
+    note: Callable[[str], None],
+) -> tuple[MaskedLM, int]:
     torch.manual_seed(settings.seed)
     # a contact head is fitted to structures, not trained here
     model = MaskedLM(settings.config(), ESM, contacts=False)
@@ -136,7 +165,6 @@ def train(
         step += 1
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
         if step == stable_until(settings):
-            folder.mkdir(parents=True, exist_ok=True)
             write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
@@ -221,7 +249,6 @@ def _drop_after(folder: Path, step: int) -> None:
 
 
 def _append(folder: Path, progress: TrainingReport) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     remaining = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < progress.step]
