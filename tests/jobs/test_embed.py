@@ -20,6 +20,7 @@ import torch
 import zarr
 from click.testing import CliRunner
 
+import longlens
 from esm_peer import esm, literal, protein, save
 from longlens.cli.embed import embed as command
 from longlens.errors import InputError, SequenceError
@@ -427,3 +428,11 @@ def test_the_longest_of_the_twenty_thousand(model_folder, tmp_path):
     path.write_text(f">long\n{protein(8081, 0)}\n")
     assert run(path, "-o", tmp_path / "out", "--model", model_folder, "--include", "surprise").return_value == 0
     assert h5py.File(tmp_path / "out" / "arrays.h5")["surprise"].shape == (8081,)
+
+
+def test_masked_copies_count_for_the_memory(model_folder):
+    limit = f"{(process_bytes() >> 20) + 300}M"
+    common = {"model": model_folder, "include": ["mean", "surprise"], "tokens_per_batch": 200_000, "max_memory": limit}
+    longlens.embed(protein(450, 0), **common)
+    with pytest.raises(InputError, match=r"a batch of 200,000 tokens, of 200,000 as chosen: needs about"):
+        longlens.embed(protein(450, 0), surprise="masked", **common)

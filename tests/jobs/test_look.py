@@ -338,3 +338,14 @@ def test_records_that_cannot_be_read_are_left_out(model_folder, tmp_path):
     result = CliRunner().invoke(cli, [*arguments, "--on-error", "skip"], standalone_mode=False)
     assert (result.exception, result.return_value) == (None, 3)
     assert "skipped     1 records: see `skipped` in" in result.stdout
+
+
+def test_a_record_in_the_lost_part_of_a_file_is_not_called_absent(model_folder, tmp_path):
+    whole = gzip.compress("".join(f">p{n}\n{protein(300, n)}\n" for n in range(200)).encode())
+    (tmp_path / "cut.fasta.gz").write_bytes(whole[: len(whole) // 2])
+    common = {"model": model_folder, "figures": False, "on_error": "skip"}
+    with pytest.raises(InputError, match=r"no record has the id p199; .*cut off"):
+        longlens.look(tmp_path / "cut.fasta.gz", record="p199", **common)
+    with pytest.warns(LonglensWarning, match="cut off"):
+        looks = longlens.look(tmp_path / "cut.fasta.gz", record="p1", **common)
+    assert (looks.ids, len(looks.skipped)) == (["p1"], 1)

@@ -16,6 +16,7 @@ from longlens.cli.score import score as command
 from longlens.errors import InputError, SequenceError
 from longlens.io.alphabet import STANDARD
 from longlens.io.variants import Mutation
+from longlens.jobs.memory import process_bytes
 from longlens.jobs.score_job import score as score_variants
 from longlens.models.pretrained import load
 
@@ -245,3 +246,21 @@ def test_a_figure_does_not_replace_the_table(pair, tmp_path):
 def test_the_wild_type_in_any_notation_scores_0(pair, strategy):
     scores = longlens.score("MKTAYIAK", ["WT", "=", "p.=", "K2=", "p.Lys2="], model=pair[1], scoring_strategy=strategy)
     assert scores.scores.tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("strategy", ["wt-marginals", "masked-marginals", "pseudo-ppl"])
+def test_nothing_to_compute_is_no_error(pair, strategy):
+    scores = longlens.score("MKTAYIAK", ["K9A"], model=pair[1], scoring_strategy=strategy, on_error="skip")
+    assert scores.skipped == 1
+    if strategy != "pseudo-ppl":
+        assert longlens.score("MKTAYIAK", ["WT"], model=pair[1], scoring_strategy=strategy).scores.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("strategy", ["wt-marginals", "masked-marginals"])
+def test_proteins_without_variants_need_no_memory(pair, tmp_path, strategy):
+    (tmp_path / "v.csv").write_text("mutant,id\nK2A,a\n")
+    proteins = {"a": "MKTAYIAK", "b": protein(400_000, 0)}
+    limit = f"{(process_bytes() >> 20) + 300}M"
+    scores = longlens.score(proteins, tmp_path / "v.csv", model=pair[1], protein_col="id", max_memory=limit,
+                            scoring_strategy=strategy)  # fmt: skip
+    assert len(scores.scores) == 1

@@ -67,6 +67,7 @@ def train(
     from rich.progress import TextColumn, TimeRemainingColumn
 
     from longlens.io.alphabet import ESM
+    from longlens.io.results import writing
     from longlens.jobs.baselines import count_perplexities
     from longlens.jobs.limits import threads_set
     from longlens.jobs.runner import interruptible
@@ -108,5 +109,6 @@ def train(
     if reached < settings.steps:
         click.echo(f"stopped at step {reached:,} of {settings.steps:,}; the same command continues")
         return
-    save(model, output / "model", DTYPES[weights])
+    with writing(output, "the last checkpoint stays"):
+        save(model, output / "model", DTYPES[weights])
     click.echo(f"model in {output / 'model'}")

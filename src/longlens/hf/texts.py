@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,9 @@ class TextModel:
         """
         with torch.no_grad():
             if not predict:
-                self.model(**text.inputs)
+                # a cache would hold the keys and values of all layers
+                cached = "use_cache" in inspect.signature(self.model.forward).parameters
+                self.model(**text.inputs, **({"use_cache": False} if cached else {}))
                 return None
             ids = text.inputs["input_ids"]
             kind = next(SERVED[base.__name__] for base in type(self.model).__mro__ if base.__name__ in SERVED)

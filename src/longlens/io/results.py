@@ -12,13 +12,14 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from longlens.errors import InputError
+from longlens.errors import InputError, LonglensWarning
 from longlens.io.row_array import RowArray
 
 MANIFEST = "manifest.json"
@@ -172,28 +173,34 @@ def lock(path: Path, folder: Path) -> IO[str]:
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise InputError(
             f"expected a folder that no other process uses, got {folder}; wait for the other process, or give another "
             "folder"
         ) from None
+    except OSError as error:
+        warnings.warn(
+            f"{folder}: its file system has no locks ({error.strerror}); do not let two processes work in it",
+            LonglensWarning,
+            stacklevel=2,
+        )
     return file
 
 
 @contextmanager
-def writing(output: Path) -> Iterator[None]:
-    """Turn an error of the disk into an `InputError` that says what to do."""
+def writing(output: Path, kept: str = "nothing is lost") -> Iterator[None]:
+    """Turn an error of the disk into an `InputError` that says what is not lost (`kept`) and what to do."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            advice = "nothing is lost: free some space and run the same command again"
+            advice = f"{kept}: free some space and run the same command again"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             advice = "give a folder that you may write to, or change its permissions"
         else:
-            advice = "nothing is lost: mend this and run the same command again"
+            advice = f"{kept}: mend this and run the same command again"
         raise InputError(f"{output}: cannot be written ({reason}); {advice}") from error
 
 
@@ -296,6 +303,12 @@ def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) 
     changed = _changes(before, now)
     if changed:
         listed = "\n  ".join(changed)
+        if path.name.endswith(".longlens"):
+            # beside the file that was to be made of them
+            raise InputError(
+                f"{path} holds unfinished results of another job; give another output, remove that folder, or give "
+                f"what differs:\n  {listed}"
+            )
         raise InputError(f"{path} holds the results of another job; give another folder, or what differs:\n  {listed}")
 
 

@@ -11,7 +11,8 @@ from longlens.io.fasta import STANDARD_INPUT
 
 def looks_like_fasta(path: Path | str) -> bool:
     """Whether the first character that is not blank is ">". Raises `SequenceError` if the file cannot be read."""
-    return read_bytes(path, _name(path), 2**16).decode("utf-8-sig", errors="replace").lstrip()[:1] == ">"
+    # few bytes, since a file that is cut off can be read up to there
+    return read_bytes(path, _name(path), 2**12).decode("utf-8-sig", errors="replace").lstrip()[:1] == ">"
 
 
 def read_text(path: Path | str) -> str:

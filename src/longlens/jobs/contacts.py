@@ -99,14 +99,14 @@ class ContactJob(Job):
         return {"memory": self.limit, "model": self.model.name}
 
     def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
-        model, longest = self.model.language_model, self.source.survey.longest
+        model, limit = self.model.language_model, int(first_run_choices["memory"])
         # the memory of the run that began decided the form of each map
-        forms = {
-            length: choose_form(model, length, int(first_run_choices["memory"]))
+        needed = {
+            length: needs(model, length)[choose_form(model, length, limit)]
             for length in {entry.length for entry in self.source.survey.entries}
         }
-        need = max(needs(model, length)[form] for length, form in forms.items())
-        return UnitMemory(need, described(longest), "use --dtype bfloat16 or a smaller model")
+        largest = max(self.source.survey.entries, key=lambda entry: needed[entry.length])
+        return UnitMemory(needed[largest.length], described(largest), "use --dtype bfloat16 or a smaller model")
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         entries = self.source.survey.entries

@@ -155,6 +155,9 @@ class EmbedJob(Job):
         model = self.model.language_model
         outputs = embedding_outputs(model.config, self.options)
         tokens = largest_batch(self.lengths, budget)
+        if self.options.surprise == "masked":
+            # copies with one residue masked form batches of the same budget, or single copies
+            tokens = max(tokens, min(budget, sum(n * (n + 2) for n in self.lengths)))
         need = batch_bytes(model.config, tokens, model.dtype.itemsize, outputs)
         longest = self.source.survey.longest
         if tokens == longest.length + 2:

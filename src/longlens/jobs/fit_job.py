@@ -31,7 +31,7 @@ from longlens.jobs.fit_contacts import (
 from longlens.jobs.inputs import InMemoryProteins, ProteinSource
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
-from longlens.jobs.plan import BatchOutputs, batch_bytes
+from longlens.jobs.plan import SHARE, BatchOutputs, batch_bytes, free_bytes
 from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
 from longlens.jobs.single_file import run_to_file
@@ -88,7 +88,15 @@ class FitJob(Job):
         config = model.config
         need += feature_bytes(config.layers, config.heads, config.head_width, longest.length, pairs)
         fitting = self.starts[-1] * config.layers * config.heads * FITTING
-        if fitting > need:
+        if self.model.device.type != "cpu":
+            # the regression is in the host's memory, and `limit` is of the device
+            host = int(SHARE * free_bytes(torch.device("cpu")))
+            if fitting > host:
+                raise InputError(
+                    f"the regression over {self.starts[-1]:,} pairs needs about {fitting / 2**30:.2f} GiB of the "
+                    f"host's memory, of which {host / 2**30:.2f} GiB may be used; lower --negatives"
+                )
+        elif fitting > need:
             return UnitMemory(fitting, f"the regression over {self.starts[-1]:,} pairs", "lower --negatives")
         return UnitMemory(need, described(longest), "use --dtype bfloat16 or a smaller model")
 

@@ -65,10 +65,14 @@ class SelectedRecords(ProteinSource):
 
     def __init__(self, source: ProteinSource, ids: Collection[str]) -> None:
         entries = source.survey.entries
-        skipped = [record for record in source.survey.skipped if record.id in ids]
+        # the broken rest of a file, with number 0, may have held any of them
+        skipped = [record for record in source.survey.skipped if record.id in ids or record.number == 0]
         missing = sorted(set(ids) - {entry.id for entry in entries} - {record.id for record in skipped})
         if missing:
-            raise InputError(f"expected ids of records in the file, but no record has the id {', '.join(missing)}")
+            lost = "".join(f"; {record.reason}" for record in skipped if record.number == 0)
+            raise InputError(
+                f"expected ids of records in the file, but no record has the id {', '.join(missing)}{lost}"
+            )
         self._source = source
         self._places = [place for place, entry in enumerate(entries) if entry.id in ids]
         if not self._places:

@@ -71,8 +71,10 @@ class LookJob(Job):
     def key(self) -> dict[str, Any]:
         # figures name the model, so its name belongs to the job key
         chosen = asdict(self.options) | {"method": str(parse_method(self.options.method)), "name": self.model.name}
-        records = [[entry.source, entry.number, entry.sha256] for entry in self.source.survey.entries]
-        return job_key(self.model, self.source.survey, chosen | {"records": records})
+        survey = self.source.survey
+        records = [[entry.source, entry.number, entry.sha256] for entry in survey.entries]
+        skipped = [[record.source, record.number] for record in survey.skipped]
+        return job_key(self.model, survey, chosen | {"records": records, "skipped": skipped})
 
     @property
     def about(self) -> dict[str, Any]:
@@ -90,7 +92,8 @@ class LookJob(Job):
 
     def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
         smaller = "collect less, choose fewer layers or heads, use --dtype bfloat16 or a smaller model"
-        return UnitMemory(self.need, described(self.source.survey.longest), smaller)
+        unit = "residues" if isinstance(self.model.module, MaskedLM) else "tokens"
+        return UnitMemory(self.need, described(self.source.survey.longest, unit), smaller)
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         total = len(self.source.survey.entries)

@@ -104,7 +104,8 @@ def total_limit(max_memory: str | None, device: torch.device) -> int:
     """Bytes that the whole process may hold: `max_memory`, or what it holds now and `SHARE` of the free memory."""
     if max_memory is not None:
         return parse_bytes(max_memory)
-    in_use = process_bytes() if device.type == "cpu" else 0
+    # PyTorch's cache of freed blocks is not free for others, but it is for this process
+    in_use = process_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)
     return in_use + int(SHARE * free_bytes(device))
 
 

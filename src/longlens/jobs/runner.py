@@ -159,10 +159,11 @@ def _refuse_memory(job: Job, before: dict[str, Any] | None) -> None:
     )
     if before is None:
         raise InputError(f"{needs}; raise --max-memory, {need.advice}")
-    raise InputError(
-        f"{needs}; the job was begun with more. Raise --max-memory to continue it, or give another output to begin "
-        "again in less memory"
-    )
+    again = "give another output to begin again in less memory"
+    if not {"memory", "tokens_per_batch"} & before["first_run_choices"].keys():
+        # nothing that the first run chose: it takes as much in another folder
+        again = need.advice
+    raise InputError(f"{needs}; the job was begun with more. Raise --max-memory to continue it, or {again}")
 
 
 def _work(job: Job, units: Sequence[Unit], folder: ResultFolder, progress: ProgressCallback) -> None:
@@ -212,9 +213,9 @@ def interruptible(state: Callable[[], str]) -> Iterator[None]:
 # ---- functions that jobs share
 
 
-def described(entry: RecordInfo) -> str:
+def described(entry: RecordInfo, unit: str = "residues") -> str:
     """A record in an error message."""
-    return f"{entry.source}, record {entry.number} ({entry.id}), {entry.length:,} residues"
+    return f"{entry.source}, record {entry.number} ({entry.id}), {entry.length:,} {unit}"
 
 
 def announce(model: ModelInfo, survey: Survey, progress: ProgressCallback) -> None:

@@ -89,23 +89,24 @@ class _ScoreJob(Job):
         return {"model": self.model.name}
 
     def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
-        model, longest = self.model.language_model, self.source.survey.longest
-        units = self.units(first_run_choices)
-        if self._masks:
-            lengths = [entry.length for entry in self.source.survey.entries]
-            # the copies of a unit are as long as its protein
-            tokens = max((lengths[unit.first] + 2) * (unit.stop - unit.start) for unit in units)
-            outputs = BatchOutputs(0, 0)
-        else:
-            tokens, outputs = longest.length + 2, BatchOutputs(len(model.alphabet), 0)
-        need = batch_bytes(model.config, tokens, model.dtype.itemsize, outputs)
+        model, entries = self.model.language_model, self.source.survey.entries
+        sizes = [
+            (entries[unit.first].length + 2, unit.stop - unit.start if self._masks else 1, unit.first)
+            for unit in self.units(first_run_choices)
+        ]
+        if not sizes:
+            # only wild types, or variants that are skipped
+            return UnitMemory(0, "", "")
+        length, copies, protein = max(sizes, key=lambda size: size[0] * size[1])
+        outputs = BatchOutputs(0 if self._masks else len(model.alphabet), 0)
+        need = batch_bytes(model.config, length * copies, model.dtype.itemsize, outputs)
         smaller = "use --dtype bfloat16 or a smaller model"
-        if tokens == longest.length + 2:
-            return UnitMemory(need, described(longest), smaller)
+        if copies == 1:
+            return UnitMemory(need, described(entries[protein]), smaller)
         budget = self.options.budget
         return UnitMemory(
             need,
-            f"a batch of {tokens:,} tokens of masked copies",
+            f"a batch of {length * copies:,} tokens of masked copies",
             f"lower --tokens-per-batch (now {budget:,}), {smaller}",
         )
 

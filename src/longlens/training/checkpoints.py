@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
+from zipfile import is_zipfile
 
 import torch
 
@@ -57,17 +58,21 @@ def find_checkpoint(folder: Path, name: str = NAME) -> CheckpointStep | None:
 
 
 def _load(path: Path, *, mmap: bool) -> dict[str, Any]:
+    if not is_zipfile(path):
+        raise CheckpointError(f"{path}: expected a checkpoint of longlens train, got a broken one; {_advice(path)}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        if {"settings", "step", "parts"} <= state.keys():
-            return dict(state)
-        problem = "another file"
-    except (OSError, RuntimeError, ValueError, EOFError, AttributeError, UnpicklingError) as error:
-        problem = f"a broken one ({str(error).splitlines()[0]})"
-    raise CheckpointError(
-        f"{path}: expected a checkpoint of longlens train, got {problem}; remove it to begin again, or give another "
-        "folder"
-    )
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
+    except UnpicklingError:
+        state = None
+    if not isinstance(state, dict) or not {"settings", "step", "parts"} <= state.keys():
+        raise CheckpointError(f"{path}: expected a checkpoint of longlens train, got another file; {_advice(path)}")
+    return state
+
+
+def _advice(path: Path) -> str:
+    return "give another folder" if path.name == STABLE else "remove it to begin again, or give another folder"
 
 
 def read_checkpoint(folder: Path, settings: dict[str, Any], parts: Mapping[str, Stateful], name: str = NAME) -> int:

@@ -33,6 +33,8 @@ from longlens.training.data import Crops, all_crops
 from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
 LOG = "log.jsonl"
+# what an error of the disk says is not lost
+KEPT = "the last checkpoint stays"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ class TrainSettings:
         for name, fits in (
             ("steps", self.steps >= 1),
             ("tokens", self.tokens >= 1),
-            # a start, an end and a residue between them
-            ("crop", self.crop >= 3),
+            ("crop", 8 <= self.crop <= self.tokens),
             ("warmup", self.warmup >= 0),
             ("rate", self.rate > 0),
             ("adam_rate", self.adam_rate > 0),
@@ -74,8 +75,9 @@ class TrainSettings:
         ):
             if not fits:
                 raise InputError(
-                    "expected steps, tokens and layers of at least 1, a crop of at least 3, rates above 0, mask_rate "
-                    "and decay as shares, a width of an even number for each head, got "
+                    "expected steps, tokens and layers of at least 1, a crop of 8 to all tokens of a step, rates above "
+                    "0, a warmup of no negative number, mask_rate and decay as shares, a width of an even number for "
+                    "each head, got "
                     f"{name} = {getattr(self, name)}"
                 )
 
@@ -119,8 +121,9 @@ def train(
         raise InputError(f"expected at least 1 step between checkpoints, got {every}")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / ".lock", folder):
-            return _train(settings, proteins, held_out, folder, report, every=every, stop=stop, note=note)
+        locked = lock(folder / ".lock", folder)
+    with locked:
+        return _train(settings, proteins, held_out, folder, report, every=every, stop=stop, note=note)
 
 
 def _train(
@@ -165,7 +168,8 @@ def _train(
         step += 1
         total, hidden, residues = total + loss.item(), hidden + len(masked.truth), residues + len(masked.packed.tokens)
         if step == stable_until(settings):
-            write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps), STABLE)
+            with writing(folder, KEPT):
+                write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps), STABLE)
         last = step == settings.steps
         leave = stop()
         rate = residues / (time.monotonic() - since)
@@ -173,9 +177,10 @@ def _train(
             checked = step % every == 0 or last
             perplexity = held_out_perplexity(model, validation, attend) if checked else None
             progress = TrainingReport(step, settings.steps, total / max(1, hidden), rate, perplexity)
-            # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
-            _append(folder, progress)
-            write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps))
+            with writing(folder, KEPT):
+                # the line first: one that a killed run wrote without its checkpoint is written again and replaces it
+                _append(folder, progress)
+                write_checkpoint(folder, run_key, parts, CheckpointStep(step, settings.steps))
             report(progress)
             total, hidden, since, residues = 0.0, 0, time.monotonic(), 0
         elif step % 10 == 0:
