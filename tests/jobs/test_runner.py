@@ -167,7 +167,7 @@ def test_a_resume_with_less_memory_is_refused_by_what_it_needs(model_folder, fas
     # enough for the longest protein alone, not for the batch that was first_run_choices
     allowed = job.batch_bytes(loaded.config, max(LENGTHS) + 2, 4, held)
     monkeypatch.setattr(job, "memory_limit", lambda *_: allowed)
-    needs = r"a batch of 2,843 tokens, of 16,384 as chosen: needs about .* begun with more. Raise --max-memory to continue"
+    needs = "a batch of 2,843 tokens, of 16,384 as chosen: needs about .* with more. Raise --max-memory to continue"
     with pytest.raises(InputError, match=needs):
         longlens.embed(fasta, **arguments, surprise="masked")
 
