@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from esm_peer import esm, save
-from longlens.models.checkpoints.tensors import REMAP
+from longlens.models.checkpoints.tensors import REMAP, SafetensorsFile
 from longlens.testing import peak_growths
 
 WIDTH, LAYERS = 1024, 4
@@ -55,3 +58,30 @@ def test_the_peak_is_the_weights_and_one_tensor(folders, kind):
     for peak, size in zip(peaks, sizes.values(), strict=True):
         # a mapping is given back once more than REMAP of it was read
         assert values * size <= peak <= values * size + REMAP + largest + SLACK
+
+
+@pytest.mark.memory
+@pytest.mark.skipif(sys.platform != "linux", reason="RSS is counted in another way")
+def test_small_tensors_among_large_ones_do_not_map_the_file(tmp_path):
+    """The kernel may map 2 MiB of the file for a bias of a few bytes; a model of 650M parameters has 300 of them."""
+    path = tmp_path / "model.safetensors"
+    save_file({f"{number:03}": torch.zeros(2**19) for number in range(64)}, path)
+    with path.open("rb") as written:
+        # out of the page cache, so that reading ahead fills it by large pages
+        os.fsync(written.fileno())
+        os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    file = SafetensorsFile(path)
+    file.read("000")
+    before, most = mapped_bytes(), 0
+    for number in range(64):
+        # a few values of each tensor, as if it were a bias
+        with mock.patch.object(file, "_get", lambda name: file._opened.get_tensor(name)[:4]):
+            file.read(f"{number:03}").clone()
+        most = max(most, mapped_bytes() - before)
+    assert most <= REMAP + SLACK
+
+
+def mapped_bytes() -> int:
+    """File pages in this process's memory."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) * 1024

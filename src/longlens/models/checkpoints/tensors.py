@@ -21,6 +21,8 @@ from torch import Tensor
 from longlens.errors import CheckpointError
 
 REMAP = 2**24
+# the least that a read maps: the kernel may map a large page of the file for a tensor of a few bytes
+LARGE_PAGE = 2**21
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SAFETENSORS_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _ZIP = b"PK\x03\x04"
@@ -49,7 +51,7 @@ class TensorFile(ABC):
             self._opened, self._touched = None, 0
             self._opened = self._guarded(self._open)
         tensor: Tensor = self._guarded(lambda: self._get(name))
-        self._touched += tensor.numel() * tensor.element_size()
+        self._touched += max(LARGE_PAGE, tensor.numel() * tensor.element_size())
         return tensor
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
