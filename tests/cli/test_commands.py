@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import re
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
 
+from contact_lists import contact_list
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError
@@ -148,38 +148,24 @@ def table(tmp_path):
     return path
 
 
-@pytest.fixture
-def contact_list(tmp_path):
-    """A list of random contacts of three proteins, and the proteins: arguments of `contacts fit`."""
-    draw = np.random.default_rng(0)
-    i, j = np.triu_indices(60, 6)
-    lines, records = ["id,i,j"], []
-    for number in range(3):
-        records.append(f">p{number}\n{protein(60, number)}\n")
-        lines += [f"p{number},{i[place] + 1},{j[place] + 1}" for place in draw.permutation(len(i))[:12]]
-    (tmp_path / "c.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "c.fasta").write_text("".join(records))
-    return [tmp_path / "c.csv", "--fasta", tmp_path / "c.fasta"]
-
-
-def test_score_names_its_model_and_every_command_warns_of_tiny(model_folder, fasta, table, tmp_path, contact_list):
+def test_score_names_its_model_and_every_command_warns_of_tiny(model_folder, fasta, table, tmp_path):
     score = ["score", table, "--sequence", WILD]
     result = run(*score, "-m", model_folder)
     assert f"({model_folder}), float32 on cpu" in result.stderr
     assert "no --model" not in result.stderr
     for arguments in (score, ["look", fasta, "-o", tmp_path / "look", "--no-figures"],
                       ["contacts", fasta, "-o", tmp_path / "contacts"],
-                      ["contacts", "fit", *contact_list, "-o", tmp_path / "head.safetensors"]):  # fmt: skip
+                      ["contacts", "fit", *contact_list(tmp_path), "-o", tmp_path / "head.safetensors"]):  # fmt: skip
         assert "no --model was named, so `tiny` is used" in run(*arguments).stderr
 
 
-def test_every_command_that_computes_takes_threads(model_folder, fasta, table, tmp_path, contact_list, monkeypatch):
+def test_every_command_that_computes_takes_threads(model_folder, fasta, table, tmp_path, monkeypatch):
     seen, before, genuine = [], torch.get_num_threads(), runner._work
     monkeypatch.setattr(runner, "_work", lambda *a: (seen.append(torch.get_num_threads()), genuine(*a)))
     for arguments in (["contacts", fasta, "-o", tmp_path / "contacts"],
                       ["look", fasta, "-o", tmp_path / "look", "--no-figures"],
                       ["score", table, "--sequence", WILD],
-                      ["contacts", "fit", *contact_list, "-o", tmp_path / "head.safetensors"]):  # fmt: skip
+                      ["contacts", "fit", *contact_list(tmp_path), "-o", tmp_path / "head.safetensors"]):  # fmt: skip
         run(*arguments, "-m", model_folder, "--threads", before + 1)
     assert seen == [before + 1] * 4
     assert torch.get_num_threads() == before

@@ -168,6 +168,16 @@ def test_the_form_follows_the_memory_allowed(model):
     assert job.choose_form(loaded, 50_000, needed["whole"] - 1) == "kept"
 
 
+def test_what_fits_in_no_form_is_refused(model, fasta, tmp_path, monkeypatch):
+    least = min(job.needs(load(model), max(LENGTHS)).values())
+    monkeypatch.setattr(job, "memory_limit", lambda *_: least - 1)
+    refused = run(fasta, "-o", tmp_path / "out", "--model", model)
+    assert isinstance(refused.exception, InputError)
+    assert "120 residues: needs about" in str(refused.exception)
+    assert "raise --max-memory" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_picture_holds_the_largest_of_each_cell(model, maps, monkeypatch):
     monkeypatch.setattr(writers, "CELLS", 25)
     monkeypatch.setattr("longlens.lens.contacts.STRETCH", 32)

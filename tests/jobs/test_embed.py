@@ -159,7 +159,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(model_folder, tmp_pat
     subprocess.run([*call, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
     draw, killed = random.Random(surprise), 0
     journal = tmp_path / "out" / ".work" / "journal.jsonl"
-    for _ in range(2):
+    for _ in range(3):
         job = subprocess.Popen([*call, "-o", str(tmp_path / "out")], stdout=subprocess.DEVNULL)
         before = len(journal.read_bytes()) if journal.is_file() else 0
         # let some units pass, then strike at a random moment
@@ -170,7 +170,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(model_folder, tmp_pat
             job.send_signal(signal.SIGKILL)
             killed += 1
         job.wait()
-    assert killed
+    assert killed >= 2
     subprocess.run([*call, "-o", str(tmp_path / "out")], check=True, capture_output=True)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     # and once more, with nothing left to do

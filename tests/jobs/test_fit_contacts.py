@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from contact_lists import contact_list
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import CheckpointError, InputError, SequenceError
@@ -205,23 +206,9 @@ def test_proteins_that_are_alike_are_held_out_together(pair):
     assert not fitted.held_out
 
 
-@pytest.fixture
-def contact_list(tmp_path):
-    """A list of random contacts of three proteins, and the proteins: arguments of `contacts fit`."""
-    draw = np.random.default_rng(0)
-    i, j = np.triu_indices(60, 6)
-    lines, records = ["id,i,j"], []
-    for number in range(3):
-        records.append(f">p{number}\n{protein(60, number)}\n")
-        lines += [f"p{number},{i[place] + 1},{j[place] + 1}" for place in draw.permutation(len(i))[:12]]
-    (tmp_path / "c.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "c.fasta").write_text("".join(records))
-    return [tmp_path / "c.csv", "--fasta", tmp_path / "c.fasta"]
-
-
-def test_a_refused_fit_does_not_block_the_one_that_it_advises(pair, contact_list, tmp_path):
+def test_a_refused_fit_does_not_block_the_one_that_it_advises(pair, tmp_path):
     folder = save(pair[0], tmp_path / "model")
-    fit = ["contacts", "fit", *map(str, contact_list), "-o", str(tmp_path / "head.safetensors"), "-m", str(folder)]
+    fit = ["contacts", "fit", *contact_list(tmp_path), "-o", str(tmp_path / "head.safetensors"), "-m", str(folder)]
     refused = CliRunner().invoke(cli, [*fit, "--strength", "1e-9"])
     assert "every weight is 0" in str(refused.exception)
     assert "a larger --strength" in str(refused.exception)

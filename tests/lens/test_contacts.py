@@ -162,14 +162,14 @@ def test_a_model_without_a_head_says_what_to_do():
 @pytest.mark.memory
 def test_the_kept_form_is_linear():
     here = str(Path(__file__).parent)
-    cases = [{"residues": residues, "kept": True} for residues in (2048, 4096)]
-    cases += [{"residues": 4096, "kept": False}]
+    cases = [{"residues": residues, "kept": True} for residues in (4096, 8192)]
+    cases += [{"residues": 8192, "kept": False}]
     small, large, whole = peak_growths(
         "contact_pass:contact_pass", cases, path=[here], warm_up={"residues": 64, "kept": True}, runs=1
     )
     assert large <= 2.1 * small
     # the map itself, and little more
-    assert 4 * 4096**2 <= whole <= 1.3 * 4 * 4096**2
+    assert 4 * 8192**2 <= whole <= 1.3 * 4 * 8192**2
 
 
 def test_another_method_is_refused_and_predictions_are_exact_inside_a_watch(tmp_path):

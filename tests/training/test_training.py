@@ -203,8 +203,16 @@ def test_a_folder_that_is_a_file_or_in_use_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 0}, {"heads": 0}, {"tokens": 0}, {"crop": 2}, {"rate": -1.0}, {"warmup": -1}]
+    ("setting", "value", "named"),
+    [
+        ("width", 0, "width"),
+        ("heads", 0, "width"),
+        ("tokens", 0, "tokens"),
+        ("crop", 2, "crop"),
+        ("rate", -1.0, "rate"),
+        ("warmup", -1, "warmup"),
+    ],
 )
-def test_settings_that_cannot_be(wrong):
-    with pytest.raises(InputError, match=f"got {next(iter(wrong))} = " if wrong != {"heads": 0} else "got width"):
-        replace(SMALL, **wrong)
+def test_settings_that_cannot_be(setting, value, named):
+    with pytest.raises(InputError, match=f"got {named} = "):
+        replace(SMALL, **{setting: value})

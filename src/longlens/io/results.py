@@ -72,7 +72,8 @@ class ResultFolder:
             shutil.rmtree(self.work, ignore_errors=True)
             return
         self.work.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        # released when this process ends, however it ends
+        self._locked = lock(self.work / LOCK, path)
         if before is None:
             for path_ in self.work.iterdir():
                 if path_.name != LOCK:
@@ -98,10 +99,6 @@ class ResultFolder:
         if files is not None:
             manifest["files"] = files
         write_whole(self.path / MANIFEST, as_json(manifest))
-
-    def _lock(self) -> None:
-        """Lock the folder against other processes until this one ends, however it ends."""
-        self._locked = lock(self.work / LOCK, self.path)
 
     def _refuse_missing(self, sizes: dict[str, int]) -> None:
         gone = [name for name, count in sizes.items() if _bytes_of(self.path / name) != count]
@@ -303,13 +300,7 @@ def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) 
     changed = _changes(before, now)
     if changed:
         listed = "\n  ".join(changed)
-        if path.name.endswith(".longlens"):
-            # beside the file that was to be made of them
-            raise InputError(
-                f"{path} holds unfinished results of another job; give another output, remove that folder, or give "
-                f"what differs:\n  {listed}"
-            )
-        raise InputError(f"{path} holds the results of another job; give another folder, or what differs:\n  {listed}")
+        raise InputError(f"{path} holds the results of another job; give another output, or what differs:\n  {listed}")
 
 
 def _flatten(value: Any, name: str = "") -> dict[str, Any]:

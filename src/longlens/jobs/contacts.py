@@ -59,7 +59,7 @@ def needs(model: MaskedLM, residues: int) -> dict[str, int]:
 
 
 def choose_form(model: MaskedLM, residues: int, limit: int) -> str:
-    """ "whole" if a protein's map fits in `limit` bytes, else "kept", the form that takes less."""
+    """ "whole" if a protein's map fits in `limit` bytes, else "kept", which is linear in its length."""
     return "whole" if needs(model, residues)["whole"] <= limit else "kept"
 
 
@@ -106,7 +106,8 @@ class ContactJob(Job):
             for length in {entry.length for entry in self.source.survey.entries}
         }
         largest = max(self.source.survey.entries, key=lambda entry: needed[entry.length])
-        return UnitMemory(needed[largest.length], described(largest), "use --dtype bfloat16 or a smaller model")
+        smaller = "use --dtype bfloat16 or a smaller model"
+        return UnitMemory(needed[largest.length], described(largest), smaller, chosen=True)
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         entries = self.source.survey.entries

@@ -23,7 +23,7 @@ from longlens.jobs.inputs import Proteins, ProteinSource, as_words, open_protein
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
-from longlens.jobs.plan import BatchOutputs, batch_bytes, largest_batch, make_batches, token_budget, tokens_named
+from longlens.jobs.plan import BatchOutputs, batch_bytes, batch_tokens, largest_batch, make_batches
 from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, file_notes, residue_units, run
 from longlens.lens.predict.vocabulary import Predictions
@@ -154,15 +154,14 @@ class EmbedJob(Job):
         budget = int(first_run_choices["tokens_per_batch"])
         model = self.model.language_model
         outputs = embedding_outputs(model.config, self.options)
-        tokens = largest_batch(self.lengths, budget)
-        if self.options.surprise == "masked":
-            # copies with one residue masked form batches of the same budget, or single copies
-            tokens = max(tokens, min(budget, sum(n * (n + 2) for n in self.lengths)))
+        tokens = largest_batch(self.lengths, budget, masked=self.options.surprise == "masked")
         need = batch_bytes(model.config, tokens, model.dtype.itemsize, outputs)
         longest = self.source.survey.longest
         if tokens == longest.length + 2:
-            return UnitMemory(need, described(longest), "use --dtype bfloat16, include less, or use a smaller model")
-        return UnitMemory(need, f"a batch of {tokens:,} tokens, of {budget:,} as chosen", "or lower --tokens-per-batch")
+            unit, advice = described(longest), "use --dtype bfloat16, include less, or use a smaller model"
+        else:
+            unit, advice = f"a batch of {tokens:,} tokens, of {budget:,} as chosen", "or lower --tokens-per-batch"
+        return UnitMemory(need, unit, advice, chosen=True)
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         budget = int(first_run_choices["tokens_per_batch"])
@@ -266,9 +265,8 @@ def embed(
         announce(info, source.survey, progress)
         outputs = embedding_outputs(loaded.config, options)
         limit = memory_limit(loaded, max_memory)
-        auto = tokens_per_batch == "auto"
-        budget = token_budget(loaded, limit, outputs) if auto else tokens_named(tokens_per_batch)
-        job = EmbedJob(info, source, options, limit, budget, named=not auto)
+        budget = batch_tokens(tokens_per_batch, loaded.config, loaded.dtype.itemsize, limit, outputs)
+        job = EmbedJob(info, source, options, limit, budget, named=tokens_per_batch != "auto")
         with output_folder(output) as folder:
             run(job, folder.path, progress)
     return Embeddings(folder)

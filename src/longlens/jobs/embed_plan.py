@@ -10,13 +10,12 @@ from longlens.io.survey import Survey
 from longlens.jobs.embed import EmbedOptions, embedding_outputs
 from longlens.jobs.memory import ModelSize, PeakMemory, batch_limit, predict_peak, total_limit
 from longlens.jobs.plan import (
+    batch_tokens,
     largest_batch,
     make_batches,
     masked_operations,
     operations,
     standard_bytes,
-    tokens_named,
-    tokens_within,
 )
 from longlens.jobs.runner import described
 
@@ -72,17 +71,11 @@ def plan_embedding(
         limit = batch_limit(total, fixed.libraries + fixed.weights, size.device)
     except InputError as error:
         refusal = str(error)
-    if tokens_per_batch == "auto":
-        budget = tokens_within(config, size.dtype.itemsize, limit, outputs)
-    else:
-        budget = tokens_named(tokens_per_batch)
+    budget = batch_tokens(tokens_per_batch, config, size.dtype.itemsize, limit, outputs)
     lengths = [entry.length for entry in survey.entries]
     longest = survey.longest
     largest = largest_batch(lengths, budget)
-    # copies of a protein with one residue masked form batches of the same budget, or single copies
-    peak = predict_peak(
-        size, max(largest, min(budget, sum(n * (n + 2) for n in lengths))) if masked else largest, outputs
-    )
+    peak = predict_peak(size, largest_batch(lengths, budget, masked=masked), outputs)
     name = described(longest)
     if config.max_length is not None and longest.length + 2 > config.max_length:
         refusal = f"{name}: expected at most {config.max_length - 2} residues for this model"

@@ -14,7 +14,6 @@ import torch
 from longlens.errors import InputError
 from longlens.models.encoder import CHUNK, EncoderConfig, Layer, attend_with
 from longlens.models.language_model import CHUNK as LOGITS_CHUNK
-from longlens.models.language_model import MaskedLM
 from longlens.models.rotary import Rotary
 
 # the scores of attention's tiles, and their temporaries
@@ -82,29 +81,24 @@ def parse_bytes(text: str) -> int:
     return int(count)
 
 
-def token_budget(model: MaskedLM, limit: int, outputs: BatchOutputs) -> int:
-    """Tokens in a batch: as many as the memory allows, up to a size beyond which batches are not faster."""
-    return tokens_within(model.config, model.dtype.itemsize, limit, outputs)
+def batch_tokens(chosen: int | str, config: EncoderConfig, element: int, limit: int, outputs: BatchOutputs) -> int:
+    """Tokens in a batch: the number that the user chose, or, for "auto", as many as fit in `limit` bytes, up to a size
+    beyond which batches are not faster. Raises `InputError` if `chosen` is neither."""
+    if chosen == "auto":
+        tokens = MOST_TOKENS
+        while tokens > 512 and batch_bytes(config, tokens, element, outputs) > limit:
+            tokens //= 2
+        return tokens
+    if not str(chosen).isdigit() or int(chosen) < 1:
+        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {chosen!r}")
+    return int(chosen)
 
 
-def tokens_within(config: EncoderConfig, element: int, limit: int, outputs: BatchOutputs) -> int:
-    """`token_budget` of a model of this shape and element size in bytes."""
-    tokens = MOST_TOKENS
-    while tokens > 512 and batch_bytes(config, tokens, element, outputs) > limit:
-        tokens //= 2
-    return tokens
-
-
-def tokens_named(tokens: int | str) -> int:
-    """The number of tokens in a batch that the user named. Raises `InputError` if it is not a number."""
-    if not str(tokens).isdigit() or int(tokens) < 1:
-        raise InputError(f"expected --tokens-per-batch auto or a whole number, got {tokens!r}")
-    return int(tokens)
-
-
-def largest_batch(lengths: Sequence[int], budget: int) -> int:
-    """Tokens of the largest batch."""
-    return max((sum(lengths[a:b]) + 2 * (b - a) for a, b in make_batches(lengths, budget)), default=0)
+def largest_batch(lengths: Sequence[int], budget: int, *, masked: bool = False) -> int:
+    """Tokens of the largest batch; with `masked`, also of the copies of proteins with each residue masked in turn,
+    which form batches of the same budget, or single copies."""
+    largest = max((sum(lengths[a:b]) + 2 * (b - a) for a, b in make_batches(lengths, budget)), default=0)
+    return max(largest, min(budget, sum(n * (n + 2) for n in lengths))) if masked else largest
 
 
 def make_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int]]:

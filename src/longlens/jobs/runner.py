@@ -50,12 +50,14 @@ class Unit:
 class UnitMemory:
     """The predicted memory of a job's largest unit of work: `bytes` beyond what the process holds before it.
 
-    For the error where it does not fit, `unit` says which unit it is, and `advice` what takes less.
+    For the error where it does not fit, `unit` says which unit it is, and `advice` what takes less. `chosen`: whether
+    it depends on the choices of the first run, so that the job may take less when it is begun again.
     """
 
     bytes: int
     unit: str
     advice: str
+    chosen: bool = False
 
 
 class Job(ABC):
@@ -159,10 +161,7 @@ def _refuse_memory(job: Job, before: dict[str, Any] | None) -> None:
     )
     if before is None:
         raise InputError(f"{needs}; raise --max-memory, {need.advice}")
-    again = "give another output to begin again in less memory"
-    if not {"memory", "tokens_per_batch"} & before["first_run_choices"].keys():
-        # nothing that the first run chose: it takes as much in another folder
-        again = need.advice
+    again = "give another output to begin again in less memory" if need.chosen else need.advice
     raise InputError(f"{needs}; the job was begun with more. Raise --max-memory to continue it, or {again}")
 
 

@@ -90,14 +90,15 @@ class _ScoreJob(Job):
 
     def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
         model, entries = self.model.language_model, self.source.survey.entries
-        sizes = [
+        sizes = (
             (entries[unit.first].length + 2, unit.stop - unit.start if self._masks else 1, unit.first)
             for unit in self.units(first_run_choices)
-        ]
-        if not sizes:
+        )
+        largest = max(sizes, key=lambda size: size[0] * size[1], default=None)
+        if largest is None:
             # only wild types, or variants that are skipped
             return UnitMemory(0, "", "")
-        length, copies, protein = max(sizes, key=lambda size: size[0] * size[1])
+        length, copies, protein = largest
         outputs = BatchOutputs(0 if self._masks else len(model.alphabet), 0)
         need = batch_bytes(model.config, length * copies, model.dtype.itemsize, outputs)
         smaller = "use --dtype bfloat16 or a smaller model"

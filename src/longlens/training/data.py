@@ -36,6 +36,11 @@ def all_crops(proteins: Sequence[NDArray[np.int16]], crop: int, tokens: int, *, 
     return [pack(step) for step in steps]
 
 
+def crop_fits(crop: int, tokens: int) -> bool:
+    """Whether crops of so many tokens can fill a step of so many."""
+    return 8 <= crop <= tokens
+
+
 class Crops:
     """An endless, shuffled stream of crops of at most `crop` tokens, packed to about `tokens` in a step.
 
@@ -46,7 +51,7 @@ class Crops:
     def __init__(
         self, proteins: Sequence[NDArray[np.int16]], crop: int, tokens: int, seed: int, *, joined: bool = False
     ) -> None:
-        if not 8 <= crop <= tokens:
+        if not crop_fits(crop, tokens):
             raise InputError(f"expected 8 <= crop <= tokens in a step, got crop {crop} and {tokens} tokens")
         self.proteins, self.crop, self.tokens, self.seed, self.joined = proteins, crop, tokens, seed, joined
         self.epoch = self.place = 0

@@ -29,7 +29,7 @@ from longlens.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from longlens.training.data import Crops, all_crops
+from longlens.training.data import Crops, all_crops, crop_fits
 from longlens.training.objective import held_out_perplexity, mask_tokens, masked_loss
 
 LOG = "log.jsonl"
@@ -63,7 +63,7 @@ class TrainSettings:
         for name, fits in (
             ("steps", self.steps >= 1),
             ("tokens", self.tokens >= 1),
-            ("crop", 8 <= self.crop <= self.tokens),
+            ("crop", crop_fits(self.crop, self.tokens)),
             ("warmup", self.warmup >= 0),
             ("rate", self.rate > 0),
             ("adam_rate", self.adam_rate > 0),
