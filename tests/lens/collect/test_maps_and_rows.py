@@ -32,3 +32,13 @@ def test_entropy_of_nearly_one_hot_rows_is_not_below_0(scale):
     seen = longlens.scan(query, key, collect=[Entropy(), EffectiveKeys()], method="window:16|dilated:8,5", scale=scale)
     assert (seen["entropy"].values >= 0).all()
     assert (seen["effective_keys"].values >= 1).all()
+
+
+@pytest.mark.parametrize(("method", "error"), [("exact", 5e-4), ("window:32|dilated:32,3", 3e-3)])
+def test_entropy_at_scores_of_thousands_is_within_what_the_page_says(method, error):
+    query, key = torch.randn(1, 2, 200, 16), torch.randn(1, 2, 200, 16)
+    arguments = {"collect": [Entropy()], "method": method, "scale": 300.0}
+    single = longlens.scan(query, key, **arguments)["entropy"].values
+    double = longlens.scan(query.double(), key.double(), **arguments)["entropy"].values
+    assert double.dtype == torch.float64
+    assert (single.double() - double).abs().max() <= error
