@@ -225,8 +225,8 @@ def unsure(profile: Profile) -> float:
     """Spearman's correlation between attention received, averaged over heads, and the entropy of the prediction."""
     residues = ~profile.sequence.special
     received = profile.by_token["received"].mean((0, 1))[residues]
-    ranks = [values.argsort().argsort() for values in (received, profile.predicted["expected"][residues])]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (values.argsort().argsort() for values in (received, profile.predicted["expected"][residues]))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def far_links(profile: Profile, apart: int, count: int) -> list[str]:
@@ -293,7 +293,7 @@ def draw(
     folder: Path, name: str, profile: Profile, tokens: Sequence[int], chosen: Sequence[tuple[int, int, str]] = ()
 ) -> None:
     """The figures, small enough for a page: maps of the heads that stand out, with `chosen` in place of the last."""
-    heads = [*profile.telling_heads(6 - len(chosen)), *chosen]
+    heads = [*profile.outstanding_heads(6 - len(chosen)), *chosen]
     drawn = {
         "overview": profile.draw_overview(),
         "tracks": profile.draw_tracks(tokens),
