@@ -4,6 +4,7 @@
     python benchmarks/gpu.py                        all steps, the most valuable first, each in a process of its own
     python benchmarks/gpu.py --step 3 --out DIR     one step; steps may be given several times
     python benchmarks/gpu.py --minutes 25           no step is begun that would not end by then
+    python benchmarks/gpu.py --at-most 1.5          each step ends after so many minutes; what it did not reach is told
     python benchmarks/gpu.py --dry-run              every step at tiny sizes on the CPU, in well under a minute
 
 Every measurement is a line in gpu_<device>_<date>.jsonl as soon as it is taken; the .json beside it and a short table
@@ -14,6 +15,7 @@ deadline. Needs torch and longlens' own dependencies for attention: no pyarrow, 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -53,10 +55,10 @@ STEPS = (
 )
 
 
-def run_here(numbers: Sequence[int], device: str, dry: bool, log: Path) -> None:
-    """Run steps in this process."""
+def run_here(numbers: Sequence[int], device: str, dry: bool, log: Path, at_most: float) -> None:
+    """Run steps in this process, each of them for `at_most` minutes."""
     for number in numbers:
-        step = STEPS[number - 1]
+        step = bounded(STEPS[number - 1], at_most)
         begun = time.monotonic()
         setup = Setup(step.name, device, dry, begun + 60 * step.minutes, log)
         print(f"-- {number} {step.name}: {step.about}", flush=True)
@@ -70,14 +72,20 @@ def run_here(numbers: Sequence[int], device: str, dry: bool, log: Path) -> None:
         setup.record("step", minutes=(time.monotonic() - begun) / 60, measurements=len(setup.rows))
 
 
-def run_apart(numbers: Sequence[int], dry: bool, log: Path, deadline: float) -> None:
+def bounded(step: Step, at_most: float) -> Step:
+    """The step with no more than so many minutes."""
+    return step._replace(minutes=min(step.minutes, at_most))
+
+
+def run_apart(numbers: Sequence[int], dry: bool, log: Path, deadline: float, at_most: float = math.inf) -> None:
     """Run each step in a process of its own, so that neither a crash nor a hang stops the others."""
     for number in numbers:
-        step = STEPS[number - 1]
+        step = bounded(STEPS[number - 1], at_most)
         if time.monotonic() + 60 * step.minutes > deadline:
             append_line(log, {"step": step.name, "name": "the step", "not_run": "no time was left for it"})
             continue
         call = [sys.executable, str(Path(__file__).resolve()), "--child", "--step", str(number), "--log", str(log)]
+        call += ["--at-most", str(at_most)]
         child = subprocess.Popen([*call, *(["--dry-run"] if dry else [])])
         try:
             # a measurement that is under way at the deadline may end
@@ -114,6 +122,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the steps")
     parser.add_argument("--step", type=int, action="append", choices=range(1, len(STEPS) + 1), help="run this one")
     parser.add_argument("--minutes", type=float, default=60.0, help="for all steps together")
+    parser.add_argument("--at-most", type=float, default=math.inf, help="minutes for each step")
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT") or RESULTS), help="folder of the results"
     )
@@ -135,16 +144,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     numbers = chosen.step or list(range(1, len(STEPS) + 1))
     if chosen.child:
-        run_here(numbers, device, chosen.dry_run, chosen.log)
+        run_here(numbers, device, chosen.dry_run, chosen.log, chosen.at_most)
         return 0
     theme = "gpu-dry" if chosen.dry_run else "gpu"
     log = chosen.out / f"{theme}_{hardware(device)}_{time.strftime('%Y-%m-%d')}.jsonl"
     before = len(read_lines(log))
     if chosen.dry_run:
         # one process: starting ten of them would be most of the time
-        run_here(numbers, device, True, log)
+        run_here(numbers, device, True, log, chosen.at_most)
     else:
-        run_apart(numbers, False, log, time.monotonic() + 60 * chosen.minutes)
+        run_apart(numbers, False, log, time.monotonic() + 60 * chosen.minutes, chosen.at_most)
     rows = read_lines(log)
     write_json(log.with_suffix(".json"), rows)
     print(summary(rows[before:]))
