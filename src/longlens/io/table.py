@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longlens.io.accessions import accession_of
 from longlens.io.survey import Survey
 
 
@@ -42,9 +43,12 @@ def write_table(
 
 
 def survey_columns(survey: Survey) -> dict[str, list[Any]]:
-    """The columns that the survey gives for each protein."""
-    names = ("source", "number", "id", "description", "length", "sha256", "substituted", "gaps")
-    columns = {name: [getattr(entry, name) for entry in survey.entries] for name in names}
+    """The columns that the survey gives for each protein; `accession` is UniProt's, where the id holds one."""
+    names = ("source", "number", "id", "accession", "description", "length", "sha256", "substituted", "gaps")
+    columns = {
+        name: [accession_of(entry.id) if name == "accession" else getattr(entry, name) for entry in survey.entries]
+        for name in names
+    }
     return {"record" if name == "number" else name: column for name, column in columns.items()}
 
 
@@ -56,7 +60,10 @@ def write_columns(path: Path, survey: Survey, columns: dict[str, list[Any]], abo
     """
     columns = columns | {"problem": [None for _ in survey.entries]}
     for record in survey.skipped:
-        cells = {"source": record.source, "record": record.number, "id": record.id, "problem": record.reason}
+        cells = {
+            "source": record.source, "record": record.number, "id": record.id, "accession": accession_of(record.id),
+            "problem": record.reason,
+        }  # fmt: skip
         for name, column in columns.items():
             column.append(cells.get(name))
     schema = pa.schema([(name, _TYPES.get(name, pa.int64())) for name in columns])
@@ -65,7 +72,7 @@ def write_columns(path: Path, survey: Survey, columns: dict[str, list[Any]], abo
 
 
 _TYPES = dict.fromkeys(
-    ("source", "id", "description", "sha256", "file", "form", "problem"), pa.string()
+    ("source", "id", "accession", "description", "sha256", "file", "form", "problem"), pa.string()
 ) | dict.fromkeys(("surprise", "perplexity"), pa.float64())
 
 
