@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from longlens.io.formats import ResultArrays, write_arrays
+from longlens.io.formats import write_arrays
+from longlens.io.result_arrays import ResultArrays
 from longlens.io.results import ArraySpec
 from longlens.io.row_array import RowArray
 

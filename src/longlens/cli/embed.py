@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 @include_option
 @layers_option
 @click.option(
-    "--format", "format_", type=click.Choice(["h5", "zarr", "pt", "npz", "parquet"]), default="h5", show_default=True
-)
+    "--format", "format_", type=click.Choice(["h5", "h5-by-id", "scikit-bio", "zarr", "pt", "npz", "parquet"]),
+    default="h5", show_default=True,
+)  # fmt: skip
 @surprise_option
 @click.option("--array-dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True)
 @tokens_per_batch_option

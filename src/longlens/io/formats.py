@@ -1,5 +1,7 @@
 """Final files from raw arrays: HDF5, Zarr, NumPy, Parquet, or one PyTorch file for each protein as fair-esm writes.
 
+The HDF5 files of other tools, with a dataset for each protein or for scikit-bio, are in `longlens.io.hdf5_formats`.
+
 The same arrays give the same bytes: no times, no names of the machine. Rows are copied a stretch at a time. Every file
 names its model and has the proteins' ids and lengths (HDF5, Zarr and NumPy under `about/`).
 """
@@ -8,44 +10,20 @@ from __future__ import annotations
 
 import io
 import json
-import mmap
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.results import ArraySpec
+from longlens.io.hdf5_formats import write_h5, write_h5_by_id, write_scikit_bio
+from longlens.io.result_arrays import ABOUT, STRETCH, ResultArrays, release_pages, stretches
 
-ABOUT = "about/"
-FORMATS = ("h5", "zarr", "pt", "npz", "parquet")
-# bytes copied at a time
-STRETCH = 2**24
-
-
-@dataclass(frozen=True)
-class ResultArrays:
-    """Raw arrays, memory-mapped; protein i has the residues [starts[i], starts[i + 1]).
-
-    `about`: the model and the versions, as names and texts.
-    """
-
-    specs: list[ArraySpec]
-    arrays: Mapping[str, NDArray[Any]]
-    starts: NDArray[np.int64]
-    ids: list[str]
-    about: Mapping[str, str]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Residues of each protein."""
-        return np.diff(self.starts)
+FORMATS = ("h5", "h5-by-id", "scikit-bio", "zarr", "pt", "npz", "parquet")
 
 
 def require_zarr() -> None:
@@ -56,39 +34,10 @@ def require_zarr() -> None:
 
 def write_arrays(finished: ResultArrays, format: str, folder: Path) -> Path:
     """Write all arrays to `folder` in a format of `FORMATS`; returns the file or folder made."""
-    target = folder / ("proteins" if format == "pt" else f"arrays.{format}")
-    {"h5": _write_h5, "zarr": _write_zarr, "npz": _write_npz, "parquet": _write_parquet, "pt": _write_pt}[format](
-        finished, target
-    )
+    folders = {"pt": "proteins", "h5-by-id": "by-id", "scikit-bio": "scikit-bio"}
+    target = folder / folders.get(format, f"arrays.{format}")
+    _WRITERS[format](finished, target)
     return target
-
-
-def _stretches(array: NDArray[Any]) -> Iterator[slice]:
-    rows = max(1, STRETCH // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        yield slice(start, min(start + rows, len(array)))
-        _release(array)
-
-
-def _release(array: NDArray[Any]) -> None:
-    """Release the pages of a mapped array that were read: until then they count as memory of the process."""
-    mapping = getattr(array, "_mmap", None)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _write_h5(finished: ResultArrays, target: Path) -> None:
-    import h5py
-
-    with h5py.File(target, "w") as file:
-        file.attrs.update(finished.about)
-        names = file.create_dataset(f"{ABOUT}ids", len(finished.ids), h5py.string_dtype(), track_times=False)
-        names[:] = finished.ids
-        file.create_dataset(f"{ABOUT}lengths", data=finished.lengths, track_times=False)
-        for name, array in finished.arrays.items():
-            dataset = file.create_dataset(name, array.shape, array.dtype, track_times=False)
-            for rows in _stretches(array):
-                dataset[rows] = array[rows]
 
 
 def _write_zarr(finished: ResultArrays, target: Path) -> None:
@@ -103,7 +52,7 @@ def _write_zarr(finished: ResultArrays, target: Path) -> None:
         step = rows * max(1, STRETCH // 2**20)
         for start in range(0, len(array), step):
             target_array[start : start + step] = array[start : start + step]
-            _release(array)
+            release_pages(array)
 
 
 def _write_npz(finished: ResultArrays, target: Path) -> None:
@@ -120,7 +69,7 @@ def _write_npz(finished: ResultArrays, target: Path) -> None:
                 if array.ndim == 0:
                     file.write(array.tobytes())
                     continue
-                for rows in _stretches(array):
+                for rows in stretches(array):
                     file.write(np.ascontiguousarray(array[rows]).tobytes())
 
 
@@ -153,7 +102,7 @@ def _write_parquet(finished: ResultArrays, target: Path) -> None:
         writer = writer or pq.ParquetWriter(target, table.schema, use_dictionary=["id"])
         writer.write_table(table)
         for array in finished.arrays.values():
-            _release(array)
+            release_pages(array)
         first = last
     if writer is not None:
         writer.close()
@@ -183,4 +132,15 @@ def _write_pt(finished: ResultArrays, target: Path) -> None:
         torch.save(content, buffer)
         (target / f"{place + 1:07d}.pt").write_bytes(buffer.getvalue())
         for array in finished.arrays.values():
-            _release(array)
+            release_pages(array)
+
+
+_WRITERS: dict[str, Callable[[ResultArrays, Path], None]] = {
+    "h5": write_h5,
+    "h5-by-id": write_h5_by_id,
+    "scikit-bio": write_scikit_bio,
+    "zarr": _write_zarr,
+    "pt": _write_pt,
+    "npz": _write_npz,
+    "parquet": _write_parquet,
+}

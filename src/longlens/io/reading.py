@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.formats import ABOUT
+from longlens.io.result_arrays import ABOUT
 from longlens.io.results import MANIFEST, read_manifest
 from longlens.report import tables
 
@@ -94,7 +94,7 @@ def _open_arrays(folder: Path) -> Mapping[str, Any]:
         if path.exists():
             return np.load(path)
     raise InputError(
-        f"expected arrays.h5, arrays.zarr or arrays.npz in {folder}; read parquet and pt with their libraries"
+        f"expected arrays.h5, arrays.zarr or arrays.npz in {folder}; read other formats with the tools they are for"
     )
 
 

@@ -23,17 +23,19 @@ def write_table(
     arrays: Mapping[str, NDArray[Any]],
     file: str,
     about: Mapping[str, str],
+    more: Mapping[str, list[Any]] | None = None,
 ) -> None:
     """One row for each record that was read, in order, then one for each skipped, with a `problem` and no `row`.
 
     `row` numbers the arrays by protein, `start` and `stop` those by residue. `surprise` is the mean over residues in
-    nats, `perplexity` its exponential.
+    nats, `perplexity` its exponential. `more`: further columns of the proteins that were read.
     """
     columns = survey_columns(survey) | {
         "file": [file] * len(survey.entries),
         "row": list(range(len(survey.entries))),
         "start": starts[:-1].tolist(),
         "stop": starts[1:].tolist(),
+        **(more or {}),
     }
     if "surprise" in arrays:
         sums = np.add.reduceat(arrays["surprise"].astype(np.float64), starts[:-1])
@@ -72,7 +74,7 @@ def write_columns(path: Path, survey: Survey, columns: dict[str, list[Any]], abo
 
 
 _TYPES = dict.fromkeys(
-    ("source", "id", "accession", "description", "sha256", "file", "form", "problem"), pa.string()
+    ("source", "id", "accession", "description", "sha256", "file", "dataset", "form", "problem"), pa.string()
 ) | dict.fromkeys(("surprise", "perplexity"), pa.float64())
 
 

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.io.formats import FORMATS, ResultArrays, require_zarr, write_arrays
+from longlens.io.formats import FORMATS, require_zarr, write_arrays
+from longlens.io.hdf5_formats import dataset_names
+from longlens.io.result_arrays import ResultArrays
 from longlens.io.results import ArraySpec, ResultFolder
 from longlens.io.table import write_table
 from longlens.jobs.embeddings import Embeddings
 from longlens.jobs.inference import ResidueIndex, masked_predictions, residue_predictions, residue_rows
-from longlens.jobs.inputs import Proteins, ProteinSource, as_words, open_proteins
+from longlens.jobs.inputs import Proteins, ProteinSource, SequenceReader, as_words, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
@@ -66,6 +68,13 @@ class EmbedOptions:
             raise InputError("surprise 'masked' has no effect unless surprise is computed: add surprise to --include")
         if self.format == "zarr":
             require_zarr()
+        if self.format == "scikit-bio" and not set(self.include) <= {"mean", "per-tok", "bos"}:
+            raise InputError(
+                f"expected vectors for the format scikit-bio (mean, per-tok, bos), got {', '.join(self.include)}; "
+                "choose another format for logits and surprise"
+            )
+        if self.format == "scikit-bio" and self.array_dtype != "float32":
+            raise InputError(f"expected float32 for the format scikit-bio, got {self.array_dtype}, which it has not")
         # an unknown method raises its error here, before a folder is made
         parse_method(self.method)
 
@@ -201,10 +210,18 @@ class EmbedJob(Job):
         # the model's name when the job began, so that the bytes do not depend on where the model is when it continues
         about = file_notes(self.model, folder)
         ids = [entry.id for entry in survey.entries]
-        results = ResultArrays(folder.specs, arrays, starts, ids, about)
+        results = ResultArrays(folder.specs, arrays, starts, ids, about, self._sequences)
         written = write_arrays(results, self.options.format, final_folder)
-        write_table(final_folder / "index.parquet", survey, starts, arrays, written.name, about)
+        # where it differs from the id, a reader needs the name of each protein's dataset
+        more = {"dataset": dataset_names(ids)} if self.options.format == "h5-by-id" else {}
+        write_table(final_folder / "index.parquet", survey, starts, arrays, written.name, about, more)
         return [folder.place(path) for path in (written, final_folder / "index.parquet")]
+
+    def _sequences(self) -> Iterator[str]:
+        """The proteins again; raises `SequenceError` if one has changed since the job began."""
+        reader = SequenceReader(self.source)
+        for place in range(len(self.lengths)):
+            yield from reader.take(place, place + 1)
 
 
 def embed(
@@ -239,7 +256,8 @@ def embed(
         include: of "mean", "per-tok", "bos", "logits", "surprise".
         layers: from 0, the embedding, to the number of layers; -1 is the last; "all".
         surprise: "wt" predicts each residue in one pass that sees it; "masked" masks each residue in turn.
-        format: format of the files: "h5", "zarr", "npz", or, not readable by longlens, "pt" and "parquet".
+        format: format of the files: "h5", "zarr", "npz", or, for other programs, "h5-by-id", "scikit-bio", "pt" and
+            "parquet".
         array_dtype: "float32" or "float16", the dtype of vectors and logits in the files.
         method: method of attention, an object or its string form.
         tokens_per_batch: a number, or "auto": as many as the memory allows.
