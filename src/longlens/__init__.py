@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longlens import hf as hf
     from longlens import lens as lens
     from longlens import testing as testing
+    from longlens.diagnosis.doctor import doctor as doctor
     from longlens.io.reading import Results as Results
     from longlens.io.reading import open_results as open_results
     from longlens.jobs.contacts import contacts as contacts
@@ -87,6 +88,7 @@ _HOMES: dict[str, str | None] = {
     "Window": "longlens.ops.sparse.window",
     "attention": "longlens.ops.attention",
     "contacts": "longlens.jobs.contacts",
+    "doctor": "longlens.diagnosis.doctor",
     "embed": "longlens.jobs.embed",
     "errors": None,
     "explain": "longlens.ops.explain",

@@ -21,7 +21,7 @@ from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError, LonglensError
 from longlens.io.results import ResultFolder
-from longlens.jobs import limits, runner
+from longlens.jobs import cores, limits, runner
 from longlens.jobs.job_key import machine, model_name
 from longlens.jobs.memory import process_bytes
 from longlens.jobs.progress import Notice, StageProgress
@@ -285,12 +285,12 @@ def test_without_a_number_all_usable_cores_are_taken(monkeypatch):
 def test_cores_are_those_of_the_affinity_and_the_control_group(monkeypatch, tmp_path):
     monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(limits, "QUOTA", quota)
-    assert limits.usable_cores() == 8
+    monkeypatch.setattr(cores, "QUOTA", quota)
+    assert cores.usable_cores() == 8
     quota.write_text("max 100000\n")
-    assert limits.usable_cores() == 8
+    assert cores.usable_cores() == 8
     quota.write_text("250000 100000\n")
-    assert limits.usable_cores() == 2
+    assert cores.usable_cores() == 2
 
 
 @pytest.fixture

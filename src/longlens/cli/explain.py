@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from longlens.cli.wrapping import wrap_lines
 from longlens.errors import MaskError
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def explain(
         device=device,
         requires_grad=grad,
     )
-    click.echo(json.dumps(asdict(explanation), indent=2) if as_json else _wrap(str(explanation)))
+    click.echo(json.dumps(asdict(explanation), indent=2) if as_json else wrap_lines(str(explanation)))
 
 
 def read_mask(text: str, query: Shape, key: Shape) -> Rule | Tensor:
@@ -153,12 +152,3 @@ def _bias(name: str, query: Shape, key: Shape) -> Bias | Tensor:
     if name == "alibi":
         return longlens.Alibi(query[1])
     return torch.empty(1, query[1], query[2], key[2], device="meta")
-
-
-def _wrap(text: str) -> str:
-    """Wrap lines to the terminal's width, and indent the continuation to the column of the line's second word."""
-    width = min(120, shutil.get_terminal_size((120, 24)).columns)
-    return "\n".join(
-        "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 10, break_on_hyphens=False))
-        for line in text.splitlines()
-    )

@@ -14,6 +14,7 @@ from longlens.errors import LonglensError
 COMMANDS = {
     "conformance": ("longlens.cli.conformance:conformance", "Run an attention function through the conformance suite."),
     "contacts": ("longlens.cli.contacts:contacts", "Contact maps of proteins, in linear memory."),
+    "doctor": ("longlens.cli.doctor:doctor", "Show what is installed and what is fast on this machine."),
     "embed": ("longlens.cli.embed:embed", "Proteins to vectors, logits and surprise, in linear memory."),
     "explain": ("longlens.cli.explain:explain", "Show which path a call of attention would take, and its memory."),
     "look": ("longlens.cli.look:look", "Tables and figures of what a model attends to."),

@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from longlens.errors import InputError
+from longlens.jobs.cores import usable_cores
 from longlens.jobs.memory import batch_limit, model_size, process_bytes, refuse_large_model, total_limit
 from longlens.models.language_model import MaskedLM
 from longlens.models.pretrained import load
-
-# the CPU quota of this process's control group, on Linux
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None = None) -> MaskedLM:
@@ -38,22 +36,6 @@ def memory_limit(model: nn.Module, max_memory: str | None) -> int:
     on_cpu = parameter.device.type == "cpu"
     in_use = process_bytes() if on_cpu else sum(tensor.nbytes for tensor in model.state_dict().values())
     return batch_limit(total, in_use, parameter.device)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = QUOTA.read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        # no control group, or one of the first version
-        pass
-    return cores
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What is installed here, what this machine has, and what is fast on it: `longlens doctor`."""
