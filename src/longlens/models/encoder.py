@@ -24,6 +24,7 @@ from longlens.models.linear import apply_linear, apply_linear_gelu
 from longlens.models.observers import ObservedForward, Observers
 from longlens.models.rotary import Rotary, rotate, rotate_in_place
 from longlens.ops.attention import attention
+from longlens.ops.bounds import bounds_of, know_bounds
 from longlens.ops.method import Method
 from longlens.ops.observe import AttentionCall, Observer
 
@@ -102,7 +103,12 @@ class Packed(NamedTuple):
     cu_seqlens: Tensor
 
     def to(self, device: torch.device | str) -> Packed:
-        return Packed(self.tokens.to(device), self.cu_seqlens.to(device))
+        bounds = bounds_of(self.cu_seqlens)
+        # a tensor made in inference mode does not tell whether it was written to, and would be read in every layer
+        with torch.inference_mode(False):
+            moved = Packed(self.tokens.to(device), self.cu_seqlens.to(device))
+        know_bounds(moved.cu_seqlens, bounds)
+        return moved
 
 
 def pack(sequences: Iterable[NDArray[np.int64]]) -> Packed:
@@ -110,7 +116,8 @@ def pack(sequences: Iterable[NDArray[np.int64]]) -> Packed:
     parts = list(sequences)
     bounds = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int32)
     tokens = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    return Packed(torch.from_numpy(tokens), torch.from_numpy(bounds))
+    with torch.inference_mode(False):
+        return Packed(torch.from_numpy(tokens), torch.from_numpy(bounds))
 
 
 @dataclass(frozen=True)

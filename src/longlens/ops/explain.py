@@ -10,6 +10,7 @@ from torch import Tensor
 from longlens.errors import DtypeError
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refusals
+from longlens.ops.exact import packed
 from longlens.ops.exact.exact import ORDER, Exact, choose_path, path_refusals
 from longlens.ops.inputs import Inputs, check_inputs
 from longlens.ops.masks import Rule
@@ -136,6 +137,8 @@ def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
         path = choose_path(inputs) if method.path == "auto" else method.path
         reasons = path_refusals(inputs)
         why = f"{path} was named" if method.path != "auto" else f"{path} comes first"
+        if path == "sdpa" and packed.kernel_for(inputs) is not None:
+            path, why = "packed", "one kernel serves all sequences at once"
         idle = {
             "math": "quadratic memory: runs only when named",
             "flex": "compiles anew for each shape: runs only when named",
@@ -165,7 +168,7 @@ def predict_bytes(method: Method, path: str, inputs: Inputs) -> int:
     if inputs.query.dtype == torch.float16 and inputs.device_type == "cpu":
         # float32 copies of the inputs and of the output, and scratch in float32
         scratch = 2 * (scratch + output) + 4 * sum(t.numel() for t in (inputs.query, inputs.key, inputs.value))
-    tiled = path not in ("sdpa", "flex", "math")
+    tiled = path not in ("sdpa", "packed", "flex", "math")
     saved = 4 * batch * heads * queries * (inputs.need_lse or inputs.needs_grad)
     if inputs.cu_seqlens:
         output *= 2

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longlens.errors import DtypeError, InputError, MaskError
 from longlens.ops.biases import Bias, TensorBias
+from longlens.ops.bounds import bounds_of
 from longlens.ops.masks import AllOf, Causal, Rule, TensorMask
 
 # rows of half precision that `all_finite` adds up at a time
@@ -46,6 +47,8 @@ class Inputs:
     # (H,) logits of a further key of each head, which holds no value and takes part of each row's mass
     sinks: Tensor | None = None
     cu_seqlens: tuple[int, ...] | None = None
+    # the same as the tensor that was given, for kernels that read it on the device
+    boundaries: Tensor | None = None
     # set by explain() for inputs that are shapes only
     assumed_device: str | None = None
     assumed_grad: bool = False
@@ -111,6 +114,7 @@ class Inputs:
                 rule=None if self.rule is None else self.rule.row(index),
                 bias=None if self.bias is None else self.bias.row(index),
                 cu_seqlens=self._bounds_of_row(index),
+                boundaries=None,
             )
 
     def _bounds_of_row(self, index: int) -> tuple[int, ...] | None:
@@ -141,6 +145,7 @@ class Inputs:
                 rule=None if self.rule is None else self.rule.segment(start, stop),
                 bias=None if self.bias is None else self.bias.segment(start, stop),
                 cu_seqlens=None,
+                boundaries=None,
             )
 
     def describe(self) -> str:
@@ -215,6 +220,7 @@ def check_inputs(
         softcap=None if softcap is None else _check_softcap(softcap),
         sinks=sinks,
         cu_seqlens=None if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, query, key),
+        boundaries=cu_seqlens,
     )
 
 
@@ -367,7 +373,7 @@ def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> tuple[i
         raise MaskError("expected cu_seqlens to be a 1-D int32 tensor of boundaries, as in flash-attention")
     if query.shape[2] != key.shape[2]:
         raise MaskError(f"expected as many queries as keys with cu_seqlens, got {query.shape[2]} and {key.shape[2]}")
-    bounds = tuple(cu_seqlens.tolist())
+    bounds = bounds_of(cu_seqlens)
     batch, _, length, _ = query.shape
     ends = (bounds[0], bounds[-1]) if len(bounds) > 1 else None
     if ends != (0, batch * length) or any(a > b for a, b in pairwise(bounds)):

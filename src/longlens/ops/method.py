@@ -44,6 +44,10 @@ class Method(ABC):
     def attend(self, inputs: Inputs) -> AttentionOutput:
         """Compute attention on checked inputs (one sequence to a batch row: packing is resolved before)."""
 
+    def attend_packed(self, inputs: Inputs) -> AttentionOutput | None:
+        """Compute attention on all sequences of a pack at once; None where they have to run one after the other."""
+        return None
+
     @abstractmethod
     def reference(self, inputs: Inputs) -> Tensor:
         """The same result by definition, in N x N memory and in float64 or the inputs' dtype: (B, H, Nq, Dv)."""

@@ -61,7 +61,8 @@ def _attend(method: Method, inputs: Inputs) -> AttentionOutput:
         out = _attend(method, inputs.to(torch.float32))
         return AttentionOutput(out.output.to(torch.float16), out.lse)
     if inputs.cu_seqlens is not None:
-        return _join([_attend(method, part) for part in inputs.sequences()], axis=2)
+        together = method.attend_packed(inputs)
+        return together or _join([_attend(method, part) for part in inputs.sequences()], axis=2)
     return _join([attend_guarded(form, part) for form, part in method.localise(inputs)], axis=0)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
 from longlens.errors import MethodError, UnsupportedError
-from longlens.ops.exact import flex, sdpa
+from longlens.ops.exact import flex, packed, sdpa
 from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.method import Method, Tiled
 from longlens.ops.outputs import AttentionOutput
@@ -56,6 +57,10 @@ class Exact(Method):
             return attend_math(inputs)
         return attend_tiles(TiledProblem(inputs, lambda shapes, _: dense_tiles(shapes), dense_shape(inputs).scores))
 
+    def attend_packed(self, inputs: Inputs) -> AttentionOutput | None:
+        """All sequences by one kernel of PyTorch's, on CUDA, where one serves (`longlens.ops.exact.packed`)."""
+        return packed.attend(inputs) if self.path in ("auto", "sdpa") else None
+
     def tiles(self, inputs: Inputs, shape: TileShape) -> Tiled:
         """All pairs that the masks leave."""
         return Tiled(inputs, dense_tiles(inputs, shape))
@@ -82,18 +87,20 @@ class Exact(Method):
 
 def path_refusals(inputs: Inputs) -> dict[str, list[str]]:
     """For each path, why it cannot serve the inputs; empty lists for those that can."""
-    return {
-        "sdpa": sdpa.refusals(inputs),
-        "flex": flex.refusals(inputs),
-        "blockwise": [],
-        "math": ["it has no dropout"] if inputs.dropout else [],
-    }
+    return {path: refuse(inputs) for path, refuse in REFUSALS.items()}
+
+
+REFUSALS: dict[str, Callable[[Inputs], list[str]]] = {
+    "sdpa": sdpa.refusals,
+    "flex": flex.refusals,
+    "blockwise": lambda _: [],
+    "math": lambda inputs: ["it has no dropout"] if inputs.dropout else [],
+}
 
 
 def choose_path(inputs: Inputs) -> str:
     """The first path of `ORDER` that refuses nothing."""
-    reasons = path_refusals(inputs)
-    return next(path for path in ORDER if not reasons[path])
+    return next(path for path in ORDER if not REFUSALS[path](inputs))
 
 
 def attend_math(inputs: Inputs) -> AttentionOutput:

@@ -7,7 +7,7 @@ value width that differs is padded with zeros up to the larger of the two, which
 Which kernel `scaled_dot_product_attention` picks can be steered by `torch.nn.attention.sdpa_kernel` alone, which sets
 flags of the whole process: two threads that use it restore each other's values, and other code's calls fail meanwhile.
 So on a CPU the operator behind it is called directly, which also gives the log-sum-exp, and on CUDA PyTorch is asked
-beforehand which kernel it would pick.
+beforehand which kernel it would pick; where the log-sum-exp is wanted, that kernel's own operator is called.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
 
 from longlens.errors import UnsupportedError
+from longlens.ops import fused_cuda
 from longlens.ops.fused_cpu import attend_cpu, cpu_serves
 from longlens.ops.inputs import Inputs, all_finite
 from longlens.ops.outputs import AttentionOutput
-
-LINEAR_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
 def refusals(inputs: Inputs) -> list[str]:
@@ -32,8 +30,8 @@ def refusals(inputs: Inputs) -> list[str]:
     aligned = inputs.offset == 0
     on_cpu = inputs.device_type == "cpu"
     wants = {
-        "it gives no log-sum-exp": inputs.need_lse and not on_cpu,
-        "no gradient flows through its log-sum-exp": inputs.need_lse and on_cpu and inputs.needs_grad,
+        "no gradient flows through its log-sum-exp": inputs.need_lse and inputs.needs_grad,
+        "its log-sum-exp is that before dropout": inputs.need_lse and inputs.dropout > 0,
         "it would expand a mask rule to N x N": inputs.rule is not None,
         "it would expand a bias to N x N": inputs.bias is not None,
         "it has no softcap": inputs.softcap is not None,
@@ -43,14 +41,17 @@ def refusals(inputs: Inputs) -> list[str]:
         "causal with a key mask would expand to N x N": inputs.causal and inputs.key_mask is not None,
         "this PyTorch has no fused CPU operator that passes our check": on_cpu and not cpu_serves(inputs.query.dtype),
         "no kernel of linear memory is known on this device": inputs.device_type not in ("cpu", "cuda"),
-        "PyTorch would pick a kernel of quadratic memory": inputs.query.is_cuda and not _cuda_serves(inputs),
+        "PyTorch would pick a kernel of quadratic memory": inputs.query.is_cuda and _cuda_kernel(inputs) is None,
+        "the kernel that PyTorch would pick gives no log-sum-exp": (
+            inputs.need_lse and inputs.query.is_cuda and _lse_kernel(inputs) is None
+        ),
     }
     return [reason for reason, refused in wants.items() if refused]
 
 
 def attend(inputs: Inputs) -> AttentionOutput:
-    """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels; on a CPU also the log-sum-exp."""
-    query, key, value, width = _padded(*_once_differentiable(inputs))
+    """softmax(scale q k^T) v, causal or with a key mask, by PyTorch's fused kernels; also the log-sum-exp."""
+    query, key, value, width = padded(*once_differentiable(inputs))
     mask = filled = None
     if inputs.key_mask is not None:
         # a row without keys attends to all of them and is zeroed afterwards: the kernels differ in what they make of it
@@ -63,6 +64,12 @@ def attend(inputs: Inputs) -> AttentionOutput:
             mask = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
         output, lse = attend_cpu(query, key, value, inputs.scale, causal=inputs.causal, mask=mask)
         output, lse = _pass_on_nan(inputs.query, output, lse)
+    elif inputs.need_lse:
+        kernel = _lse_kernel(inputs)
+        assert kernel is not None
+        output, lse = fused_cuda.attend_dense(
+            kernel, query, key, value, inputs.scale, causal=inputs.causal, mask=mask
+        )  # fmt: skip
     else:
         output = F.scaled_dot_product_attention(
             query, key, value, mask, inputs.dropout, inputs.causal,
@@ -93,7 +100,7 @@ def _pass_on_nan(query: Tensor, output: Tensor, lse: Tensor) -> tuple[Tensor, Te
     return output.masked_fill(lost.unsqueeze(3), torch.nan), lse.masked_fill(lost, torch.nan)
 
 
-def _once_differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def once_differentiable(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value, whose gradients refuse by our own message to be differentiated again."""
     tensors = (inputs.query, inputs.key, inputs.value)
     return _Once.apply(*tensors) if inputs.needs_grad else tensors
@@ -123,16 +130,31 @@ class _Refusal(torch.autograd.Function):
         )
 
 
-def _cuda_serves(inputs: Inputs) -> bool:
-    query, key, value, _ = _padded(inputs.query, inputs.key, inputs.value)
+def _cuda_kernel(inputs: Inputs) -> str | None:
+    """The kernel that PyTorch would pick: "flash", "efficient" or "cudnn"; None for one of quadratic memory."""
+    query, key, value, _ = padded(inputs.query, inputs.key, inputs.value)
     mask = None if inputs.key_mask is None else inputs.key_mask[:, None, None, :]
     choice = torch._fused_sdp_choice(
         query, key, value, mask, inputs.dropout, inputs.causal, scale=inputs.scale, enable_gqa=inputs.groups > 1
     )
-    return choice in [backend.value for backend in LINEAR_BACKENDS]
+    return fused_cuda.KERNELS.get(choice)
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+def _lse_kernel(inputs: Inputs) -> str | None:
+    """The kernel whose log-sum-exp is taken on CUDA: the one that PyTorch would pick, or another of its kind."""
+    kernel = _cuda_kernel(inputs)
+    if kernel is None:
+        return None
+    if inputs.key_mask is not None:
+        # the others take no mask by their own name, and this one no grouped heads
+        kernels = ["efficient"] if inputs.groups == 1 else []
+    else:
+        kernels = [kernel, "flash"] if kernel == "cudnn" else [kernel]
+    there = inputs.query
+    return next((name for name in kernels if fused_cuda.gives_lse(name, there.dtype, there.device)), None)
+
+
+def padded(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """Queries, keys and values of one width, and the value width to cut back to."""
     width = value.shape[3]
     short = query.shape[3] - width
