@@ -9,8 +9,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import longlens.cli.main as under_test
+from longlens.cli.aliases import ALIASES
 from longlens.errors import MethodError
 
 
@@ -47,6 +49,77 @@ def test_wrong_usage_is_2_and_leaves_stdout_empty(arguments: list[str]) -> None:
     assert run.returncode == 2
     assert run.stdout == ""
     assert "Usage: longlens" in run.stderr
+
+
+@pytest.mark.parametrize("name", sorted(ALIASES))
+def test_a_name_of_another_tool_is_our_command_under_our_name(name: str) -> None:
+    ours = ALIASES[name][0]
+    assert ours in under_test.COMMANDS
+    assert name not in under_test.COMMANDS
+    run, same = (CliRunner().invoke(under_test.cli, [word, "--help"]) for word in (name, ours))
+    assert run.exit_code == 0
+    assert run.output == same.output
+    assert f"Usage: cli {ours} " in run.output
+    # it is not among the commands, and has a line of its own
+    listed, _, other = CliRunner().invoke(under_test.cli, ["--help"]).output.partition("Names of other tools:")
+    assert f"  {name} " not in listed
+    assert f"  {name} " in other
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("embde", "No such command 'embde'. Did you mean embed?"),
+        ("Embed", "No such command 'Embed'. Did you mean embed?"),
+        ("extrct", "No such command 'extrct'. Did you mean embed (elsewhere extract)?"),
+        ("predict_contact", "Did you mean contacts (elsewhere predict-contacts)?"),
+        ("xyzzy", "No such command 'xyzzy'. See `longlens --help`."),
+        ("", "No such command ''."),
+    ],
+)
+def test_the_command_meant_is_named(word: str, said: str) -> None:
+    run = CliRunner().invoke(under_test.cli, [word])
+    assert run.exit_code == 2
+    assert said in run.stderr
+    assert run.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["embed", "--max-memry", "1G"], "--max-memory"),
+        (["explain", "--key_shap", "1"], "--key-shape"),
+        (["contacts", "fit", "--treads", "1"], "--threads"),
+        (["doctor", "--jsn"], "--json"),
+        (["--versoin"], "--version"),
+    ],
+)
+def test_the_option_meant_is_named(arguments: list[str], option: str) -> None:
+    run = CliRunner().invoke(under_test.cli, arguments)
+    assert run.exit_code == 2
+    assert f"'{option}'" in run.stderr
+
+
+def options_of(command: click.Command, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
+    """Every long option with a hyphen inside, of a command and of those inside it."""
+    found = [(path, name) for parameter in command.params for name in parameter.opts if "-" in name[2:]]
+    inside = command.commands.items() if isinstance(command, click.Group) else ()
+    return found + [one for name, inner in inside for one in options_of(inner, (*path, name))]
+
+
+@pytest.mark.parametrize("name", sorted(under_test.COMMANDS))
+def test_every_option_may_be_written_with_underscores(name: str) -> None:
+    command = under_test.cli.get_command(click.Context(under_test.cli), name)
+    assert command is not None
+    for path, option in options_of(command, (name,)):
+        run = CliRunner().invoke(under_test.cli, [*path, f"--{option[2:].replace('-', '_')}=", "--help"])
+        assert "No such option" not in run.output, (path, option)
+
+
+def test_words_of_an_option_too() -> None:
+    run = CliRunner().invoke(under_test.cli, ["score", "--scoring_strategy", "wt_marginals", "nosuch.csv"])
+    assert "wt_marginals" not in run.output
+    assert "'nosuch.csv' does not exist" in run.output
 
 
 def run_main_with(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> int | str | None:

@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from longlens import __version__
+from longlens.cli.aliases import ALIASES, nearest
 from longlens.errors import LonglensError
 
 # name -> module and object of the command, and its line in `longlens --help`
@@ -41,13 +42,32 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Take the names of other tools too, under ours in usage and messages; name the nearest for one mistyped."""
+        word = args[0].replace("_", "-")
+        name = ALIASES[word][0] if word in ALIASES else word
+        if name in COMMANDS or word.startswith("-"):
+            return super().resolve_command(ctx, [name, *args[1:]])
+        close = nearest(word, [*COMMANDS, *ALIASES])
+        meant = f"{ALIASES[close][0]} (elsewhere {close})" if close in ALIASES else close
+        hint = f" Did you mean {meant}?" if meant else " See `longlens --help`."
+        raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+        with formatter.section("Names of other tools"):
+            formatter.write_dl([(name, f"{ours} (as in {source})") for name, (ours, source) in ALIASES.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+# `_` for `-` in names of options and in their words, as other tools write them; commands inherit it
+SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
+
+
+@click.group(cls=LazyGroup, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="longlens")
 def cli() -> None:
     """Transformers over long proteins and texts in memory linear in their length, with a lens that shows what they
