@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.arguments import no_weights, read_arguments
 from longlens.hf.copies import AttachedName, ForwardHook
+from longlens.hf.feed_forward import FeedForwardChunks
 from longlens.hf.masks import DeferredMask
 from longlens.hf.modules import attention_modules, inner_models
 from longlens.hf.subscription import Subscription
@@ -30,7 +31,7 @@ from longlens.ops.registry import resolve_method
 _numbers = count()
 
 
-def attach(model: nn.Module, method: Method | str = "exact") -> Attachment:
+def attach(model: nn.Module, method: Method | str = "exact", *, mlp_chunk: int | None = None) -> Attachment:
     """Run `model`'s attention by `method`, in linear memory, until `.detach()` or the end of a `with`.
 
         with longlens.hf.attach(model, "window:256"):
@@ -48,22 +49,32 @@ def attach(model: nn.Module, method: Method | str = "exact") -> Attachment:
         model: a transformers model whose attention goes through `AttentionInterface` (ESM, BERT, Llama, ...), or a
             module that holds some (a `PeftModel`).
         method: as `longlens.attention` takes it.
+        mlp_chunk: also run feed-forward parts that compute each token by itself on so many tokens at a time, so that
+            their wide layers are not held for all tokens (`longlens.hf.feed_forward`); without gradients only. None:
+            run them as the model does.
 
     Raises:
         UnsupportedError: a model with its own attention code (Longformer, BigBird, DeBERTa, ...); later, from the
             model's forward, arguments that are not supported, such as `output_attentions=True`.
         InputError: the model is not one of transformers.
     """
-    return Attachment(model, method)
+    return Attachment(model, method, mlp_chunk=mlp_chunk)
 
 
 class Attachment:
     """A model that runs on longlens' attention. Made by `attach`; a context manager."""
 
-    def __init__(self, model: nn.Module, method: Method | str, observed: Sequence[Subscription] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method | str,
+        observed: Sequence[Subscription] = (),
+        mlp_chunk: int | None = None,
+    ) -> None:
         self.method = resolve_method(method)
         models = list(inner_models(model))
         _check_model(model, models)
+        self._chunks = None if mlp_chunk is None else FeedForwardChunks(model, mlp_chunk)
         # observers of the attachment before stay subscribed
         outer: Attachment | None = attachment_of(model)
         self._subscriptions: tuple[Subscription, ...] = (*(() if outer is None else outer._subscriptions), *observed)
@@ -103,6 +114,8 @@ class Attachment:
         # the hooks keep the attachment alive for as long as the model exists
         hook = ForwardHook(self._refuse_weights)
         self._hooks = [inner.register_forward_pre_hook(hook, with_kwargs=True) for inner in models]
+        if self._chunks is not None:
+            self._chunks.start()
 
     def detach(self) -> None:
         """Restore the attention that the model had, unless `set_attn_implementation` changed it. May be repeated."""
@@ -117,6 +130,8 @@ class Attachment:
         self.attached = False
         for hook in self._hooks:
             hook.remove()
+        if self._chunks is not None:
+            self._chunks.stop()
         self._forget()
 
     def __enter__(self) -> Self:

@@ -70,7 +70,7 @@ def trajectories_transformers(
         raise InputError(f"expected targets {tuple(ids.shape)} as input_ids, got {tuple(targets.shape)}")
     blocks = list(model.get_submodule(anatomy.layers).children())
     norm = None if anatomy.norm is None else model.get_submodule(anatomy.norm)
-    head = _head(model, anatomy)
+    head = head_of(model, anatomy)
     flat_targets = None if targets is None else targets.flatten()[rows]
     positions = torch.stack([rows // ids.shape[1], rows % ids.shape[1]], 1)
     reading = Reading(head, flat_targets, positions, top, chunk, rows)
@@ -146,7 +146,7 @@ def _tokens(inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return ids, mask.flatten().nonzero().squeeze(1)
 
 
-def _head(model: nn.Module, anatomy: ModelParts) -> Head:
+def head_of(model: nn.Module, anatomy: ModelParts) -> Head:
     """The head as a product with the vocabulary and the layers before it."""
     module: Any = model.get_submodule(anatomy.head)
     if isinstance(module, nn.Linear):

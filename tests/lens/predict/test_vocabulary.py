@@ -296,3 +296,37 @@ def test_trajectories_that_cannot_be():
         trajectories(model, packed, layers=[99])
     with pytest.raises(InputError, match="got Linear; for others call"):
         trajectories(nn.Linear(2, 2), packed)
+
+
+@pytest.mark.parametrize("block", [None, 7])
+def test_variance_and_the_probability_of_a_group_of_tokens(block):
+    hidden, weight = torch.randn(9, 8, dtype=torch.float64), 2 * torch.randn(30, 8, dtype=torch.float64)
+    group = torch.rand(30) < 0.3
+    targets = torch.randint(0, 30, (9,))
+    found = predictions(hidden, Head(weight), targets, variance=True, group=group, block=block, chunk=4)
+    log_p = (hidden @ weight.T).log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    variance = (log_p.exp() * log_p.square()).sum(-1) - entropy.square()
+    assert torch.allclose(found.variance, variance)
+    assert torch.allclose(found.group, log_p[:, group].logsumexp(-1))
+    surprise = -log_p.gather(1, targets[:, None])[:, 0]
+    assert torch.allclose(found.standardised, (surprise - entropy) / variance.sqrt())
+    assert {"variance", "group"} <= found.columns().keys()
+    # averaged over what the model expects: mean 0 and variance 1
+    every = torch.stack([
+        predictions(hidden, Head(weight), torch.full((9,), v), variance=True).standardised for v in range(30)
+    ], 1)  # fmt: skip
+    assert torch.allclose((log_p.exp() * every).sum(1), torch.zeros(9, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose((log_p.exp() * every.square()).sum(1), torch.ones(9, dtype=torch.float64))
+
+
+def test_a_uniform_prediction_has_no_standardised_surprise():
+    found = predictions(torch.zeros(2, 3), Head(torch.randn(5, 3)), torch.tensor([1, 2]), variance=True)
+    assert found.variance.tolist() == [0.0, 0.0]
+    assert found.standardised.isnan().all()
+    assert predictions(torch.zeros(2, 3), Head(torch.randn(5, 3)), torch.tensor([1, 2])).standardised is None
+
+
+def test_a_group_has_a_flag_for_each_token():
+    with pytest.raises(InputError, match="expected group"):
+        predictions(torch.zeros(2, 3), Head(torch.randn(5, 3)), group=torch.ones(4, dtype=torch.bool))

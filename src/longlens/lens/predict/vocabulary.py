@@ -6,11 +6,13 @@ For logits s (V,) of one token, p = softmax(s) and the target y:
     entropy  = -sum_v p_v log p_v            the surprise that the model itself expects
     rank     = 1 + #{v : s_v > s_y}          1: the target is the first choice; equal logits share the better rank
     top      = the k likeliest tokens and their log p; the order among equal logits is not defined
+    variance = sum_v p_v (log p_v)^2 - entropy^2       of the surprise, as the model itself expects it
+    group    = log sum_{v in G} p_v    of a given set G of tokens
 
 Tokens are walked in chunks, and a large vocabulary in blocks, as attention is over keys: with m the largest logit so
 far, l = sum e^(s - m) and t = sum e^(s - m) (s - m) are rescaled when m moves (the online softmax of Milakov &
 Gimelshein 2018, arXiv:1805.02867). Then surprise = log l + (m - s_y) and entropy = log l - t / l: sums of what is not
-negative, so that nothing cancels.
+negative, so that nothing cancels. With u = sum e^(s - m) (s - m)^2, variance = u / l - (t / l)^2.
 
     predicted = predictions(hidden, model.logits, tokens)
     predicted.surprise, predicted.rank, predicted.top          # (T,), (T,), (T, k)
@@ -79,7 +81,8 @@ class Predictions(Statistic):
 
     `entropy` (T,), `top` (T, k) int64 and `top_log_probability` (T, k), likeliest first; `targets` (T,) int64,
     `surprise` (T,) and `rank` (T,) int64 where targets were given: NaN and 0 at tokens without one (-100). `places`
-    (T, 2) int64: batch row (or sequence) and position of each token; None where the rows are one sequence.
+    (T, 2) int64: batch row (or sequence) and position of each token; None where the rows are one sequence. `variance`
+    and `group` (T,) where they were asked for.
     """
 
     entropy: Tensor
@@ -89,6 +92,16 @@ class Predictions(Statistic):
     surprise: Tensor | None = None
     rank: Tensor | None = None
     places: Tensor | None = None
+    variance: Tensor | None = None
+    group: Tensor | None = None
+
+    @property
+    def standardised(self) -> Tensor | None:
+        """(T,): excess / sqrt(variance), of mean 0 and variance 1 where the model is calibrated; NaN where the variance
+        is 0."""
+        if self.surprise is None or self.variance is None:
+            return None
+        return torch.where(self.variance > 0, (self.surprise - self.entropy) / self.variance.sqrt(), torch.nan)
 
     @property
     def excess(self) -> Tensor | None:
@@ -104,7 +117,9 @@ class Predictions(Statistic):
         for name in ("targets", "surprise", "rank"):
             if (tensor := getattr(self, name)) is not None:
                 table[name.removesuffix("s")] = _np(tensor[:rows])
-        table["entropy"] = _np(self.entropy[:rows])
+        for name in ("entropy", "variance", "group"):
+            if (tensor := getattr(self, name)) is not None:
+                table[name] = _np(tensor[:rows])
         for place in range(self.top.shape[1]):
             table[f"top_{place + 1}"] = _np(self.top[:rows, place])
             table[f"log_probability_{place + 1}"] = _np(self.top_log_probability[:rows, place])
@@ -139,6 +154,8 @@ def predictions(
     chunk: int | None = None,
     block: int | None = None,
     places: Tensor | None = None,
+    variance: bool = False,
+    group: Tensor | None = None,
     name: str = "predictions",
 ) -> Predictions:
     """Surprise, entropy, rank and the likeliest tokens of each row of `hidden` (T, d).
@@ -154,6 +171,8 @@ def predictions(
         block: vocabulary at a time, for a `Head`; the whole where None and 32 tokens of it fit. With several blocks and
             targets, the logits are computed twice, since a rank needs the target's logit first.
         places: `Predictions.places`.
+        variance: also the variance of the surprise.
+        group: (V,) bool, a set of tokens whose log-probability to compute.
         name: `Statistic.name`.
 
     Raises:
@@ -162,6 +181,8 @@ def predictions(
     _check(hidden, targets, top, chunk, block)
     head = Head(head.weight, head.bias) if isinstance(head, nn.Linear) else head
     vocabulary, kind = _about(head, hidden)
+    if group is not None and (group.shape != (vocabulary,) or group.dtype != torch.bool):
+        raise InputError(f"expected group ({vocabulary},) of bool, got {group.dtype} {tuple(group.shape)}")
     if targets is not None:
         _check_targets(targets, vocabulary)
     if block is None:
@@ -172,10 +193,13 @@ def predictions(
     chunk = chunk or min(max(HELD // max(block, 1), 1), MOST)
     spans = [slice(start, min(start + block, vocabulary)) for start in range(0, vocabulary, block)]
     columns = _empty(len(hidden), min(top, vocabulary), kind, targets, hidden.device)
+    more = {"variance": variance, "group": group is not None}
+    columns |= {key: torch.empty_like(columns["entropy"]) for key, asked in more.items() if asked}
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         wanted = None if targets is None else targets[rows]
-        for key, values in _of_chunk(_logit_blocks(head, hidden[rows], spans), spans, wanted, top).items():
+        blocks = _logit_blocks(head, hidden[rows], spans)
+        for key, values in _of_chunk(blocks, spans, wanted, top, variance, group).items():
             columns[key][rows] = values
     return Predictions(name, targets=targets, places=places, **columns)
 
@@ -195,12 +219,17 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _of_chunk(
-    blocks: Callable[[], Iterator[Tensor]], spans: list[slice], targets: Tensor | None, top: int
+    blocks: Callable[[], Iterator[Tensor]],
+    spans: list[slice],
+    targets: Tensor | None,
+    top: int,
+    variance: bool,
+    group: Tensor | None,
 ) -> dict[str, Tensor]:
     """The fields of `Predictions` for one chunk of rows."""
     state: _State | None = None
     for span, logits in zip(spans, blocks(), strict=True):
-        state = state or _State(logits, targets, top)
+        state = state or _State(logits, targets, top, variance, group)
         state.take_target(logits, span)
         if len(spans) == 1:
             state.count_larger(logits)
@@ -214,13 +243,13 @@ def _of_chunk(
 
 
 class _State:
-    """Running sums over the blocks of the vocabulary for one chunk of rows; m, l, t as in the module's docstring."""
+    """Running sums over the blocks of the vocabulary for one chunk of rows; m, l, t, u as in the module's docstring."""
 
-    def __init__(self, like: Tensor, targets: Tensor | None, top: int) -> None:
-        self.targets, self.top = targets, top
+    def __init__(self, like: Tensor, targets: Tensor | None, top: int, variance: bool, group: Tensor | None) -> None:
+        self.targets, self.top, self.variance, self.group = targets, top, variance, group
         # finite, so that a block of -inf alone changes nothing
         self.m = like.new_full((len(like),), torch.finfo(like.dtype).min)
-        self.l, self.t = (torch.zeros_like(self.m, dtype=torch.float64) for _ in range(2))
+        self.l, self.t, self.u, self.of_group = (torch.zeros_like(self.m, dtype=torch.float64) for _ in range(4))
         self.best = like.new_empty(len(like), 0)
         self.index = torch.empty(len(like), 0, dtype=torch.int64, device=like.device)
         self.of_target = torch.full_like(self.m, torch.nan)
@@ -251,6 +280,10 @@ class _State:
         scale = moved.exp()
         x = (logits - m.unsqueeze(1)).clamp_(min=FLOOR)
         e = x.exp()
+        if self.group is not None:
+            self.of_group = scale * self.of_group + e @ self.group[span].to(e.dtype)
+        if self.variance:
+            self.u = scale * (self.u + moved * (2 * self.t + moved * self.l)) + (x * x).mul_(e).sum(1)
         self.t = scale * (self.t + moved * self.l) + x.mul_(e).sum(1)
         # the largest apart: 1 + what is left of a sure prediction would be 1 in float32
         first = (largest.squeeze(1) - m).double().exp()
@@ -265,6 +298,10 @@ class _State:
             "top": self.index,
             "top_log_probability": (self.best - self.m.unsqueeze(1)) - log_l.unsqueeze(1),
         }
+        if self.variance:
+            columns["variance"] = (self.u / self.l - (self.t / self.l) ** 2).clamp(min=0.0)
+        if self.group is not None:
+            columns["group"] = self.of_group.log() - log_l
         if self.targets is not None:
             columns["surprise"] = log_l + (self.m - self.of_target)
             columns["rank"] = (self.larger + 1).masked_fill(self.targets == NO_TARGET, 0)
