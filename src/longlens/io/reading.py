@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,30 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.result_arrays import ABOUT
+from longlens.io.result_arrays import ABOUT, unique_names
 from longlens.io.results import MANIFEST, read_manifest
-from longlens.report import tables
+from longlens.report import annotated, tables
+from longlens.report.arrow import ArrowTable, with_vectors
 
 # columns of the table that a notebook shows
 SHOWN = ("record", "id", "description", "length", "surprise", "perplexity", "problem")
 
 
-class Results:
+# kinds of arrays with a row for each protein; the others have one for each residue
+PROTEIN_ARRAYS = ("mean", "bos")
+# columns that say where the arrays are, which means nothing outside the folder
+PLACES = ("file", "dataset", "row", "start", "stop", "problem")
+
+
+class Results(ArrowTable):
     """What `longlens embed` wrote, as h5, zarr or npz.
 
     results = longlens.open_results("results/")
     results.table                               # one dictionary for each record
     results["mean/6"]                           # (proteins, d), rows as in the table
     results.residues("surprise", results.table[0])
+    results.to_anndata().write_h5ad("v.h5ad")   # for scanpy
+    polars.DataFrame(results)                   # the table, and a column of vectors for each array of proteins
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,6 +58,56 @@ class Results:
     def to_frame(self) -> Any:
         """The table as a pandas DataFrame; raises `InputError`, which names the extra, if pandas is missing."""
         return tables.to_frame(self._columns())
+
+    def to_anndata(self, name: str | None = None) -> Any:
+        """The vectors of proteins as an AnnData object. Needs the extra `anndata`.
+
+        X is the array `name`, float32; None means the means of the last layer. `obs` has the table's columns, indexed
+        by the ids, of which repeated ones get _2, _3, ... (the column `id` keeps them as they are). Other arrays of
+        vectors are in `obsm` as X_MODEL_LAYER, or X_MODEL_bos_LAYER for start tokens; `uns["longlens"]` has the model,
+        the array's name and the manifest as JSON.
+
+        Raises `InputError` if there is no array with one vector for each protein.
+        """
+        vectors = self.vectors()
+        name = name or self.default_vectors()
+        if name not in vectors:
+            raise InputError(
+                f"expected an array with a vector for each protein, {', '.join(vectors)}, got {name!r}, which has "
+                "other rows"
+            )
+        rows = [row for row in self.table if row["problem"] is None]
+        model = self.manifest["model"]["name"]
+        further = {}
+        for other in vectors:
+            kind, _, layer = other.partition("/")
+            if other != name:
+                further["_".join(["X", model, *([] if kind == "mean" else [kind]), layer])] = self[other][:]
+        return annotated.to_anndata(
+            self[name][:],
+            unique_names([row["id"] for row in rows]),
+            {column: [row[column] for row in rows] for column in self.table[0] if column not in PLACES},
+            further=further,
+            about={"model": model, "array": name, "manifest": json.dumps(self.manifest, sort_keys=True)},
+        )
+
+    def vectors(self) -> list[str]:
+        """The names of the arrays with a vector for each protein."""
+        return [name for name in self if name.partition("/")[0] in PROTEIN_ARRAYS]
+
+    def default_vectors(self) -> str:
+        """The means of the last layer, or, without means, the last of the vectors. Raises `InputError` if none."""
+        vectors = self.vectors()
+        if not vectors:
+            raise InputError(
+                f"expected an array with a vector for each protein, got {', '.join(self)}; embed with --include mean"
+            )
+        return max(vectors, key=lambda name: (name.startswith("mean/"), int(name.partition("/")[2])))
+
+    def _arrow(self) -> Any:
+        """The table, with a column of vectors for each array of proteins; skipped records have none."""
+        table = pq.read_table(self.folder / "index.parquet").replace_schema_metadata()
+        return with_vectors(table, {name: self[name][:] for name in self.vectors()})
 
     def _columns(self) -> dict[str, list[Any]]:
         return {name: [row[name] for row in self.table] for name in (self.table[0] if self.table else ())}

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.jobs.table_results import TableResults
+from longlens.report.arrow import ArrowTable, stream_of
 from longlens.report.contacts import CELLS, draw_contacts
 from longlens.report.figures import has_matplotlib, inline
 from longlens.report.tables import to_frame
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 ELEMENTS = 2**20
 
 
-class ContactMaps(TableResults):
+class ContactMaps(ArrowTable, TableResults):
     """Contacts of proteins, in a folder (`folder`); `table` has a row for each record.
 
     maps["P12345"]                              # what was kept: "i", "j" (from 1), "probability", each (M,)
     maps.matrix("P12345")                       # (L, L), symmetric, 0 where a pair was not kept
     maps.to_frame()                             # pandas: a row for each pair that was kept
+    polars.DataFrame(maps)                      # the same; proteins are read one at a time
     maps.draw("P12345").savefig("map.png")      # a figure
     """
 
@@ -67,6 +70,22 @@ class ContactMaps(TableResults):
         return to_frame({
             "id": ids, **{name: np.concatenate([part[name] for part in pairs]) for name in ("i", "j", "probability")}
         })  # fmt: skip
+
+    def _arrow(self) -> Any:
+        """As `to_frame`, some pairs at a time."""
+        kinds = {"id": pa.string(), "i": pa.int32(), "j": pa.int32(), "probability": pa.float32()}
+        schema = pa.schema(list(kinds.items()))
+        tables = (self._table(number, part, schema) for number in range(len(self)) for part in self._parts(number))
+        return stream_of(tables, schema)
+
+    def _table(self, number: int, pairs: dict[str, NDArray[Any]], schema: Any) -> Any:
+        """Pairs of a protein as a pyarrow Table; of a whole map, in which each pair is twice, those with i < j."""
+        if self._path(number).suffix == ".zarr":
+            upper = pairs["i"] < pairs["j"]
+            pairs = {name: values[upper] for name, values in pairs.items()}
+        ids = pa.array([self.ids[number]] * len(pairs["i"]), pa.string())
+        columns = [pairs["i"].astype(np.int32), pairs["j"].astype(np.int32), pairs["probability"].astype(np.float32)]
+        return pa.table([ids, *columns], schema=schema)
 
     def draw(self, protein: str | int) -> Figure:
         """The map of a protein as a matplotlib figure; pairs that were not kept are white. Needs the extra `plot`."""

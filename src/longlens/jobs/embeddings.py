@@ -10,18 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.reading import Results, open_results
+from longlens.io.reading import PROTEIN_ARRAYS, Results, open_results
 from longlens.jobs.table_results import TableResults
+from longlens.report.arrow import ArrowTable
 from longlens.report.tables import to_frame
 
 
-class Embeddings(TableResults):
+class Embeddings(ArrowTable, TableResults):
     """Vectors and other arrays of proteins, in a folder (`folder`); `table` has a row for each record.
 
     embeddings["P12345"]                        # one protein's vector (d,), or its array by residue
     embeddings.array("mean/6")                  # all proteins' (P, d), rows in the order of `ids`
     embeddings.residues("surprise", "P12345")   # (L,)
     embeddings.to_frame()                       # pandas: a row for each protein
+    embeddings.to_anndata().write_h5ad("v.h5ad")
+    polars.DataFrame(embeddings)                # the table, and a column of vectors for each array of proteins
     """
 
     kind = "embeddings"
@@ -75,12 +78,19 @@ class Embeddings(TableResults):
         )
         return to_frame(index | columns).set_index(list(index))
 
+    def to_anndata(self, name: str | None = None) -> Any:
+        """The vectors of proteins as an AnnData object (`longlens.Results.to_anndata`). Needs the extra `anndata`."""
+        return self._results.to_anndata(name)
+
+    def _arrow(self) -> Any:
+        return self._results._arrow()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
 
     def _by_residue(self, name: str) -> bool:
         self._results[name]
-        return name.partition("/")[0] not in ("mean", "bos")
+        return name.partition("/")[0] not in PROTEIN_ARRAYS
 
     @cached_property
     def _first(self) -> str:

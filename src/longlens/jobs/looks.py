@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.jobs.table_results import TableResults
+from longlens.report.arrow import ArrowTable
+from longlens.report.coloured import coloured_html
 from longlens.report.tables import to_frame
 
 
-class Looks(TableResults):
+class Looks(ArrowTable, TableResults):
     """What a model attends to in each sequence, in a folder (`folder`) with a subfolder for each sequence.
 
     looks["P12345"]["rows"]["entropy"]          # a column of a table: layer x head x token
     looks.figures("P12345")                     # paths of the figures
     looks.to_frame("P12345", "tokens")          # pandas
+    polars.DataFrame(looks)                     # the table `tokens` of all sequences, with their ids
     """
 
     kind = "attention"
@@ -76,12 +81,27 @@ class Looks(TableResults):
             raise InputError(f"expected a table of {', '.join(tables)}, got {name!r}")
         return to_frame(tables[name])
 
+    def _arrow(self) -> Any:
+        tables = []
+        for number, id in enumerate(self.ids):
+            table = pq.read_table(self.path(number) / "tokens.parquet").replace_schema_metadata()
+            tables.append(table.add_column(0, "id", pa.array([id] * len(table), pa.string())))
+        # sequences have the same columns, but for those that are empty in all of one sequence's tokens
+        return pa.concat_tables(tables, promote_options="permissive")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
 
     def _picture(self) -> str | None:
-        shown = [path for path in self.figures(0) if path.stem == "overview"]
-        if not shown:
-            return None
-        data = base64.b64encode(shown[0].read_bytes()).decode()
-        return f'<img src="data:image/png;base64,{data}" alt="overview of the first sequence">'
+        """The first sequence: its tokens on the ground of their surprise, and the overview."""
+        parts = []
+        tokens = pq.read_table(self.path(0) / "tokens.parquet")
+        if "surprise" in tokens.column_names:
+            shown = tokens.filter(pc.invert(tokens["special"]))
+            labels = shown["label"].to_pylist()
+            parts.append(coloured_html(labels, shown["surprise"].to_numpy(), name=f"surprise in {self.ids[0]}"))
+        for path in self.figures(0):
+            if path.stem == "overview":
+                data = base64.b64encode(path.read_bytes()).decode()
+                parts.append(f'<img src="data:image/png;base64,{data}" alt="overview of the first sequence">')
+        return "".join(parts) or None

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from longlens.io.alphabet import STANDARD
 from longlens.jobs.variant_table import PROBLEM, VariantTable
+from longlens.report.arrow import ArrowTable, arrow_table
+from longlens.report.coloured import coloured_html
 from longlens.report.figures import has_matplotlib, inline
 from longlens.report.tables import html_table, to_frame
 from longlens.report.variants import draw_substitutions
@@ -20,12 +22,13 @@ if TYPE_CHECKING:
     from longlens.report.figures import Figure
 
 
-class Scores:
+class Scores(ArrowTable):
     """Scores of variants, in the order of their table. `text` is the content of the file, `manifest` its origin.
 
     scores.scores                               # (V,), NaN where a variant was skipped
     scores["K2A"]
     scores.to_frame()                           # pandas: the table with its new column
+    polars.DataFrame(scores)                    # the same
     """
 
     def __init__(self, text: str, manifest: dict[str, Any], column: str, table: VariantTable) -> None:
@@ -68,6 +71,9 @@ class Scores:
         """A pandas data frame of the table with its new column. Needs the extra `notebook`."""
         return to_frame(self.columns())
 
+    def _arrow(self) -> Any:
+        return arrow_table(self.columns())
+
     def __repr__(self) -> str:
         return f"<scores of {len(self):,} variants by {self.model}>"
 
@@ -76,13 +82,14 @@ class Scores:
         return html_table(self.columns(), title=f"{len(self):,} variants by {self.model}, {strategy}", total=len(self))
 
 
-class Substitutions:
+class Substitutions(ArrowTable):
     """Scores of all substitutions of one protein: `matrix` (L, 20), columns as `residues`; 0 where a residue stays.
 
     `text` is the content of the file, `manifest` its origin, `first` the number of the first residue.
 
     substitutions["K2A"]
     substitutions.to_frame()                    # pandas: a row for each position
+    polars.DataFrame(substitutions)             # the same
     substitutions.draw().savefig("matrix.png")  # a heat map
     """
 
@@ -125,9 +132,14 @@ class Substitutions:
         title = ", ".join(filter(None, (named, self.model, self.manifest["job"]["options"]["strategy"])))
         return draw_substitutions(self.matrix, self.sequence, title=title, first=self.first)
 
+    def _arrow(self) -> Any:
+        return arrow_table(self.columns())
+
     def __repr__(self) -> str:
         return f"<all substitutions of {len(self):,} residues by {self.model}>"
 
     def _repr_html_(self) -> str:
-        picture = inline(self.draw()) if has_matplotlib() else None
+        means = self.matrix.sum(1) / (len(self.residues) - 1)
+        tolerance = coloured_html(self.sequence, -means, name="mean loss of its 19 substitutions", first=self.first)
+        picture = tolerance + (inline(self.draw()) if has_matplotlib() else "")
         return html_table(self.columns(), title=f"all substitutions by {self.model}", total=len(self), picture=picture)

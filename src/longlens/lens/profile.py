@@ -28,6 +28,7 @@ from longlens.lens.collect.rows import Distance, DistanceSpread, EffectiveKeys, 
 from longlens.lens.watch import Seen
 from longlens.report import profile as figures
 from longlens.report import tables
+from longlens.report.arrow import ArrowTable, arrow_table
 from longlens.report.figures import has_matplotlib, inline, span
 from longlens.report.labels import TokenLabels as TokenLabels
 
@@ -82,7 +83,7 @@ class Maps:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(ArrowTable):
     """All that was collected of one sequence by one model; None or absent where it was not collected.
 
     `by_token` (L, H, N) by statistic; `near` (L, H): mean weight on the previous token, on itself, on the next;
@@ -199,6 +200,9 @@ class Profile:
     def to_frame(self) -> Any:
         """The overview as a pandas DataFrame: a row for each layer and head."""
         return tables.to_frame(self.overview_rows())
+
+    def _arrow(self) -> Any:
+        return arrow_table(self.overview_rows())
 
     def _repr_html_(self) -> str:
         table = self.overview_rows()

@@ -3,6 +3,7 @@
 seen.entropy[3]                 # the statistic of layer 3; its tensor is .values
 seen.entropy[3].to_frame()      # batch, head, query, entropy
 seen.entropy.to_frame()         # the same of every layer, with a column `layer`
+polars.DataFrame(seen.entropy)  # the same for any reader of Arrow
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from longlens.errors import InputError
 from longlens.report import figures, statistics, tables
+from longlens.report.arrow import ArrowTable, arrow_table
 
 if TYPE_CHECKING:
     from longlens.report.figures import Axes
@@ -30,7 +32,7 @@ DRAWN = 2**16
 
 
 @dataclass(frozen=True, repr=False)
-class Statistic(ABC):
+class Statistic(ArrowTable, ABC):
     """One statistic of one layer. `name` is that of its collector."""
 
     name: str
@@ -61,9 +63,7 @@ class Statistic(ABC):
             return path
         if path.suffix not in (".parquet", ".csv"):
             raise InputError(f"expected a path that ends in .parquet, .csv or .npz, got {path}")
-        import pyarrow as pa
-
-        arrow = pa.table(table)
+        arrow = arrow_table(table)
         if path.suffix == ".csv":
             from pyarrow import csv
 
@@ -73,6 +73,9 @@ class Statistic(ABC):
 
             parquet.write_table(arrow, path)
         return path
+
+    def _arrow(self) -> Any:
+        return arrow_table(self.columns())
 
     def plot(self, ax: Axes | None = None) -> Any:
         """Draw batch row 0; returns the axes. Needs matplotlib (extra `plot`)."""
