@@ -249,6 +249,7 @@ def test_half_precision_is_measured_in_float32():
 def test_states_merge():
     """Two states that saw the halves of the queries, merged, give what one gives that saw all."""
     from longlens.lens.block import Extent
+    from longlens.lens.padded import scan_shape
     from longlens.lens.scan import _blocks, _Part
 
     query, key, value = draw(1, 2, 128, 128)
@@ -257,7 +258,7 @@ def test_states_merge():
     collect = (*COLLECT, columns.TopQueries(3))
     halves = [{c.name: c.start(extent) for c in collect} for _ in range(2)]
     whole = scan(query, key, collect=collect)
-    for block in _blocks(_Part(longlens.Exact(), inputs, 0, 0, 0), 4, torch.float32):
+    for block in _blocks(_Part(longlens.Exact(), inputs, 0, 0, 0, 128), 4, torch.float32, scan_shape("cpu")):
         for state in halves[block.rows.start >= 64].values():
             state.update(block)
     for name, state in halves[0].items():

@@ -39,6 +39,36 @@ class Extent:
         return tensor.unflatten(0, (self.batch, self.heads))
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of sequences that were laid in padded batch rows belong: slot `slots[n]` of (sequences, length),
+    flattened, holds token `tokens[n]` of the whole, in a sequence whose first token is `firsts[n]`. All (T,) int64.
+
+    `heads`: the heads of the whole, a range of (B H), to which the sequences belong.
+    """
+
+    sequences: int
+    heads: slice
+    slots: Tensor
+    tokens: Tensor
+    firsts: Tensor
+
+    def taken(self, padded: Tensor) -> Tensor:
+        """(sequences H, length, ...) of padded rows -> (H, T, ...) of `tokens`."""
+        by_head = padded.unflatten(0, (self.sequences, -1)).transpose(0, 1).flatten(1, 2)
+        return by_head.index_select(1, self.slots)
+
+    def put(self, whole: Tensor, padded: Tensor) -> None:
+        """Write `padded` (sequences H, length, ...) to `whole` (B H, N, ...)."""
+        whole[self.heads].index_copy_(1, self.tokens, self.taken(padded))
+
+    def put_numbers(self, whole: Tensor, padded: Tensor) -> None:
+        """`put` for numbers of tokens, which count from their sequence's first; -1 stays."""
+        numbers = self.taken(padded)
+        numbers = torch.where(numbers >= 0, numbers + self.firsts.view(1, -1, *(1,) * (numbers.ndim - 2)), numbers)
+        whole[self.heads].index_copy_(1, self.tokens, numbers)
+
+
 @dataclass
 class Block:
     """Weights p = e x inverse of queries `rows` and keys `keys`, for `heads`, a range of all batch rows' heads (B H,).

@@ -15,9 +15,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from longlens.errors import LensError, UnsupportedError
-from longlens.lens.block import FLOOR, LN2, Block, Extent, group_largest
+from longlens.errors import UnsupportedError
+from longlens.lens.block import FLOOR, LN2, Block, Extent, Places, group_largest
 from longlens.lens.collect.collector import Collector, by_name
+from longlens.lens.output_check import OutputCheck
+from longlens.lens.padded import ScanShape, laid_together, scan_shape, sequences_together, serves_together
 from longlens.lens.statistic import Statistic
 from longlens.ops.biases import Bias
 from longlens.ops.choose import refuse_unless_able
@@ -30,14 +32,6 @@ from longlens.ops.tiles.grid import Piece, Tile, TileShape
 from longlens.ops.tiles.index import take
 from longlens.ops.tiles.kernel import TileKernel, head_groups
 from longlens.ops.tiles.scratch import Scratch
-
-# scores computed at a time, over heads: they and what is made of them stay in the second-level cache
-ROWS = 64
-SCORES = 2**20
-# rows of a sequence on which the weights are checked against the module's own output
-SAMPLES = 4
-# relative error of an output that rounding explains, by dtype of the inputs
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def scan(
@@ -91,48 +85,89 @@ def scan(
         states = {name: collector.start(extent) for name, collector in named.items()}
         check = None
         if value is not None and output is not None:
-            check = _Check(where, output.detach().flatten(0, 1), TOLERANCE[query.dtype], sinks is not None)
+            check = OutputCheck(where, query.dtype, sinks is not None)
         most = max((collector.largest for collector in collect), default=0)
-        for part in _parts(chosen, inputs):
-            for block in _blocks(part, most, wide):
-                for state in states.values():
+        shape = scan_shape(inputs.device_type)
+        together = all(state.together for state in states.values())
+        for part in _parts(chosen, inputs, shape, together, None if output is None else output.detach()):
+            own = states
+            if part.places is not None:
+                batch, heads, length, _ = part.inputs.query.shape
+                laid = Extent(batch, heads, length, length, wide, query.device)
+                own = {name: collector.start(laid) for name, collector in named.items()}
+            for block in _blocks(part, most, wide, shape):
+                for state in own.values():
                     state.update(block)
-                if check is not None:
-                    check.update(block, part)
+                if check is not None and part.output is not None:
+                    check.update(block, part.inputs, part.output, part.first_head, part.queries)
+            if part.places is not None:
+                for name, state in states.items():
+                    state.absorb(own[name], part.places)
             if check is not None:
                 check.finish()
+        if check is not None:
+            check.judge()
         return {name: state.result() for name, state in states.items()}
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One packed sequence, or one or all batch rows: its place in the whole, its method and inputs."""
+    """One packed sequence, or one or all batch rows: its place in the whole, its method and inputs.
+
+    `places`: it is several sequences, in padded rows, of which the shortest has `queries` tokens. `output` (heads,
+    rows, Dv) is what the model's attention gave for it.
+    """
 
     method: Method
     inputs: Inputs
     first_head: int
     first_row: int
     first_key: int
+    queries: int
+    output: Tensor | None = None
+    places: Places | None = None
 
 
-def _parts(method: Method, inputs: Inputs) -> Iterator[_Part]:
+def _parts(method: Method, inputs: Inputs, shape: ScanShape, together: bool, output: Tensor | None) -> Iterator[_Part]:
     if inputs.query.numel() == 0 or inputs.keys == 0:
         return
     if inputs.cu_seqlens is not None:
         for index, row in enumerate(inputs.rows()):
-            assert row.cu_seqlens is not None
-            for (start, _), sequence in zip(pairwise(row.cu_seqlens), row.sequences(), strict=True):
-                if sequence.queries:
-                    form, part = method.localise(sequence)[0]
-                    yield _Part(form, part, index * inputs.heads, start, start)
+            own = None if output is None else output[index : index + 1]
+            yield from _sequences(method, row, index * inputs.heads, shape, together, own)
         return
-    first = 0
+    first, flat = 0, None if output is None else output.flatten(0, 1)
     for form, part in method.localise(inputs):
-        yield _Part(form, part, first, 0, 0)
-        first += part.query.shape[0] * part.query.shape[1]
+        heads = part.query.shape[0] * part.query.shape[1]
+        yield _Part(form, part, first, 0, 0, part.queries, None if flat is None else flat[first : first + heads])
+        first += heads
 
 
-def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
+def _sequences(
+    method: Method, row: Inputs, first_head: int, shape: ScanShape, together: bool, output: Tensor | None
+) -> Iterator[_Part]:
+    """The packed sequences of a batch row: those of like length together where they can be, in padded rows."""
+    assert row.cu_seqlens is not None
+    spans = [span for span in pairwise(row.cu_seqlens) if span[0] < span[1]]
+    alone = set(range(len(spans)))
+    if shape.together and together and serves_together(method, row):
+        for group in sequences_together([stop - start for start, stop in spans], row.heads, shape.scores):
+            if len(group) > 1:
+                alone -= set(group)
+                laid = laid_together(row, [spans[number] for number in group], first_head, output)
+                form, part = method.localise(laid.inputs)[0]
+                yield _Part(form, part, 0, 0, 0, laid.shortest, laid.output, laid.places)
+    if not alone:
+        return
+    numbers = iter(range(len(spans)))
+    for (start, stop), sequence in zip(pairwise(row.cu_seqlens), row.sequences(), strict=True):
+        if start < stop and next(numbers) in alone:
+            form, part = method.localise(sequence)[0]
+            own = None if output is None else output[0, :, start:stop]
+            yield _Part(form, part, first_head, start, start, stop - start, own)
+
+
+def _blocks(part: _Part, most: int, wide: torch.dtype, shape: ScanShape) -> Iterator[Block]:
     inputs = part.inputs
     if inputs.key_mask is not None:
         keep = inputs.key_mask[:, None, :, None]
@@ -143,9 +178,8 @@ def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
     # scores in bits: free as part of the scale, unless a cap or a bias comes in between
     plain = inputs.softcap is None and inputs.bias is None
     in_bits = replace(widened, scale=widened.scale / LN2) if plain else widened
-    rows = ROWS if inputs.device_type == "cpu" else 1024
     # whole rows: no tile is cut along its keys
-    tiled = part.method.tiles(in_bits, TileShape(rows, 2**62, SCORES))
+    tiled = part.method.tiles(in_bits, TileShape(shape.rows, 2**62, shape.scores))
     if tiled is None:
         able = [entry.name for entry in METHOD_INFOS if entry.exact != "no"]
         raise UnsupportedError(
@@ -159,7 +193,7 @@ def _blocks(part: _Part, most: int, wide: torch.dtype) -> Iterator[Block]:
             lse = part.method.attend(replace(widened, value=widened.key[..., :1], need_lse=True)).lse
             assert lse is not None
             make.lse = lse.flatten(0, 1)
-        for heads in head_groups(tiled.inputs, tile, len(k), SCORES):
+        for heads in head_groups(tiled.inputs, tile, len(k), shape.scores):
             kernel = TileKernel(tiled.inputs, q, k, heads, tile.rows, make.scratch)
             for piece in tile.pieces:
                 scores = kernel.scores(piece)
@@ -222,54 +256,8 @@ def _normalisers(total: Tensor, ground: Tensor, sinks: Tensor | None) -> tuple[T
     log_total = whole.log2()
     lse = (ground + log_total).squeeze(-1) * LN2
     inverse, dead = whole.reciprocal(), total == 0
-    if bool(dead.any()):
+    # reading the answer back would stall an accelerator
+    if dead.device.type != "cpu" or bool(dead.any()):
         inverse, log_total = inverse.masked_fill(dead, 0.0), log_total.masked_fill(dead, 0.0)
         lse = lse.masked_fill(dead.squeeze(-1), -torch.inf)
     return inverse, log_total, lse
-
-
-class _Check:
-    """The weights of sampled rows must sum to 1 and, times the values, give the module's own output."""
-
-    def __init__(self, where: str, output: Tensor, tolerance: float, sinks: bool) -> None:
-        self.where, self.output, self.tolerance, self.sinks = where, output, tolerance, sinks
-        self._sums: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def update(self, block: Block, part: _Part) -> None:
-        """Take in a block; looks at a few rows of it, in blocks that hold one of the part's sampled queries."""
-        inputs = part.inputs
-        if not isinstance(block.rows, slice):
-            return
-        samples = {round(place * (inputs.queries - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)}
-        first, last, step = block.rows.start, block.rows.stop, block.rows.step or 1
-        for row in sorted(samples):
-            if not (first <= row < last and (row - first) % step == 0):
-                continue
-            weights = block.e[:, (row - first) // step] * block.inverse[:, (row - first) // step]
-            flat = torch.arange(block.heads.start, block.heads.stop, device=weights.device) - part.first_head
-            values = inputs.value.flatten(0, 1)[flat // inputs.groups]
-            of_keys = take(values, slice(0, len(values)), block.keys)
-            # a masked key's value may be NaN: it must not count
-            of_keys = of_keys.to(weights.dtype).masked_fill((weights == 0).unsqueeze(-1), 0.0)
-            mixed = torch.bmm(weights.unsqueeze(1), of_keys).squeeze(1)
-            there = self.output[block.heads, row + part.first_row].to(weights.dtype)
-            key = row * 2**32 + block.heads.start
-            mass, sums, _ = self._sums.get(key, (torch.zeros_like(weights[:, 0]), torch.zeros_like(mixed), there))
-            self._sums[key] = (mass + weights.sum(-1), sums + mixed, there)
-
-    def finish(self) -> None:
-        """Raise `LensError` unless all sampled rows of the part fit."""
-        for key, (mass, mixed, there) in self._sums.items():
-            row = key // 2**32
-            # a sink keeps some of the mass; a row that may attend to nothing has none
-            over = (mass - 1.0).clamp(min=0) if self.sinks else (mass - 1.0).abs().masked_fill(mass == 0, 0.0)
-            worst = float(over.max())
-            size_of = max(float(there.norm()), float(mixed.norm()), 1e-30)
-            error = float((mixed - there).norm()) / size_of
-            if worst > 1e-3 or not error <= self.tolerance:
-                raise LensError(
-                    f"{self.where}: expected the weights that the lens rebuilt to give the model's own output, got a "
-                    f"relative difference of {error:.2g} at query {row} (rounding explains {self.tolerance:.0e}) and a "
-                    f"sum of weights off by {worst:.2g}; scale, mask, positions or heads differ from the model's"
-                )
-        self._sums.clear()

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import Block, Extent
+from longlens.lens.block import Block, Extent, Places
 from longlens.lens.statistic import Statistic
 from longlens.ops.observe import AttentionCall
 
@@ -26,7 +26,12 @@ R = TypeVar("R", bound=Statistic, covariant=True)
 
 
 class State(ABC, Generic[R]):
-    """A statistic under construction. States of one extent whose blocks had no pair in common can be merged."""
+    """A statistic under construction. States of one extent whose blocks had no pair in common can be merged.
+
+    `together`: it can take in what was collected over sequences in padded batch rows (`absorb`).
+    """
+
+    together: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, block: Block) -> None:
@@ -35,6 +40,10 @@ class State(ABC, Generic[R]):
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add the blocks of another state."""
+
+    def absorb(self, other: Self, places: Places) -> None:
+        """Take in a state over sequences that no block of this one had, laid in padded batch rows."""
+        raise NotImplementedError(f"{type(self).__name__} depends on the numbering of the whole")
 
     @abstractmethod
     def result(self) -> R:
@@ -85,6 +94,11 @@ class Sums(State[R]):
         """Add the sums."""
         for name, tensor in other.sums.items():
             self.sums[name] += tensor
+
+    def absorb(self, other: Self, places: Places) -> None:
+        """Put sums (B H, N, ...) of tokens where they belong; only for states that are `together`."""
+        for name, tensor in other.sums.items():
+            places.put(self.sums[name], tensor)
 
     def of(self, name: str) -> Tensor:
         """(B, H, ...) of one sum."""

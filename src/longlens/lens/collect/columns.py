@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from longlens.errors import InputError, UnsupportedError
-from longlens.lens.block import LN2, Block, Extent
+from longlens.lens.block import LN2, Block, Extent, Places
 from longlens.lens.collect.collector import Collector, State, Sums, best_of
 from longlens.lens.results import ColumnValues, TopK
 from longlens.ops.tiles.index import add, expanded, maximise, put, take
 
 
 class _ColumnSums(Sums[ColumnValues]):
+    together: ClassVar[bool] = True
+
     def __init__(self, collector: Collector, extent: Extent, *names: str) -> None:
         super().__init__(extent, **dict.fromkeys(names, (extent.keys,)))
         self.collector = collector
@@ -146,6 +149,8 @@ class TopQueries(Collector):
 
 
 class _TopQueries(State[TopK]):
+    together: ClassVar[bool] = True
+
     def __init__(self, collector: TopQueries, extent: Extent) -> None:
         if collector.count < 1:
             raise InputError(f"expected a count of at least 1, got {collector.count}")
@@ -168,6 +173,10 @@ class _TopQueries(State[TopK]):
         best, index = best_of(best, index, self.collector.count)
         put(self.weight, block.heads, keys, best)
         put(self.index, block.heads, keys, index)
+
+    def absorb(self, other: _TopQueries, places: Places) -> None:
+        places.put(self.weight, other.weight)
+        places.put_numbers(self.index, other.index)
 
     def merge(self, other: _TopQueries) -> None:
         weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import Block, Extent
+from longlens.lens.block import Block, Extent, Places
 from longlens.lens.collect.collector import Collector, State, Sums
 from longlens.lens.results import Histogram, PooledMap, Weights
-from longlens.ops.tiles.index import expanded
+from longlens.ops.tiles.index import Index, expanded
 
 KINDS = ("mean", "sum", "max")
 
@@ -46,18 +47,16 @@ class _Pooled(Sums[PooledMap]):
         super().__init__(extent, mass=cells, **({"count": cells} if collector.kind != "sum" else {}))
 
     def update(self, block: Block) -> None:
-        row_cells, key_cells = (
-            expanded(index, len(block.e), block.e.device) // width
-            for index, width in zip((block.absolute_rows(), block.absolute_keys()), self.widths, strict=True)
-        )
-        present = torch.unique(row_cells)
+        rows, (row_width, key_width) = block.absolute_rows(), self.widths
+        row_cells = expanded(rows, len(block.e), block.e.device) // row_width
+        key_cells = expanded(block.absolute_keys(), len(block.e), block.e.device) // key_width
+        present = _cells_of(rows, row_width, row_cells)
         member = (row_cells.unsqueeze(1) == present.view(1, -1, 1)).to(block.e.dtype)
         if self.collector.kind == "max":
-            for place, cell in enumerate(present.tolist()):
-                weights = block.weights * member[:, place].unsqueeze(-1)
-                self._cells("mass", block.heads, cell).scatter_reduce_(1, key_cells, weights.amax(-2), "amax")
+            values = _largest_of(block.weights, rows, row_width, member)
         else:
-            self._add("mass", block, present, key_cells, torch.bmm(member * block.inverse.transpose(1, 2), block.e))
+            values = torch.bmm(member * block.inverse.transpose(1, 2), block.e)
+        self._add("mass", block, present, key_cells, values)
         if "count" in self.sums:
             if block.allowed is None:
                 pairs = member.sum(-1, keepdim=True).expand(-1, -1, block.e.shape[-1])
@@ -65,14 +64,15 @@ class _Pooled(Sums[PooledMap]):
                 pairs = torch.bmm(member, block.allowed.to(member.dtype))
             self._add("count", block, present, key_cells, pairs)
 
-    def _cells(self, name: str, heads: slice, row_cell: int) -> Tensor:
-        """(heads, cells of keys) of one row of cells; `heads` is a range of (B H,)."""
-        return self.sums[name][heads, row_cell]
-
     def _add(self, name: str, block: Block, present: Tensor, key_cells: Tensor, values: Tensor) -> None:
-        """`values` (heads, cells of rows, keys)."""
-        for place, cell in enumerate(present.tolist()):
-            self._cells(name, block.heads, cell).scatter_add_(1, key_cells, values[:, place])
+        """Add, or for maxima join, `values` (heads, cells of rows, keys)."""
+        cells = self.sums[name][block.heads].index_select(1, present)
+        places = key_cells.unsqueeze(1).expand_as(values)
+        if name == "mass" and self.collector.kind == "max":
+            cells.scatter_reduce_(2, places, values, "amax")
+        else:
+            cells.scatter_add_(2, places, values)
+        self.sums[name][block.heads].index_copy_(1, present, cells)
 
     def merge(self, other: _Pooled) -> None:
         if self.collector.kind == "max":
@@ -95,6 +95,24 @@ class _Pooled(Sums[PooledMap]):
         return PooledMap(self.collector.name, values, edges[0], edges[1], self.collector.kind)
 
 
+def _cells_of(rows: Index, width: int, row_cells: Tensor) -> Tensor:
+    """The cells that have a row of the block, each once, in order."""
+    if isinstance(rows, slice) and (rows.step or 1) <= width:
+        # without a look at the numbers, which would stall an accelerator
+        last = range(rows.start, rows.stop, rows.step or 1)[-1]
+        return torch.arange(rows.start // width, last // width + 1, device=row_cells.device)
+    return torch.unique(row_cells)
+
+
+def _largest_of(weights: Tensor, rows: Index, width: int, member: Tensor) -> Tensor:
+    """The largest weight of each cell of rows: (heads, cells, keys); `member` (heads, cells, rows) says who is in."""
+    if isinstance(rows, slice) and rows.step in (None, 1):
+        before = rows.start % width
+        whole = torch.nn.functional.pad(weights, (0, 0, before, -(before + weights.shape[1]) % width))
+        return whole.unflatten(1, (-1, width)).amax(2)
+    return torch.stack([(weights * one.unsqueeze(-1)).amax(-2) for one in member.unbind(1)], 1)
+
+
 @dataclass(frozen=True)
 class DistanceHistogram(Collector):
     """Sum of p_ij by signed distance j - i in tokens: a bin for 0, then bins whose width doubles on each side, 1, 2-3,
@@ -113,6 +131,7 @@ class DistanceHistogram(Collector):
 class _Binned(Sums[Histogram]):
     """Mass and number of pairs by bin."""
 
+    together: ClassVar[bool] = True
     collector: Collector
     edges: Tensor
 
@@ -122,6 +141,10 @@ class _Binned(Sums[Histogram]):
         self.sums["mass"][block.heads].scatter_add_(1, flat, block.weights.flatten(1))
         ones = torch.ones_like(block.e) if block.allowed is None else block.allowed.to(block.e.dtype)
         self.sums["count"][block.heads].scatter_add_(1, flat, ones.flatten(1))
+
+    def absorb(self, other: _Binned, places: Places) -> None:
+        for name, tensor in other.sums.items():
+            self.sums[name][places.heads] += tensor.unflatten(0, (places.sequences, -1)).sum(0)
 
     def result(self) -> Histogram:
         return Histogram(self.collector.name, self.edges, self.of("mass"), self.of("count"))

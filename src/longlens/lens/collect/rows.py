@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from longlens.errors import InputError
-from longlens.lens.block import LN2, Block, Extent
+from longlens.lens.block import LN2, Block, Extent, Places
 from longlens.lens.collect.collector import Collector, State, Sums, best_of
 from longlens.lens.results import RowValues, TopK
 from longlens.ops.tiles.index import add, expanded, put, take
@@ -16,6 +17,8 @@ from longlens.ops.tiles.index import add, expanded, put, take
 
 class _RowSums(Sums[RowValues]):
     """Sums over keys, one for each query and name; subclasses say what is added and what is made of it."""
+
+    together: ClassVar[bool] = True
 
     def __init__(self, collector: Collector, extent: Extent, *names: str) -> None:
         super().__init__(extent, **dict.fromkeys(names, (extent.queries,)))
@@ -46,6 +49,8 @@ class LogSumExp(Collector):
 
 
 class _LogSumExp(State[RowValues]):
+    together: ClassVar[bool] = True
+
     def __init__(self, collector: Collector, extent: Extent) -> None:
         self.collector, self.extent = collector, extent
         self.lse = extent.zeros(extent.queries).fill_(-torch.inf)
@@ -55,6 +60,9 @@ class _LogSumExp(State[RowValues]):
 
     def merge(self, other: _LogSumExp) -> None:
         self.lse = torch.maximum(self.lse, other.lse)
+
+    def absorb(self, other: _LogSumExp, places: Places) -> None:
+        places.put(self.lse, other.lse)
 
     def result(self) -> RowValues:
         return RowValues(self.collector.name, self.extent.by_head(self.lse))
@@ -164,12 +172,13 @@ def _moments(block: Block, powers: int) -> list[Tensor]:
     e, inverse = block.e, block.inverse.squeeze(-1)
     if powers == 2:
         e, inverse = e.double(), inverse.double()
-    runs = isinstance(rows, slice) and isinstance(keys, slice) and rows.step in (None, 1) and keys.step in (None, 1)
-    if not runs:
+    if not (isinstance(rows, slice) and isinstance(keys, slice)) or {rows.step, keys.step} - {None, 1}:
         d = block.distances().to(e.dtype)
         return [(e * d**n).sum(-1).mul_(inverse) for n in range(1, powers + 1)]
     q, k = block.query_positions, block.key_positions
-    low, high = (int((end - k[0]).clamp(0, len(k))) for end in (q[0], q[-1] + 1))
+    # from the ranges themselves: reading positions back would stall an accelerator
+    start = rows.start + block.offset - keys.start
+    low, high = (min(max(end, 0), len(k)) for end in (start, start + len(q)))
     out = [torch.zeros_like(inverse) for _ in range(powers)]
     for part, edge in ((slice(0, low), q[0]), (slice(high, None), q[-1])):
         far, near = (k[part] - edge).abs().to(e.dtype), (q - edge).abs().to(e.dtype)
@@ -264,6 +273,8 @@ class Largest(Collector):
 
 
 class _TopKeys(State[TopK]):
+    together: ClassVar[bool] = True
+
     def __init__(self, name: str, count: int, extent: Extent) -> None:
         if count < 1:
             raise InputError(f"expected a count of at least 1, got {count}")
@@ -292,6 +303,10 @@ class _TopKeys(State[TopK]):
             weight, index = best_of(weight, index, self.count)
         put(self.weight, block.heads, rows, weight)
         put(self.index, block.heads, rows, index)
+
+    def absorb(self, other: _TopKeys, places: Places) -> None:
+        places.put(self.weight, other.weight)
+        places.put_numbers(self.index, other.index)
 
     def merge(self, other: _TopKeys) -> None:
         weight, index = torch.cat([self.weight, other.weight], -1), torch.cat([self.index, other.index], -1)
