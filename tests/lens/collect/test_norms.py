@@ -9,6 +9,7 @@ import longlens
 from longlens.errors import InputError, UnsupportedError
 from longlens.lens.collect import columns, maps, rows
 from longlens.lens.collect.norms import JointNorm, NormWeighted, value_norms
+from longlens.lens.padded import SHAPES, ScanShape
 from longlens.lens.scan import scan
 
 COLLECT = (
@@ -104,7 +105,7 @@ def test_by_head_and_together(case):
 def test_a_tile_may_be_cut_between_heads(monkeypatch):
     query, key, value, projection = draw()
     whole = scan(query, key, collect=[JointNorm(columns.Received(), value, projection)])["received_joint_norm"]
-    monkeypatch.setattr("longlens.lens.scan.SCORES", 2**10)
+    monkeypatch.setitem(SHAPES, "cpu", ScanShape(64, 2**10, together=False))
     monkeypatch.setattr("longlens.lens.collect.norms.PAIRS", 2**9)
     parts = scan(query, key, collect=[JointNorm(columns.Received(), value, projection)])["received_joint_norm"]
     torch.testing.assert_close(parts.values, whole.values, rtol=1e-5, atol=1e-6)
