@@ -29,6 +29,7 @@ from longlens.jobs.memory import (
 )
 from longlens.jobs.plan import BatchOutputs
 from longlens.models.language_model import MaskedLM
+from longlens.models.parts.positions import LearnedPositions
 from longlens.models.pretrained import load, save
 
 # the child of a child of this process: RUSAGE_CHILDREN's peak would be that of an earlier test
@@ -108,7 +109,7 @@ def test_every_job_stays_within_its_limit(folder, tmp_path, command, enough, too
 
 
 def test_parameters_are_counted_from_the_configuration(folder):
-    absolute = replace(CONFIG, positions="absolute", max_length=64, pre_norm=False)
+    absolute = replace(CONFIG, positions=LearnedPositions(64), pre_norm=False)
     for config in (CONFIG, replace(CONFIG, width=64, heads=2, feed_forward=100), absolute):
         model = MaskedLM(config, ESM)
         assert parameter_count(config) == sum(parameter.numel() for parameter in model.parameters())

@@ -26,6 +26,7 @@ from longlens.jobs.plan import (
     operations,
     parse_bytes,
 )
+from longlens.models.parts.positions import LearnedPositions
 from longlens.testing import peak_growths
 
 
@@ -130,6 +131,6 @@ def test_masked_surprise_counts_a_pass_for_each_residue(tmp_path):
 
 
 def test_a_rate_is_measured_for_every_kind_of_model():
-    absolute = replace(CONFIG, positions="absolute", max_length=64, pre_norm=False)
+    absolute = replace(CONFIG, positions=LearnedPositions(64), pre_norm=False)
     for config in (CONFIG, absolute):
         assert measure_rate(config, torch.float32, torch.device("cpu"), 1e8) > 0

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longlens.errors import SequenceError
+from longlens.errors import InputError, SequenceError
 
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 # selenocysteine, pyrrolysine, and the ambiguous codes: D or N, E or Q, any residue
@@ -186,12 +186,13 @@ def looks_like_alignment(sequences: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Alphabet:
-    """A model's tokens in order, and the numbers of its special tokens."""
+    """A model's tokens in order, and the numbers of its special tokens; None where a model has no such token (T5 has
+    neither `start` nor `mask`)."""
 
     tokens: tuple[str, ...]
-    start: int
-    end: int
-    mask: int
+    start: int | None
+    end: int | None
+    mask: int | None
     unknown: int
     pad: int = field(default=0)
 
@@ -202,22 +203,51 @@ class Alphabet:
         """The number of a token; the number of `unknown` if the model does not have the token."""
         return self._numbers.get(token, self.unknown)
 
+    @property
+    def before(self) -> int:
+        """Tokens before the first residue."""
+        return int(self.start is not None)
+
+    @property
+    def after(self) -> int:
+        """Tokens after the last residue."""
+        return int(self.end is not None)
+
+    @property
+    def around(self) -> int:
+        """Tokens of a sequence that are not residues."""
+        return self.before + self.after
+
+    def residues(self, tokens: int) -> slice:
+        """The places of the residues among the tokens of one sequence."""
+        return slice(self.before, tokens - self.after)
+
     def encode(self, sequence: str) -> NDArray[np.int64]:
-        """Start token, one token for each residue, end token: (len + 2,). `sequence` is cleaned (`clean_protein`).
+        """Start token, one token for each residue, end token: (len + around,). `sequence` is cleaned (`clean_protein`).
 
         Raises `SequenceError` for a character that cleaning would have changed or refused.
         """
-        out = np.empty(len(sequence) + 2, dtype=np.int64)
-        out[0], out[-1] = self.start, self.end
+        out = np.empty(len(sequence) + self.around, dtype=np.int64)
+        if self.start is not None:
+            out[0] = self.start
+        if self.end is not None:
+            out[-1] = self.end
         codes = np.frombuffer(sequence.encode("ascii", errors="replace"), dtype=np.uint8)
-        out[1:-1] = self._table[codes]
-        if (out[1:-1] < 0).any():
-            place = int((out[1:-1] < 0).argmax())
+        residues = out[self.residues(len(out))]
+        residues[:] = self._table[codes]
+        if (residues < 0).any():
+            place = int((residues < 0).argmax())
             raise SequenceError(
                 f"expected a cleaned sequence of {STANDARD}{RARE}, got {sequence[place]!r} at position {place + 1}; "
                 "clean it with longlens.io.alphabet.clean_protein"
             )
         return out
+
+    def require_mask(self) -> int:
+        """The number of the mask token. Raises `InputError` if the model has none."""
+        if self.mask is None:
+            raise InputError("expected a model with a mask token, got one without; it cannot hide a residue")
+        return self.mask
 
     def decode(self, numbers: NDArray[np.int64]) -> str:
         """The tokens' names, joined."""

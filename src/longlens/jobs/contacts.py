@@ -126,10 +126,10 @@ class ContactJob(Job):
         packed = model.pack(texts)
         maps: list[ContactMap] = []
         for start, stop in pairwise(packed.cu_seqlens.tolist()):
-            residues = stop - start - 2
+            residues = stop - start - model.alphabet.around
             whole = choose_form(model, residues, limit) == "whole"
             maps.append(WholeMap(residues, regression, model.device) if whole else KeptMap(residues, regression))
-        model(packed, attend=attend_with("exact"), observers=[ContactObserver(maps)])
+        model(packed, attend=attend_with("exact"), observers=[ContactObserver(maps, before=model.alphabet.before)])
         return maps
 
     def finish(self, folder: ResultFolder) -> list[Path]:

@@ -279,6 +279,8 @@ def embed(
         if options.predicts:
             # raises its error before a folder is made
             loaded.require_head()
+        if "bos" in options.include and not loaded.alphabet.before:
+            raise InputError(f"expected a model with a start token for bos, got {loaded.source}; use mean")
         info = ModelInfo(loaded, loaded.source)
         announce(info, source.survey, progress)
         outputs = embedding_outputs(loaded.config, options)
@@ -311,7 +313,7 @@ def _batch_arrays(
     packed = model.pack(texts)
     layers = options.layer_numbers(model.config)
     encoded = model(packed, attend=attend, keep=layers)
-    rows = residue_rows(packed)
+    rows = residue_rows(packed, model.alphabet)
     counts = torch.tensor([len(text) for text in texts], device=rows.device)
     for layer in layers:
         hidden = encoded.layers[layer]

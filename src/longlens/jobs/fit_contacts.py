@@ -231,7 +231,8 @@ def pair_features(model: MaskedLM, sequence: str, pairs: Tensor) -> Tensor:
     """Corrected attention F_c of each channel (layer-major) at pairs (M, 2): (M, L H) float32."""
     config = model.config
     features = PairFeatures(len(sequence), config.layers, config.heads, pairs.to(model.device))
-    model(model.pack([sequence]), attend=attend_with("exact"), observers=[ContactObserver([features])])
+    observer = ContactObserver([features], before=model.alphabet.before)
+    model(model.pack([sequence]), attend=attend_with("exact"), observers=[observer])
     return features.features().cpu()
 
 

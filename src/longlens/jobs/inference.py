@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longlens.io.alphabet import Alphabet
 from longlens.lens.predict.vocabulary import Predictions, predictions
 from longlens.models.encoder import Attend, Encoded, Packed, pack
 from longlens.models.language_model import MaskedLM
@@ -23,12 +24,14 @@ class ResidueIndex:
     residue: int
 
 
-def residue_rows(packed: Packed) -> Tensor:
-    """Rows of the residues among the tokens: all but the first and last of each sequence."""
+def residue_rows(packed: Packed, alphabet: Alphabet) -> Tensor:
+    """Rows of the residues among the tokens: all but those that `alphabet` puts before and after each sequence."""
     keep = torch.ones(len(packed.tokens), dtype=torch.bool, device=packed.tokens.device)
     bounds = packed.cu_seqlens.long()
-    keep[bounds[:-1]] = False
-    keep[bounds[1:] - 1] = False
+    for place in range(alphabet.before):
+        keep[bounds[:-1] + place] = False
+    for place in range(alphabet.after):
+        keep[bounds[1:] - 1 - place] = False
     return keep.nonzero().squeeze(1)
 
 
@@ -45,7 +48,8 @@ def masked_predictions(
 ) -> Predictions:
     """Surprise, entropy and rank (P,) of each residue when it alone is masked; as `masked_log_probabilities`."""
     hidden = _masked_hidden(model, sequences, places, attend)
-    truth = [int(sequences[place.sequence][place.residue + 1]) for place in places]
+    before = model.alphabet.before
+    truth = [int(sequences[place.sequence][place.residue + before]) for place in places]
     return predictions(hidden, model.logits, torch.tensor(truth, device=hidden.device), top=0)
 
 
@@ -68,10 +72,12 @@ def _masked_hidden(
 ) -> Tensor:
     """Vectors (P, d) of the last layer at each residue when it alone is masked."""
     copies = []
+    before = model.alphabet.before
     for place in places:
         copy = sequences[place.sequence].copy()
-        copy[place.residue + 1] = model.alphabet.mask
+        copy[place.residue + before] = model.alphabet.require_mask()
         copies.append(copy)
     packed = pack(copies).to(model.device)
-    rows = packed.cu_seqlens[:-1].long() + torch.tensor([place.residue + 1 for place in places], device=model.device)
+    inside = torch.tensor([place.residue + before for place in places], device=model.device)
+    rows = packed.cu_seqlens[:-1].long() + inside
     return model(packed, attend=attend).last[rows]

@@ -150,8 +150,8 @@ def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, tit
     """The profile of one cleaned protein; `options` come from `protein_options`."""
     packed = model.pack([sequence])
     numbers = packed.tokens.tolist()
-    special = np.zeros(len(numbers), bool)
-    special[[0, -1]] = True
+    special = np.ones(len(numbers), bool)
+    special[model.alphabet.residues(len(numbers))] = False
     tokens = TokenLabels(title, tuple(model.alphabet.tokens[number] for number in numbers), special, residues=True)
 
     def read() -> Predictions | None:

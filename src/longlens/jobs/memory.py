@@ -20,6 +20,7 @@ import torch
 from longlens.errors import InputError
 from longlens.jobs.plan import SHARE, BatchOutputs, batch_bytes, free_bytes, parse_bytes
 from longlens.models.encoder import EncoderConfig
+from longlens.models.parts.positions import LearnedPositions, RelativePositions
 from longlens.models.pretrained import choose_device, choose_dtype, read_config
 
 MIB = 2**20
@@ -50,7 +51,8 @@ class ModelSize:
     def largest(self) -> int:
         """Bytes of the largest tensor of a checkpoint in float32."""
         config = self.config
-        return 4 * config.width * max(config.feed_forward, config.width, config.vocabulary, config.max_length or 0)
+        positions = config.positions.rows if isinstance(config.positions, LearnedPositions) else 0
+        return 4 * config.width * max(config.feed_forward, config.width, config.inner, config.vocabulary, positions)
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,20 @@ def model_size(name: str | Path, dtype: str = "auto", device: str = "auto") -> M
 
 def parameter_count(config: EncoderConfig) -> int:
     """The number of parameters of a `MaskedLM`, including its contact head."""
-    width, wide = config.width, config.feed_forward
-    layer = 4 * width * (width + 1) + 2 * width * wide + wide + width + 4 * width
-    positions = config.max_length * width if config.positions == "absolute" and config.max_length else 0
-    head = width * (width + 1) + 2 * width + config.vocabulary
+    width = config.width
+    layer = config.projections.count(width, config.inner) + config.feed.count(width, config.feed_forward)
+    layers = config.layers * (layer + 2 * config.norm.count(width))
+    match config.positions:
+        case LearnedPositions(rows, _, normed):
+            positions = rows * width + normed * config.norm.count(width)
+        case RelativePositions(buckets):
+            positions = buckets * config.heads
+        case _:
+            positions = 0
+    last = (config.last_norm or config.norm).count(width)
+    head = config.head.count(width, config.vocabulary) if config.head else 0
     contacts = config.layers * config.heads + 1
-    return config.vocabulary * width + positions + config.layers * layer + 2 * width + head + contacts
+    return config.vocabulary * width + positions + layers + last + head + contacts
 
 
 def process_bytes() -> int:

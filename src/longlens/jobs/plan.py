@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from longlens.errors import InputError
-from longlens.models.encoder import CHUNK, EncoderConfig, Layer, attend_with
+from longlens.models.encoder import CHUNK, EncoderConfig, Layer, Places, attend_with
 from longlens.models.language_model import CHUNK as LOGITS_CHUNK
 from longlens.models.rotary import Rotary
 
@@ -41,8 +41,10 @@ def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Batch
     """
     stream = tokens * config.width * element
     stored = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
-    attending = (1 + 3 + 2) * stream
-    feeding = 2 * stream + min(tokens, CHUNK) * (2 * config.feed_forward + 4 * config.width) * element
+    mixed = tokens * config.inner * element
+    attending = stream + (3 + 2) * mixed
+    wide = config.feed.activations * config.feed_forward
+    feeding = stream + mixed + min(tokens, CHUNK) * (wide + 4 * config.width) * element
     predicting = stream + min(tokens, LOGITS_CHUNK) * 4 * (config.vocabulary + config.width) * 4
     return stored + TILES + max(attending, feeding, predicting)
 
@@ -115,8 +117,9 @@ def make_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, int
 
 def operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
     """Multiplications and additions of one pass over each protein: matrix products, and attention by all pairs."""
-    per_token = 2 * config.layers * (4 * config.width**2 + 2 * config.width * config.feed_forward)
-    return float(sum((n + 2) * per_token + 4 * config.layers * config.width * (n + 2) ** 2 for n in lengths))
+    matrices = 4 * config.width * config.inner + (2 + config.feed.gated) * config.width * config.feed_forward
+    per_token = 2 * config.layers * matrices
+    return float(sum((n + 2) * per_token + 4 * config.layers * config.inner * (n + 2) ** 2 for n in lengths))
 
 
 def masked_operations(config: EncoderConfig, lengths: Sequence[int]) -> float:
@@ -132,13 +135,13 @@ def measure_rate(config: EncoderConfig, dtype: torch.dtype, device: torch.device
     one = replace(config, layers=1)
     tokens = max(64, min(1024, int(operations_ / operations(one, [0]) * 2)))
     layer = Layer(one).to(device=device, dtype=dtype).eval().requires_grad_(False)
-    angles = Rotary(config.head_width).to(device)(torch.arange(tokens, device=device))
+    angles = Rotary(config.head_width).to(device)(torch.arange(tokens, device=device)) if config.rotary else None
     bounds = torch.tensor([0, tokens], dtype=torch.int32, device=device)
     attend, seconds = attend_with(), []
     for _ in range(3):
         x = torch.ones(tokens, config.width, dtype=dtype, device=device)
         started = time.perf_counter()
         with torch.inference_mode():
-            layer(x, angles if config.positions == "rotary" else None, attend, 0, bounds).sum().item()
+            layer(x, Places(bounds, angles), attend, 0).sum().item()
         seconds.append(time.perf_counter() - started)
     return operations(one, [tokens - 2]) / min(seconds[1:])

@@ -75,7 +75,7 @@ def position_log_probabilities(
                 parts.append(masked_log_probabilities(model, [tokens], places, attend).cpu().numpy())
             return np.concatenate(parts) if parts else np.empty((0, len(model.alphabet)), np.float32)
         packed = model.pack([sequence])
-        hidden = model(packed, attend=attend).last[residue_rows(packed)]
+        hidden = model(packed, attend=attend).last[residue_rows(packed, model.alphabet)]
         indices = torch.tensor(list(positions), dtype=torch.int64, device=hidden.device)
         return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[indices])]).cpu().numpy()
 

@@ -212,7 +212,9 @@ class PseudoPplJob(VariantJob):
         place, number = self.owners[variant]
         mutated = mutate(texts[0], self.variants.groups[place].variants[number])
         positions = range(unit.start - self.starts[variant], unit.stop - self.starts[variant])
-        truth = self.model.language_model.alphabet.encode(mutated)[1:-1][positions.start : positions.stop]
+        alphabet = self.model.language_model.alphabet
+        tokens = alphabet.encode(mutated)
+        truth = tokens[alphabet.residues(len(tokens))][positions.start : positions.stop]
         yield "log_p", unit.start, self._log_p(mutated, positions)[np.arange(len(truth)), truth]
 
     def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:

@@ -66,15 +66,17 @@ class Layers(ABC):
         self._sums: list[Tensor] = []
         self._weights: list[Tensor] = []
 
-    def add(self, layer: int, query: Tensor, key: Tensor, lse: Tensor, scale: float) -> None:
-        """Take in a layer: query (H, T + 2, D) and key (Hkv, T + 2, D) after rotation, lse (H, T + 2) float32."""
+    def add(self, layer: int, query: Tensor, key: Tensor, lse: Tensor, scale: float, before: int = 1) -> None:
+        """Take in a layer: query (H, N, D) and key (Hkv, N, D) after rotation, lse (H, N) float32, of all N tokens;
+        the first residue is token `before`."""
         weight = self.regression.weight[layer].to(query.device)
         # positive weights first: their part is then one sum and the rest another
         used = torch.argsort(weight, descending=True)
         used = used[weight[used] != 0]
         if len(used):
             shared = used // (len(query) // len(key))
-            self._add(_Channels.of(query[used], key[shared], lse[used], scale, weight[used]))
+            residues = slice(before, before + self.residues)
+            self._add(_Channels.of(query[used], key[shared], lse[used], scale, weight[used], residues))
 
     @abstractmethod
     def _add(self, channels: _Channels) -> None:
@@ -197,9 +199,8 @@ class _Channels:
     positive: int
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, lse: Tensor, scale: float, weight: Tensor) -> _Channels:
-        """Channels of query and key (h, T + 2, D), lse (h, T + 2) and weight (h,), start and end tokens included."""
-        residues = slice(1, query.shape[1] - 1)
+    def of(cls, query: Tensor, key: Tensor, lse: Tensor, scale: float, weight: Tensor, residues: slice) -> _Channels:
+        """Channels of query and key (h, N, D), lse (h, N) and weight (h,), for the tokens that are `residues`."""
         weight = weight.float()
         known = KnownWeights(query[:, residues], key[:, residues], lse[:, residues], scale, weight.abs())
         return cls(known, weight, int((weight > 0).sum()))
@@ -271,13 +272,13 @@ class ContactObserver(Observer):
 
     `maps` are in the order of the sequences. For a padded batch, `lengths` are the tokens of each row, padded on the
     right; padding tokens count neither as queries nor as keys. Only forward passes of the thread that made the
-    observer are seen.
+    observer are seen. `before`: tokens before the first residue.
     """
 
     needs_lse = True
 
-    def __init__(self, maps: Sequence[Layers], lengths: Sequence[int] | None = None) -> None:
-        self.maps, self.lengths = maps, lengths
+    def __init__(self, maps: Sequence[Layers], lengths: Sequence[int] | None = None, before: int = 1) -> None:
+        self.maps, self.lengths, self.before = maps, lengths, before
         self._thread = get_ident()
 
     def begin(self) -> ForwardObserver:
@@ -293,18 +294,20 @@ class _ContactForward(ForwardObserver):
         _refuse_other_than_exact(call)
         scale = call.settings.get("scale")
         scale = call.query.shape[3] ** -0.5 if scale is None else scale
-        maps = self.observer.maps
+        maps, before = self.observer.maps, self.observer.before
         if self.observer.lengths is not None:
             for row, (contact_map, length) in enumerate(zip(maps, self.observer.lengths, strict=True)):
                 query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
-                contact_map.add(call.layer, query[0], key[0], log_sum_exp(query, key, scale=scale)[0], scale)
+                row_lse = log_sum_exp(query, key, scale=scale)[0]
+                contact_map.add(call.layer, query[0], key[0], row_lse, scale, before)
             return
         packed, lse = call.settings["cu_seqlens"], call.lse
         if lse is None:
             lse = log_sum_exp(call.query, call.key, scale=scale, cu_seqlens=packed)
         for contact_map, (start, stop) in zip(maps, pairwise(packed.tolist()), strict=True):
             place = slice(start, stop)
-            contact_map.add(call.layer, call.query[0, :, place], call.key[0, :, place], lse[0, :, place], scale)
+            query, key = call.query[0, :, place], call.key[0, :, place]
+            contact_map.add(call.layer, query, key, lse[0, :, place], scale, before)
 
 
 def _refuse_other_than_exact(call: AttentionCall) -> None:

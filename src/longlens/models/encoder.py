@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,80 +19,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longlens.errors import InputError
-from longlens.models.linear import apply_linear, apply_linear_gelu
+from longlens.models.attend import Attend, AttendWith, attend_with
+from longlens.models.config import EncoderConfig
+from longlens.models.layer import CHUNK, Layer, Places
 from longlens.models.observers import ObservedForward, Observers
-from longlens.models.rotary import Rotary, rotate, rotate_in_place
-from longlens.ops.attention import attention
+from longlens.models.parts.positions import LearnedPositions, RelativeBias, RelativePositions, RotaryPositions
+from longlens.models.rotary import Rotary
+from longlens.ops.biases import Bias
 from longlens.ops.bounds import bounds_of, know_bounds
 from longlens.ops.method import Method
 from longlens.ops.observe import AttentionCall, Observer
 
-# tokens whose feed-forward activations are held at a time, where no gradient is wanted
-CHUNK = 1024
-
-
-class Attend(Protocol):
-    """Attention as a model calls it: query, key, value (1, H, T, D) of packed sequences -> (1, H, T, D)."""
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
-    ) -> Tensor:
-        """Attend within each sequence; `layer` counts from 0."""
-
-
-@dataclass(frozen=True)
-class AttendWith:
-    """`longlens.attention` by one method in every layer."""
-
-    method: Method | str = "exact"
-
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
-    ) -> Tensor:
-        output = attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, method=self.method)
-        assert isinstance(output, Tensor)
-        return output
-
-    def with_lse(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, cu_seqlens: Tensor) -> list[Tensor]:
-        """Output and log-sum-exp (1, H, T)."""
-        return [*attention(query, key, value, scale=scale, cu_seqlens=cu_seqlens, method=self.method, return_lse=True)]
-
-
-def attend_with(method: Method | str = "exact") -> Attend:
-    """`longlens.attention` by one method in every layer."""
-    return AttendWith(method)
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The shape of an encoder.
-
-    `pre_norm`: LayerNorm before each block and at the end (ESM-2); after each block and after the embedding otherwise
-    (BERT). `positions`: "rotary", or "absolute" up to `max_length`. `token_dropout`: ESM-2's rescaling by the share of
-    masked tokens.
-    """
-
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    feed_forward: int
-    norm_eps: float = 1e-5
-    pre_norm: bool = True
-    positions: str = "rotary"
-    max_length: int | None = None
-    token_dropout: bool = True
-    mask_token: int = 32
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(f"expected the width to be a multiple of the heads, got {self.width} and {self.heads}")
-        if self.positions not in ("rotary", "absolute"):
-            raise InputError(f"expected positions 'rotary' or 'absolute', got {self.positions!r}")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
+# what a model of packed sequences is made of is imported from here
+__all__ = [
+    "CHUNK", "Attend", "AttendWith", "Encoded", "Encoder", "EncoderConfig", "Layer", "Packed", "Places", "attend_with",
+    "pack",
+]  # fmt: skip
 
 
 class Packed(NamedTuple):
@@ -135,16 +76,21 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        if config.positions == "rotary":
-            self.rotary: Rotary | None = Rotary(config.head_width)
-            self.position: nn.Embedding | None = None
-        else:
-            self.rotary = None
-            assert config.max_length is not None
-            self.position = nn.Embedding(config.max_length, config.width)
+        self.rotary: Rotary | None = None
+        self.position: nn.Embedding | None = None
+        self.position_norm: nn.Module | None = None
+        self.relative: RelativeBias | None = None
+        match config.positions:
+            case RotaryPositions(base):
+                self.rotary = Rotary(config.head_width, base)
+            case LearnedPositions(rows, _, normed):
+                self.position = nn.Embedding(rows, config.width)
+                self.position_norm = config.norm.make(config.width) if normed else None
+            case RelativePositions():
+                self.relative = RelativeBias(config.positions, config.heads)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         # after the last layer (pre-norm), or after the embedding (post-norm)
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = (config.last_norm or config.norm).make(config.width)
         # recompute each layer in the backward pass instead of keeping its activations
         self.recompute = False
         self.observers = Observers()
@@ -184,14 +130,16 @@ class Encoder(nn.Module):
         projections = [layer.out.weight for layer in self.layers if isinstance(layer, Layer)]
 
         def reported(
-            query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor
-        ) -> Tensor:
-            settings = {"scale": scale, "cu_seqlens": cu_seqlens}
+            query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, cu_seqlens: Tensor,
+            bias: Bias | None = None,
+        ) -> Tensor:  # fmt: skip
+            settings: dict[str, Any] = {"scale": scale, "cu_seqlens": cu_seqlens}
+            settings |= {} if bias is None else {"bias": bias}
             lse = None
             if forward.needs_lse and isinstance(attend, AttendWith):
-                output, lse = attend.with_lse(query, key, value, scale=scale, cu_seqlens=cu_seqlens)
+                output, lse = attend.with_lse(query, key, value, **settings)
             else:
-                output = attend(query, key, value, layer=layer, scale=scale, cu_seqlens=cu_seqlens)
+                output = attend(query, key, value, layer=layer, **settings)
             # a function of which nothing is known is taken for exact; the scan compares with its output
             method = attend.method if isinstance(attend, AttendWith) else forward.method or "exact"
             forward.attended(output, lambda: AttentionCall(
@@ -205,14 +153,17 @@ class Encoder(nn.Module):
     def _forward(self, packed: Packed, attend: Attend, keep: Collection[int], forward: ObservedForward) -> Encoded:
         positions = _positions(packed, self.config)
         x = self.embed(packed, positions)
-        angles = self.rotary(positions) if self.rotary is not None else None
+        places = Places(
+            packed.cu_seqlens, None if self.rotary is None else self.rotary(positions),
+            None if self.relative is None else self.relative(),
+        )  # fmt: skip
         forward.passed(0, x)
         kept = {0: x.clone()} if 0 in keep else {}
         for number, layer in enumerate(self.layers):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, angles, attend, number, packed.cu_seqlens, use_reentrant=False)
+                x = checkpoint(layer, x, places, attend, number, use_reentrant=False)
             else:
-                x = layer(x, angles, attend, number, packed.cu_seqlens)
+                x = layer(x, places, attend, number)
             forward.passed(number + 1, x)
             if number + 1 in keep and number + 1 < self.config.layers:
                 kept[number + 1] = x.clone()
@@ -233,82 +184,11 @@ class Encoder(nn.Module):
             factor = (1 - 0.15 * 0.8) / (1 - counts / lengths)
             x = x.masked_fill(masked.unsqueeze(1), 0.0)
             x = x * factor.repeat_interleave(lengths).unsqueeze(1).to(x.dtype)
-        if self.position is not None:
-            x = x + self.position(positions)
+        if self.position is not None and isinstance(self.config.positions, LearnedPositions):
+            offset = self.config.positions.offset
+            x = x + self.position(positions + offset if offset else positions)
+            x = x if self.position_norm is None else self.position_norm(x)
         return x if self.config.pre_norm else self.norm(x)
-
-
-class Layer(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        width = config.width
-        self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        # queries, keys and values in one product
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.feed_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.up = nn.Linear(width, config.feed_forward)
-        self.down = nn.Linear(config.feed_forward, width)
-
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, attend: Attend, number: int, cu_seqlens: Tensor
-    ) -> Tensor:
-        """(T, d) -> (T, d). Where no gradient is wanted, works in place on `x`, a chunk of tokens at a time."""
-        if torch.is_grad_enabled():
-            mixed = self._attend(self._project(x, angles).permute(1, 2, 0, 3), attend, number, cu_seqlens)
-            x = self._add_attention(x, mixed)
-            return self._add_feed_forward(x)
-        # token by token, as the product gives it: attention reads it so at no cost, and head by head would be a copy
-        qkv = x.new_empty(x.shape[0], 3, self.config.heads, self.config.head_width)
-        chunks = _chunks(x.shape[0])
-        for rows in chunks:
-            part = None if angles is None else (angles[0][rows], angles[1][rows])
-            qkv[rows] = self._project(x[rows], part)
-        mixed = self._attend(qkv.permute(1, 2, 0, 3), attend, number, cu_seqlens)
-        del qkv
-        for rows in chunks:
-            x[rows] = self._add_feed_forward(self._add_attention(x[rows], mixed[rows]))
-        return x
-
-    def _project(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Queries, keys and values: (T, 3, H, D)."""
-        normed = self.attention_norm(x) if self.config.pre_norm else x
-        qkv = apply_linear(self.qkv, normed).view(len(x), 3, self.config.heads, self.config.head_width)
-        if angles is None:
-            return qkv
-        if qkv.requires_grad:
-            return torch.cat([rotate(qkv[:, :2], angles), qkv[:, 2:]], 1)
-        rotate_in_place(qkv[:, :2], angles)
-        return qkv
-
-    def _attend(self, qkv: Tensor, attend: Attend, number: int, cu_seqlens: Tensor) -> Tensor:
-        """(3, H, T, D) -> (T, d)."""
-        query, key, value = qkv.unsqueeze(1)
-        out = attend(query, key, value, layer=number, scale=self.config.head_width**-0.5, cu_seqlens=cu_seqlens)
-        return out.squeeze(0).transpose(0, 1).flatten(1)
-
-    def _add_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + apply_linear(self.out, mixed)
-        return x if self.config.pre_norm else self.attention_norm(x)
-
-    def _add_feed_forward(self, x: Tensor) -> Tensor:
-        normed = self.feed_norm(x) if self.config.pre_norm else x
-        out = x + apply_linear(self.down, apply_linear_gelu(self.up, normed))
-        return out if self.config.pre_norm else self.feed_norm(out)
-
-
-def _chunks(tokens: int) -> list[slice]:
-    """Ranges of at most `CHUNK` tokens, as few as that takes, and of nearly equal length.
-
-    A last chunk of one or two tokens would be multiplied by another kernel, with other rounding: a sequence's vectors
-    would then depend on what it was packed with.
-    """
-    count = -(-tokens // CHUNK)
-    bounds = [tokens * part // max(1, count) for part in range(count + 1)]
-    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def _positions(packed: Packed, config: EncoderConfig) -> Tensor:

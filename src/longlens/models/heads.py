@@ -1,26 +1,10 @@
-"""Heads on top of an encoder: the vocabulary's logits, and the weights of ESM-2's contact regression."""
+"""The weights of ESM-2's contact regression."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from longlens.lens.contacts import Regression
-
-
-class MaskedLMHead(nn.Module):
-    """Dense, gelu, LayerNorm, then the product with the embedding (tied) and a bias (RoBERTa; ESM-2)."""
-
-    def __init__(self, width: int, vocabulary: int, norm_eps: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
-        self.bias = nn.Parameter(torch.zeros(vocabulary))
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Logits (T, V) of x (T, d), for the embedding (V, d)."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), embedding, self.bias)
 
 
 class ContactHead(nn.Module):

@@ -13,7 +13,8 @@ from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet, clean_proteins
 from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, attend_with, pack
-from longlens.models.heads import ContactHead, MaskedLMHead
+from longlens.models.heads import ContactHead
+from longlens.models.parts.head import MaskedLMHead
 from longlens.ops.method import Method
 from longlens.ops.observe import Observer
 
@@ -37,7 +38,7 @@ class MaskedLM(nn.Module):
         self.config = config
         self.alphabet = alphabet
         self.encoder = Encoder(config)
-        self.head = MaskedLMHead(config.width, config.vocabulary, config.norm_eps) if predicts else None
+        self.head = MaskedLMHead(config.head, config.width, config.vocabulary) if config.head and predicts else None
         self.contact_head = ContactHead(config.layers, config.heads) if contacts else None
         # the source of the weights, which results name
         self.source = "untrained"
@@ -112,8 +113,9 @@ class MaskedLM(nn.Module):
         packed = proteins if isinstance(proteins, Packed) else self.pack(proteins)
         regression = self.contact_regression()
         bounds = packed.cu_seqlens.tolist()
-        maps = [WholeMap(stop - start - 2, regression, self.device) for start, stop in pairwise(bounds)]
-        self(packed, attend=attend_with("exact"), observers=[ContactObserver(maps)])
+        around = self.alphabet.around
+        maps = [WholeMap(stop - start - around, regression, self.device) for start, stop in pairwise(bounds)]
+        self(packed, attend=attend_with("exact"), observers=[ContactObserver(maps, before=self.alphabet.before)])
         return [contact_map.finish() for contact_map in maps]
 
     def contact_regression(self) -> Regression:

@@ -82,7 +82,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write an ESM-2 model as transformers does (`EsmForMaskedLM`): config.json and model.safetensors."""
     config = model.config
-    if not config.pre_norm or config.positions != "rotary":
+    if not config.pre_norm or not config.rotary:
         raise CheckpointError("expected an ESM-2 architecture (pre-norm, rotary); others can be read but not written")
     if not model.predicts:
         raise CheckpointError(f"expected a model with a language model's head, got {model.source}, which has none")
@@ -97,7 +97,7 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
         "architectures": ["EsmForMaskedLM"], "model_type": "esm", "hidden_act": "gelu", "is_folding_model": False,
         "vocab_size": config.vocabulary, "num_hidden_layers": config.layers, "hidden_size": config.width,
         "num_attention_heads": config.heads, "intermediate_size": config.feed_forward,
-        "layer_norm_eps": config.norm_eps, "token_dropout": config.token_dropout, "mask_token_id": config.mask_token,
+        "layer_norm_eps": config.norm.eps, "token_dropout": config.token_dropout, "mask_token_id": config.mask_token,
         "pad_token_id": model.alphabet.pad, "position_embedding_type": "rotary", "emb_layer_norm_before": False,
         "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "max_position_embeddings": 1026,
         "tie_word_embeddings": True,

@@ -35,8 +35,8 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs (i, i + D / 2) of x (T, ..., D) by `angles` (T, D / 2); computed in float32, returned in x's
-    dtype."""
+    """Rotate pairs (i, i + D / 2) of x (T, ..., D) by `angles` (T, D / 2); computed in float32 (float64 for float64),
+    returned in x's dtype."""
     return torch.cat(_rotated(x, angles), -1).to(x.dtype)
 
 
@@ -48,6 +48,6 @@ def rotate_in_place(x: Tensor, angles: tuple[Tensor, Tensor]) -> None:
 
 def _rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Both halves, in memory of their own."""
-    a, b = x.float().chunk(2, -1)
+    a, b = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
     cos, sin = (part.view(len(part), *(1,) * (x.ndim - 2), -1) for part in angles)
     return (a * cos).addcmul_(b, sin, value=-1.0), (b * cos).addcmul_(a, sin)

@@ -38,7 +38,7 @@ def mask_tokens(
     draw = torch.rand(len(tokens), generator=generator)
     chosen = residue & (draw < rate)
     hidden = tokens.clone()
-    hidden[chosen if all_masked else chosen & (draw < 0.8 * rate)] = alphabet.mask
+    hidden[chosen if all_masked else chosen & (draw < 0.8 * rate)] = alphabet.require_mask()
     swapped = chosen & (draw >= 0.9 * rate) & (not all_masked)
     strangers = standard[torch.randint(len(standard), (len(tokens),), generator=generator)]
     hidden = torch.where(swapped, strangers, hidden)

@@ -14,6 +14,7 @@ from longlens.errors import InputError
 from longlens.lens import Head, Predictions, predictions
 from longlens.models.encoder import EncoderConfig
 from longlens.models.language_model import MaskedLM
+from longlens.models.parts.positions import LearnedPositions
 from longlens.testing import peak_growths
 from longlens.watching import trajectories
 
@@ -238,8 +239,9 @@ def layers_of(model, packed):
 def post_norm():
     """A BERT of ours with random weights."""
     alphabet = longlens.load("tiny").alphabet
-    shape = {"layers": 3, "width": 32, "heads": 4, "feed_forward": 64, "max_length": 64}
-    config = EncoderConfig(len(alphabet.tokens), **shape, pre_norm=False, positions="absolute", token_dropout=False)
+    shape = {"layers": 3, "width": 32, "heads": 4, "feed_forward": 64}
+    places = LearnedPositions(64)
+    config = EncoderConfig(len(alphabet.tokens), **shape, pre_norm=False, positions=places, token_dropout=False)
     return MaskedLM(config, alphabet)
 
 

@@ -27,10 +27,15 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     head = {source for sources in names.head_table().values() for source in sources}
     predicts = checkpoint.predicts or not head.isdisjoint(infos)
     contacts = names.contact is not None and f"{names.contact}.weight" in infos
-    table = names.table(config, predicts=predicts, contacts=contacts)
     with torch.device("meta"):
         model = MaskedLM(config, checkpoint.alphabet, contacts=contacts, predicts=predicts)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # a format's names are of all parts that it may have; the model has those of its configuration
+    table = {
+        ours: sources
+        for ours, sources in names.table(config, predicts=predicts, contacts=contacts).items()
+        if ours in shapes
+    }
     _refuse_other_tensors(checkpoint, table, shapes)
     state = {name: _assemble(checkpoint, sources, shapes[name], dtype, device) for name, sources in table.items()}
     if names.token_type is not None and names.token_type in infos:
@@ -39,7 +44,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
         first = checkpoint.tensors.read(names.token_type)[0].float()
         whole = checkpoint.tensors.read(positions).float() + first
         state["encoder.position.weight"] = whole.to(device=device, dtype=dtype)
-    if config.positions == "rotary":
+    if config.rotary:
         state["encoder.rotary.frequencies"] = _frequencies(checkpoint).to(device)
     model.load_state_dict(state, strict=True, assign=True)
     model.source = checkpoint.source
@@ -100,7 +105,7 @@ def _refuse_other_tensors(
     if names.token_type is not None and names.token_type in infos:
         types = infos[names.token_type].shape
         expected[names.token_type] = (max(1, types[0]) if types else 1, config.width)
-    if config.positions == "rotary":
+    if config.rotary:
         frequencies = [name for name in names.frequency_names(config) if name in infos]
         for name in frequencies:
             expected[name] = (config.head_width // 2,)

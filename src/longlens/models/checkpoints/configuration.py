@@ -10,7 +10,10 @@ from typing import Any
 
 from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM
-from longlens.models.encoder import EncoderConfig
+from longlens.models.config import EncoderConfig
+from longlens.models.parts.head import Head
+from longlens.models.parts.norm import Norm
+from longlens.models.parts.positions import LearnedPositions
 
 # far above any model; larger numbers in a file are refused before anything is allocated
 MOST = 10_000_000
@@ -106,7 +109,7 @@ def encoder_config(entries: Mapping[str, Any], folder: Path) -> EncoderConfig:
     _refuse_other_bert(settings)
     sizes = _sizes(settings)
     return EncoderConfig(
-        **sizes, pre_norm=False, positions="absolute", max_length=settings.size("max_position_embeddings"),
+        **sizes, pre_norm=False, positions=LearnedPositions(settings.size("max_position_embeddings")),
         token_dropout=False,
     )  # fmt: skip
 
@@ -118,7 +121,7 @@ def rotary_config(sizes: dict[str, Any], settings: ConfigEntries) -> EncoderConf
             f"{settings.where}: expected an even width of each head for rotary positions, got "
             f"{sizes['width']} / {sizes['heads']}"
         )
-    mask = settings.token("mask_token_id", ESM.mask, sizes["vocabulary"])
+    mask = settings.token("mask_token_id", ESM.require_mask(), sizes["vocabulary"])
     return EncoderConfig(**sizes, token_dropout=settings.flag("token_dropout"), mask_token=mask)
 
 
@@ -129,13 +132,15 @@ def check_heads(width: int, heads: int, where: str) -> None:
 
 
 def _sizes(settings: ConfigEntries) -> dict[str, Any]:
+    norm = Norm(eps=settings.epsilon("layer_norm_eps", 1e-12))
     sizes: dict[str, Any] = {
         "vocabulary": settings.size("vocab_size"),
         "layers": settings.size("num_hidden_layers"),
         "width": settings.size("hidden_size"),
         "heads": settings.size("num_attention_heads"),
         "feed_forward": settings.size("intermediate_size"),
-        "norm_eps": settings.epsilon("layer_norm_eps", 1e-12),
+        "norm": norm,
+        "head": Head(norm=norm),
     }
     check_heads(sizes["width"], sizes["heads"], settings.where)
     return sizes

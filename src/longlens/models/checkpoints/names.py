@@ -22,12 +22,14 @@ class TensorNames:
 
     embedding: str
     norm: str
-    qkv: tuple[str, str, str]
-    layer: dict[str, str]
+    # name of a layer's part here -> there; where several are stacked in ours, all of them
+    layer: dict[str, str | tuple[str, ...]]
     head: dict[str, str]
     contact: str | None = None
     prefix: str = ""
     position: str | None = None
+    position_norm: str | None = None
+    relative: str | None = None
     token_type: str | None = None
     frequencies: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
@@ -43,24 +45,31 @@ class TensorNames:
         table: dict[str, tuple[str, ...]] = {"encoder.embedding.weight": (self.embedding,)}
         if self.position:
             table["encoder.position.weight"] = (self.position,)
+        if self.relative:
+            table["encoder.relative.weight"] = (self.relative,)
         for kind in ("weight", "bias"):
             table[f"encoder.norm.{kind}"] = (f"{self.norm}.{kind}",)
+            if self.position_norm:
+                table[f"encoder.position_norm.{kind}"] = (f"{self.position_norm}.{kind}",)
             for i in range(config.layers):
-                table[f"encoder.layers.{i}.qkv.{kind}"] = tuple(f"{part.format(i=i)}.{kind}" for part in self.qkv)
                 for ours, theirs in self.layer.items():
-                    table[f"encoder.layers.{i}.{ours}.{kind}"] = (f"{theirs.format(i=i)}.{kind}",)
+                    parts = (theirs,) if isinstance(theirs, str) else theirs
+                    table[f"encoder.layers.{i}.{ours}.{kind}"] = tuple(f"{part.format(i=i)}.{kind}" for part in parts)
             if self.contact and contacts:
                 table[f"contact_head.regression.{kind}"] = (f"{self.contact}.{kind}",)
         return table | (self.head_table() if predicts else {})
 
     def head_table(self) -> dict[str, tuple[str, ...]]:
-        """The tensors of `table` that belong to the language model's head."""
-        dense: dict[str, tuple[str, ...]] = {
+        """The tensors of `table` that belong to the language model's head; `decoder` is a weight, `bias` its bias."""
+        table: dict[str, tuple[str, ...]] = {
             f"head.{ours}.{kind}": (f"{self.head[ours]}.{kind}",)
             for kind in ("weight", "bias")
             for ours in ("dense", "norm")
+            if ours in self.head
         }
-        return dense | {"head.bias": (self.head["bias"],)}
+        if "decoder" in self.head:
+            table["head.decoder.weight"] = (self.head["decoder"],)
+        return table | ({"head.bias": (self.head["bias"],)} if "bias" in self.head else {})
 
     def frequency_names(self, config: EncoderConfig) -> list[str]:
         """Every name that rotary frequencies may have."""
@@ -72,8 +81,8 @@ _HF_LAYER = "encoder.layer.{i}."
 TRANSFORMERS_ESM = TensorNames(
     embedding="esm.embeddings.word_embeddings.weight",
     norm="esm.encoder.emb_layer_norm_after",
-    qkv=tuple(f"esm.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
     layer={
+        "qkv": tuple(f"esm.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),
         "attention_norm": f"esm.{_HF_LAYER}attention.LayerNorm",
         "out": f"esm.{_HF_LAYER}attention.output.dense",
         "feed_norm": f"esm.{_HF_LAYER}LayerNorm",
@@ -100,8 +109,8 @@ TRANSFORMERS_ESM = TensorNames(
 TRANSFORMERS_BERT = TensorNames(
     embedding="bert.embeddings.word_embeddings.weight",
     norm="bert.embeddings.LayerNorm",
-    qkv=tuple(f"bert.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),  # type: ignore[arg-type]
     layer={
+        "qkv": tuple(f"bert.{_HF_LAYER}attention.self.{part}" for part in ("query", "key", "value")),
         "attention_norm": f"bert.{_HF_LAYER}attention.output.LayerNorm",
         "out": f"bert.{_HF_LAYER}attention.output.dense",
         "feed_norm": f"bert.{_HF_LAYER}output.LayerNorm",
@@ -130,8 +139,8 @@ TRANSFORMERS_BERT = TensorNames(
 FAIR_ESM = TensorNames(
     embedding="embed_tokens.weight",
     norm="emb_layer_norm_after",
-    qkv=tuple(f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),  # type: ignore[arg-type]
     layer={
+        "qkv": tuple(f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv"),
         "attention_norm": "layers.{i}.self_attn_layer_norm",
         "out": "layers.{i}.self_attn.out_proj",
         "feed_norm": "layers.{i}.final_layer_norm",
