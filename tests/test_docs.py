@@ -9,6 +9,7 @@ follows `<!--- skip: start -->`.
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ import longlens
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 SHELL_ONLY = ("git", "make", "pip", "python")
 
 
@@ -107,6 +109,15 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name}: {target}"
         if heading:
             assert heading in anchors(file), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(notebook: Path) -> None:
+    """They are run by `make docs`; stored outputs would grow old, and hide what changed in a diff."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) >= 3
+    assert [cell for cell in code if cell["outputs"] or cell["execution_count"]] == []
 
 
 def outside_code(page: Path) -> str:
