@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from longlens.jobs.embed import embed as embed
     from longlens.jobs.look_job import look as look
     from longlens.jobs.score_job import score as score
+    from longlens.jobs.surprise_job import surprise as surprise
     from longlens.lens.scan import scan as scan
     from longlens.models.pretrained import load as load
     from longlens.ops.approximate.cosformer import CosFormer as CosFormer
@@ -102,6 +103,7 @@ _HOMES: dict[str, str | None] = {
     "record": "longlens.watching",
     "scan": "longlens.lens.scan",
     "score": "longlens.jobs.score_job",
+    "surprise": "longlens.jobs.surprise_job",
     "testing": None,
     "trajectories": "longlens.watching",
     "watch": "longlens.watching",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import text_models as texts
 import tiny_models as tiny
 import torch
 import transformers as tf
 
+import text_models as texts
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf import attach
 from longlens.hf.documents import Window, beginnings, read_document, windows

@@ -22,6 +22,7 @@ COMMANDS = {
     "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
     "plan": ("longlens.cli.plan:plan", "Predict the memory, time and batches of embedding a file."),
     "score": ("longlens.cli.score:score", "Zero-shot effects of variants from a model's predictions."),
+    "surprise": ("longlens.cli.surprise:surprise", "How surprised a language model is by a text, token by token."),
     "train": ("longlens.cli.train:train", "Train a protein language model by masked language modelling."),
 }
 

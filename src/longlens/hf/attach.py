@@ -20,7 +20,7 @@ from longlens.errors import InputError, UnsupportedError
 from longlens.hf.arguments import no_weights, read_arguments
 from longlens.hf.copies import AttachedName, ForwardHook
 from longlens.hf.feed_forward import FeedForwardChunks
-from longlens.hf.masks import DeferredMask
+from longlens.hf.masks import DeferredMask, make_mask
 from longlens.hf.modules import attention_modules, inner_models
 from longlens.hf.subscription import Subscription
 from longlens.ops.method import Method
@@ -106,7 +106,7 @@ class Attachment:
             return attend_or_none(*args, **keywords)
 
         AttentionInterface.register(self._name, registered)
-        AttentionMaskInterface.register(self._name, _make_mask)
+        AttentionMaskInterface.register(self._name, make_mask)
         for config in self._configs:
             # set the attribute itself, because the setter would change further configurations
             before = config._attn_implementation_internal
@@ -183,16 +183,6 @@ def _forget(name: str, configs: list[Any]) -> None:
             config._attn_implementation_internal = current.restored()
     for interface in (AttentionInterface, AttentionMaskInterface):
         interface._global_mapping.pop(name, None)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _make_mask(**keywords: Any) -> DeferredMask:
-    """transformers' mask function."""
-    if "cache_position" in keywords:
-        # transformers 5.0 describes the queries by their positions, later versions by length and offset
-        places = keywords.pop("cache_position")
-        keywords |= {"q_length": len(places), "q_offset": int(places[0])}
-    return DeferredMask(**keywords)
 
 
 def attached_method(model: nn.Module) -> Method | None:

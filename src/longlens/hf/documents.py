@@ -42,6 +42,16 @@ class Document:
         """What the model gets for tokens start..stop: those, with the special tokens around them."""
         return np.concatenate([self.before, self.ids[start:stop], self.after]).astype(np.int64)
 
+    def first_of_words(self) -> NDArray[np.bool_]:
+        """(N,) bool: the tokens after a blank in the text, or with one at their beginning."""
+        first = [
+            start == 0 or self.text[start : start + 1].isspace() or self.text[start - 1 : start].isspace()
+            for start in self.starts.tolist()
+        ]
+        # tokens of one character that a byte-level tokenizer splits begin at the same place
+        again = np.concatenate([[False], self.starts[1:] == self.starts[:-1]])
+        return np.array(first, bool) & ~again
+
     @property
     def pieces(self) -> list[str]:
         """The text of each token."""

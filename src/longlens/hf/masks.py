@@ -186,6 +186,16 @@ class DeferredMask(BlockMask):
         return None if bool(mask.all()) else mask
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def make_mask(**keywords: Any) -> DeferredMask:
+    """transformers' mask function."""
+    if "cache_position" in keywords:
+        # transformers 5.0 describes the queries by their positions, later versions by length and offset
+        places = keywords.pop("cache_position")
+        keywords |= {"q_length": len(places), "q_offset": int(places[0])}
+    return DeferredMask(**keywords)
+
+
 def read_closure(closure: Closure) -> _ClosureRules:
     """The rules of a mask closure that transformers composes; parts that it does not compose stay closures."""
     return _intersection(closure, [_read(closure)])

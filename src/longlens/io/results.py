@@ -142,6 +142,10 @@ class ResultFolder:
         path.replace(target)
         return target
 
+    def describe(self, more: dict[str, Any]) -> None:
+        """Add to what the manifest of the finished job says of its results."""
+        self._about = {**self._about, **more}
+
     def close(self) -> None:
         """Release the folder, whether the job is done or not."""
         for array in self.arrays.values():

@@ -15,18 +15,18 @@ def looks_like_fasta(path: Path | str) -> bool:
     return read_bytes(path, _name(path), 2**12).decode("utf-8-sig", errors="replace").lstrip()[:1] == ">"
 
 
-def read_text(path: Path | str) -> str:
-    """The text of a UTF-8 file, plain or compressed, without blanks around it.
+def read_text(path: Path | str, *, strip: bool = True) -> str:
+    """The text of a UTF-8 file, plain or compressed; `strip`: without blanks around it.
 
     Raises `SequenceError` for another encoding, an empty file, or one that cannot be read.
     """
     try:
-        text = read_bytes(path, _name(path)).decode("utf-8-sig").strip()
+        text = read_bytes(path, _name(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SequenceError(f"{_name(path)}: expected a text in UTF-8, got other bytes ({error})") from None
-    if not text:
+    if not text.strip():
         raise SequenceError(f"{_name(path)}: expected a text, got an empty file")
-    return text
+    return text.strip() if strip else text
 
 
 def _name(path: Path | str) -> str:

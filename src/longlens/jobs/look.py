@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.texts import TextModel, TokenizedText
-from longlens.io.survey import RecordInfo, Survey
 from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
@@ -161,13 +158,6 @@ def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, tit
         return trajectories(model, packed, packed.tokens, top=0, layers=[-1])[model.config.layers]
 
     return _see(model, tokens, options, name, read)
-
-
-def text_survey(text: str, file: str, count: int) -> Survey:
-    """The survey of one text; `file` is the name of its file."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    entry = RecordInfo(1, file, Path(file).stem, "", count, digest, 0, 0)
-    return Survey([entry], [], [{"name": file, "sha256": digest}])
 
 
 def look_at_text(model: TextModel, text: TokenizedText, options: LookOptions, *, title: str, name: str) -> Profile:

@@ -13,7 +13,6 @@ import torch
 
 from longlens.errors import InputError
 from longlens.hf.texts import TextModel, TokenizedText, load_text_model
-from longlens.io.alphabet import STANDARD as RESIDUES
 from longlens.io.results import ResultFolder
 from longlens.io.texts import looks_like_fasta, read_text
 from longlens.jobs.inputs import (
@@ -37,13 +36,13 @@ from longlens.jobs.look import (
     refuse_tokens,
     text_bytes,
     text_options,
-    text_survey,
 )
 from longlens.jobs.looks import Looks
 from longlens.jobs.output import output_folder
 from longlens.jobs.profiles import write_profile
 from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Unit, UnitMemory, announce, described, file_notes, run
+from longlens.jobs.texts import TextSource, refuse_protein_model
 from longlens.lens.profile import Profile
 from longlens.models.language_model import MaskedLM
 from longlens.ops.method import Method
@@ -113,22 +112,6 @@ class LookJob(Job):
 
     def finish(self, folder: ResultFolder) -> list[Path]:
         return [folder.path / name for name in self._names]
-
-
-@dataclass(frozen=True)
-class TextSource(ProteinSource):
-    """A text as the only sequence of a job."""
-
-    text: str
-    name: str
-    count: int
-
-    @property
-    def survey(self) -> Any:  # type: ignore[override]
-        return text_survey(self.text, self.name, self.count)
-
-    def sequences(self) -> Iterator[str]:
-        return iter([self.text])
 
 
 def look(
@@ -267,7 +250,7 @@ def _text_job(
             "with a line such as >name"
         )
     loaded = load_text_model(str(model), dtype=dtype, device=device)
-    _refuse_protein_model(loaded, name)
+    refuse_protein_model(loaded, name)
     tokens = loaded.tokenize(text, name)
     chosen = text_options(loaded, options)
     refuse_tokens(chosen, len(tokens), name)
@@ -282,13 +265,3 @@ def _text_profile(
     loaded: TextModel, tokens: TokenizedText, options: LookOptions, name: str, info: ModelInfo
 ) -> Callable[[str, str], Profile]:
     return lambda text, title: look_at_text(loaded, tokens, options, title=name, name=info.name)
-
-
-def _refuse_protein_model(model: TextModel, name: str) -> None:
-    """Refuse a tokenizer of residues, which turns words into unknown tokens."""
-    vocabulary = model.tokenizer.get_vocab()
-    if len(vocabulary) < 100 and all(residue in vocabulary for residue in RESIDUES):
-        raise InputError(
-            f"{name}: expected a model of text, got {model.name}, whose tokens are residues of proteins; give a model "
-            "of text, or, for a protein, a file that begins with a line such as >name"
-        )

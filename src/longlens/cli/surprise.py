@@ -1,0 +1,108 @@
+"""`longlens surprise`: how surprised a language model is by a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from longlens.cli.options import WordsCommand, choose_threads, max_memory_option, method_option, threads_option
+from longlens.cli.progress import shown_progress
+
+if TYPE_CHECKING:
+    from longlens.jobs.surprises import Surprise
+
+
+@click.command(cls=WordsCommand)
+@click.argument("text", metavar="TEXT|-")
+@click.option("-m", "--model", required=True, help="A transformers folder, or a name on the Hugging Face hub.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write: .csv, .tsv, .parquet or .json. "
+              "[default: standard output]")  # fmt: skip
+@click.option("--by", type=click.Choice(["token", "word", "line"]), default="token", show_default=True)
+@click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
+@click.option("--format", "format_", type=click.Choice(["csv", "tsv", "parquet", "json"]), default=None,
+              help="Of standard output. [default: csv]")  # fmt: skip
+@click.option("--context", type=int, metavar="W", help="Tokens of a window. [default: the whole text]")
+@click.option("--stride", type=int, metavar="S", help="Tokens from one window to the next.")
+@click.option("--bos/--no-bos", default=None, help="Whether a causal model gets its start token first. [default: if "
+              "its tokenizer has one]")  # fmt: skip
+@click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
+              help="Of a masked model: each token masked in turn, or one pass. [default: masked]")  # fmt: skip
+@click.option("--figure", is_flag=True, help="Also draw surprise along the text, beside the output as .png.")
+@max_memory_option
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+              show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True)
+@threads_option
+@method_option
+def surprise(
+    text: str,
+    model: str,
+    output: Path | None,
+    by: str,
+    unit: str,
+    format_: str | None,
+    context: int | None,
+    stride: int | None,
+    bos: bool | None,
+    masking: str | None,
+    figure: bool,
+    max_memory: str | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    method: str,
+) -> int:
+    """Compute how surprised a causal or masked language model is by the tokens of a text.
+
+    The table has a row for each token, word or line; a summary follows on standard output, or on standard error where
+    the table is on standard output. The whole text is the context, in linear memory; a text with more tokens than the
+    model has positions is refused unless --context and --stride say how to read it. An interrupted run continues when
+    the same command is given again. Exit status: 0 done, 2 wrong input, 130 interrupted.
+    """
+    from longlens.jobs.surprise_job import surprise as run_surprise
+
+    with shown_progress() as progress:
+        found = run_surprise(
+            text if text == "-" else Path(text), model=model, output=output, by=by, unit=unit, format=format_,
+            context=context, stride=stride, bos=bos, masking=masking, figure=figure, max_memory=max_memory,
+            method=method, dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+        )  # fmt: skip
+    if output is None:
+        sys.stdout.buffer.write(found.data)
+        sys.stdout.flush()
+    _summary(found, output)
+    return 0
+
+
+def _summary(found: Surprise, output: Path | None) -> None:
+    """Print the summary on standard output; on standard error where that has the table."""
+    numbers = found.summary
+    windows = numbers["context"] if numbers["stride"] is None else (
+        f"windows of {numbers['context']:,} tokens, {numbers['stride']:,} from one to the next"
+    )  # fmt: skip
+    tokens = f"{numbers['tokens']:,}"
+    if numbers["predicted"] < numbers["tokens"]:
+        tokens += f" ({numbers['tokens'] - numbers['predicted']:,} without a prediction: no token is before)"
+    error = numbers["mean_excess_error"]
+    lines = [
+        ("model", f"{found.model}, {numbers['kind']}"),
+        ("special tokens", numbers["special_tokens"]),
+        ("context", windows),
+        ("tokens", tokens),
+        ("bytes", f"{numbers['bytes']:,}"),
+        ("bits per byte", f"{numbers['bits_per_byte']:.4f}"),
+        ("perplexity", f"{numbers['perplexity']:.2f} per token"),
+        ("excess", f"{numbers['mean_excess']:.4f}{'' if error is None else f' +- {error:.4f}'} nats: surprise beyond "
+         "what the model expected"),
+    ]  # fmt: skip
+    if numbers["method"] != "exact":
+        lines.append(("method", numbers["method"]))
+    if numbers["word_correction"] is not None:
+        lines.append(("correction", numbers["word_correction"]))
+    if output is not None:
+        lines.append(("results", str(output)))
+    for name, value in lines:
+        click.echo(f"{name:<14} {value}", err=output is None)
