@@ -36,11 +36,13 @@ def test_the_path_said_is_the_path_taken(arguments, dtype):
     assert ll.explain(SHAPE, dtype=dtype, **arguments).path == said.path
     with (
         mock.patch.object(exact_module.sdpa, "attend", wraps=exact_module.sdpa.attend) as fused,
+        mock.patch.object(exact_module.toeplitz, "attend", wraps=exact_module.toeplitz.attend) as biased,
         mock.patch.object(exact_module, "attend_tiles", wraps=exact_module.attend_tiles) as tiled,
     ):
         ll.attention(query, query, query, **arguments)
-    assert [fused.called, tiled.called] == [said.path == "sdpa", said.path == "blockwise"]
-    assert set(said.why_not) == {"sdpa", "blockwise", "flex", "math"} - {said.path}
+    called = {"sdpa": fused.called, "toeplitz": biased.called, "blockwise": tiled.called}
+    assert [path for path, was in called.items() if was] == [said.path]
+    assert set(said.why_not) == {"sdpa", "toeplitz", "blockwise", "flex", "math"} - {said.path}
     assert all(said.why_not.values())
 
 

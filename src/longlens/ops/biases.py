@@ -19,6 +19,21 @@ from longlens.ops.masks import _cut
 class Bias(ABC):
     """What is added to the score of each pair of positions."""
 
+    @property
+    def by_distance(self) -> bool:
+        """True where the bias depends on key position minus query position alone, which `at` then takes."""
+        return False
+
+    @property
+    def reach(self) -> int | None:
+        """A distance from which on, in either direction, the bias of a distance stays the same; None where none is
+        known."""
+        return None
+
+    def at(self, distance: Tensor) -> Tensor:
+        """The bias (H, n) of distances (n,), key position minus query position; differentiable in `parameters()`."""
+        raise NotImplementedError
+
     @abstractmethod
     def tile(self, q: Tensor, k: Tensor, n: int) -> Tensor:
         """The bias of queries `q` (queries, 1) and keys `k` (1, keys), broadcastable to (B, H, queries, keys)."""
@@ -64,6 +79,13 @@ class Alibi(Bias):
 
         power = 2 ** math.floor(math.log2(self.heads))
         return torch.tensor((series(power) + series(2 * power)[::2])[: self.heads])
+
+    @property
+    def by_distance(self) -> bool:
+        return True
+
+    def at(self, distance: Tensor) -> Tensor:
+        return -self.slopes().to(distance.device).unsqueeze(1) * distance.abs()
 
     def tile(self, q: Tensor, k: Tensor, n: int) -> Tensor:
         return -self.slopes().to(k.device).view(-1, 1, 1) * (q - k).abs()
@@ -113,8 +135,33 @@ class RelativePosition(Bias):
         ).long().clamp(max=buckets - exact - 1)
         return ahead + torch.where(back < exact, back, far)
 
+    @property
+    def by_distance(self) -> bool:
+        return True
+
+    @property
+    def reach(self) -> int | None:
+        buckets = self.table.shape[1]
+        if self.kind == "clip":
+            return buckets // 2
+        exact = buckets // (4 if self.kind == "t5" else 2)
+        if exact < 1 or self.max_distance <= exact:
+            return None
+        # T5's last bucket begins before `max_distance`, and from there on nothing changes
+        back = self.bucket(-torch.arange(self.max_distance + 1))
+        return int((back != back[-1]).sum())
+
+    def at(self, distance: Tensor) -> Tensor:
+        return self.table[:, self.bucket(distance)]
+
     def tile(self, q: Tensor, k: Tensor, n: int) -> Tensor:
-        return self.table[:, self.bucket(k - q)]
+        first, last = _consecutive(q.reshape(-1)), _consecutive(k.reshape(-1))
+        if first is None or last is None:
+            return self.table[:, self.bucket(k - q)]
+        # one number for each diagonal of the tile; row r of the last query first reads from r on
+        values = self.at(torch.arange(last[0] - first[1], last[1] - first[0] + 1, device=k.device))
+        heads, rows, columns = len(values), q.numel(), k.numel()
+        return values.as_strided((heads, rows, columns), (values.shape[1], 1, 1)).flip(1)
 
     def parameters(self) -> tuple[Tensor, ...]:
         return (self.table,)
@@ -123,12 +170,47 @@ class RelativePosition(Bias):
         return RelativePosition(parameters[0], self.kind, self.max_distance)
 
     def accumulate(self, grads: tuple[Tensor, ...], d_tile: Tensor, q: Tensor, k: Tensor, n: int) -> None:
-        bucket = self.bucket(k - q).reshape(-1)
-        grads[0].index_add_(1, bucket, d_tile.sum(0).flatten(1).to(grads[0].dtype))
+        d_tile = d_tile.sum(0)
+        first, last = _consecutive(q.reshape(-1)), _consecutive(k.reshape(-1))
+        if first is None or last is None:
+            grads[0].index_add_(1, self.bucket(k - q).reshape(-1), d_tile.flatten(1).to(grads[0].dtype))
+            return
+        distance = torch.arange(last[0] - first[1], last[1] - first[0] + 1, device=k.device)
+        grads[0].index_add_(1, self.bucket(distance), diagonal_sums(d_tile).to(grads[0].dtype))
 
     def check(self, heads: int) -> None:
         if heads != self.table.shape[0]:
             raise MaskError(f"expected a table for {heads} query heads, got {tuple(self.table.shape)}")
+
+
+def _consecutive(positions: Tensor) -> tuple[int, int] | None:
+    """The first and the last of positions that rise by 1; None where they do not, or lie on an accelerator, which it
+    would stall to ask."""
+    if positions.device.type != "cpu" or not len(positions):
+        return None
+    first, last = int(positions[0]), int(positions[-1])
+    steps = len(positions) - 1
+    if last - first != steps or not bool((positions.diff() == 1).all()):
+        return None
+    return first, last
+
+
+def diagonal_sums(tile: Tensor) -> Tensor:
+    """(H, m, n) -> (H, m + n - 1): the sums of each diagonal, from that of the last row and first column on."""
+    heads, rows, columns = tile.shape
+    width = rows + columns - 1
+    # row r moved by rows - 1 - r columns: the diagonals stand upright
+    upright = tile.new_zeros(heads, rows, width)
+    skewed(upright, columns).copy_(tile)
+    return upright.sum(1)
+
+
+def skewed(upright: Tensor, columns: int) -> Tensor:
+    """The part of a contiguous `upright` (H, m, m + n - 1) whose row r begins at column m - 1 - r: a view (H, m, n)."""
+    heads, rows, width = upright.shape
+    return upright.as_strided(
+        (heads, rows, columns), (rows * width, max(1, width - 1), 1), upright.storage_offset() + rows - 1
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,34 @@ def attend_cpu(
     Heads may be grouped. Widths must be equal and numbers within a row adjacent; `mask` is additive, in the query's
     dtype, and broadcasts; rows without keys give 0 and 0. Ask `cpu_serves` first.
     """
+    if causal and scale < 0:
+        # the operator scales the -inf of its causal mask too
+        query, scale = -query, -scale
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )
     return output, lse
+
+
+def attend_cpu_backward(
+    d_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    scale: float,
+    *,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query, key and value, given that of the output, and what `attend_cpu` returned with this mask.
+
+    `mask` may be a view with any strides, in the query's dtype or float32. Ask `cpu_serves_masks` first.
+    """
+    d_query, d_key, d_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        d_output, query, key, value, output, lse, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return d_query, d_key, d_value
 
 
 @cache
@@ -43,3 +67,25 @@ def cpu_serves(dtype: torch.dtype) -> bool:
         weights = (scores - lse.double().unsqueeze(-1)).exp()
         right = (weights.sum(-1) - 1).abs().max() < 1e-3 and (output - weights @ key.double()).abs().max() < 5e-2
     return bool(right) and lse.dtype == wide_dtype(dtype)
+
+
+@cache
+def cpu_serves_masks(dtype: torch.dtype) -> bool:
+    """Whether the fused CPU operator and its backward pass, for grouped heads and a wide mask of overlapping strides,
+    give what we take them to give."""
+    if not cpu_serves(dtype):
+        return False
+    query = torch.linspace(-2.0, 2.0, 2 * 3 * 8).view(1, 2, 3, 8).to(dtype)
+    key = torch.linspace(1.0, -3.0, 5 * 8).sin().view(1, 1, 5, 8).to(dtype)
+    mask = torch.linspace(-1.0, 2.0, 2 * 7, dtype=wide_dtype(dtype)).as_strided((1, 2, 3, 5), (0, 7, 1, 1))
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        leaves = [tensor.to(torch.float64, copy=True).requires_grad_() for tensor in (query, key, key)]
+        weights = (leaves[0] @ leaves[1].mT * 0.5 + mask).softmax(-1)
+        want = torch.autograd.grad(weights @ leaves[2], leaves, query.double())
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        try:
+            output, lse = attend_cpu(query, key, key, 0.5, mask=mask)
+            grads = attend_cpu_backward(query, query, key, key, output, lse, 0.5, mask=mask)
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+        return all(bool((got - right).abs().max() < 5e-2) for got, right in zip(grads, want, strict=True))

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from longlens.errors import MethodError, UnsupportedError
-from longlens.ops.exact import flex, packed, sdpa
+from longlens.ops.exact import flex, packed, sdpa, toeplitz
 from longlens.ops.inputs import Inputs, wide_dtype
 from longlens.ops.method import Method, Tiled
 from longlens.ops.outputs import AttentionOutput
@@ -19,10 +19,10 @@ from longlens.ops.tiles.engine import attend_tiles
 from longlens.ops.tiles.grid import TileShape, dense_shape, tile_elements
 from longlens.ops.tiles.problem import TiledProblem
 
-PATHS = ("sdpa", "blockwise", "flex", "math")
+PATHS = ("sdpa", "toeplitz", "blockwise", "flex", "math")
 # the paths to try, first to last; never "math", which is quadratic. The fused kernels come first: they sum in float32
 # whatever the inputs' dtype, and are the fastest that do
-ORDER = ("sdpa", "blockwise")
+ORDER = ("sdpa", "toeplitz", "blockwise")
 
 
 @final
@@ -34,9 +34,10 @@ class Exact(Method):
 
     Rabe & Staats 2021 (arXiv:2112.05682); FlashAttention, Dao et al. 2022 (arXiv:2205.14135). Time N^2 D, memory N.
 
-    `path`: "auto" takes the first that serves the request, in the order of `ORDER`. "sdpa" is PyTorch's fused
-    kernel, "blockwise" our tiles, "flex" compiled FlexAttention (forward only on a CPU), "math" the N x N definition in
-    plain operations, never chosen by itself: quadratic memory, but derivatives of every order.
+    `path`: "auto" takes the first that serves the request, in the order of `ORDER`. "sdpa" is PyTorch's fused kernel,
+    "toeplitz" the same with a bias of distances (on a CPU), "blockwise" our tiles, "flex" compiled FlexAttention
+    (forward only on a CPU), "math" the N x N definition in plain operations, never chosen by itself: quadratic memory,
+    but derivatives of every order.
     """
 
     path: str = "auto"
@@ -51,6 +52,8 @@ class Exact(Method):
         path = choose_path(inputs) if self.path == "auto" else self.path
         if path == "sdpa":
             return sdpa.attend(inputs)
+        if path == "toeplitz":
+            return toeplitz.attend(inputs)
         if path == "flex":
             return flex.attend(inputs)
         if path == "math":
@@ -78,6 +81,8 @@ class Exact(Method):
         if path == "blockwise":
             shape = dense_shape(inputs)
             return tile_elements(inputs, shape, min(inputs.keys, shape.keys))
+        if path == "toeplitz":
+            return toeplitz.scratch_elements(inputs)
         return sdpa.scratch_elements(inputs) if path == "sdpa" else 0
 
     def refusals(self, inputs: Inputs) -> list[str]:
@@ -92,6 +97,7 @@ def path_refusals(inputs: Inputs) -> dict[str, list[str]]:
 
 REFUSALS: dict[str, Callable[[Inputs], list[str]]] = {
     "sdpa": sdpa.refusals,
+    "toeplitz": toeplitz.refusals,
     "flex": flex.refusals,
     "blockwise": lambda _: [],
     "math": lambda inputs: ["it has no dropout"] if inputs.dropout else [],
