@@ -11,6 +11,7 @@ import torch
 
 import longlens
 from esm_peer import SIZES, esm, protein, save
+from live_tensors import LiveTensors
 from longlens.errors import InputError, UnsupportedError
 from longlens.lens import contacts
 from longlens.lens.contacts import ContactObserver, KeptMap, WholeMap
@@ -183,3 +184,38 @@ def test_another_method_is_refused_and_predictions_are_exact_inside_a_watch(tmp_
         torch.testing.assert_close(ours.predict_contacts(packed)[0], want)
         with pytest.raises(UnsupportedError, match="exact attention over all tokens, got window:2"):
             ours(packed, observers=[ContactObserver([WholeMap(60, ours.contact_regression(), ours.device)])])
+
+
+def test_blocks_of_a_gpu_take_few_launches(tmp_path, monkeypatch):
+    """A layer in one tile: the operators of a layer are a few dozen, and do not grow with the length."""
+    ours = load(save(peer(3, 64, 4), tmp_path))
+    expected = ours.predict_contacts([protein(300, 1)])[0]
+    monkeypatch.setattr(contacts, "ROWS", contacts.MANY_ROWS)
+    monkeypatch.setattr(contacts, "WEIGHTS", contacts.MANY_WEIGHTS)
+    counts = []
+    for residues in (150, 300):
+        packed = ours.pack([protein(residues, 1)])
+        lse = torch.zeros(4, residues + 2)
+        query = torch.randn(4, residues + 2, 16)
+        contact_map = WholeMap(residues, ours.contact_regression(), ours.device)
+        with LiveTensors() as seen:
+            contact_map.add(0, query, query, lse, 0.25)
+        counts.append(seen.calls)
+    assert counts[0] == counts[1] < 60
+    torch.testing.assert_close(ours.predict_contacts(packed)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_gives_the_maps_of_a_cpu(tmp_path):
+    ours = load(save(peer(3, 64, 4), tmp_path))
+    proteins = [protein(length, length) for length in (5, 300, 1500)]
+    wanted = ours.predict_contacts(proteins)
+    there = ours.to("cuda")
+    for found, whole in zip(there.predict_contacts(proteins), wanted, strict=True):
+        assert (found.cpu() - whole).abs().max() <= 1e-4
+    for found, whole in zip(kept(there, there.pack(proteins)), wanted, strict=True):
+        assert (found - whole).abs().max() <= 1e-4
+    narrow = there.to(torch.bfloat16)
+    for found, whole in zip(narrow.predict_contacts(proteins), wanted, strict=True):
+        assert (found.cpu() - whole).abs().mean() <= 0.05

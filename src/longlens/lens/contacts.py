@@ -30,6 +30,7 @@ from torch import Tensor
 
 from longlens.errors import UnsupportedError
 from longlens.ops.attention import attention
+from longlens.ops.bounds import bounds_of
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 from longlens.ops.registry import resolve_method
 from longlens.ops.tiles.scratch import Scratch
@@ -38,6 +39,9 @@ from longlens.ops.tiles.weights import KnownWeights, pair_weights, tile_weights
 # weights computed at a time, over heads, and queries among them: a tile stays in the second-level cache
 WEIGHTS = 2**19
 ROWS = 128
+# and on an accelerator, where starting a kernel takes as long as making a million weights
+MANY_WEIGHTS = 2**25
+MANY_ROWS = 1024
 # rows of the finished map that are returned at a time
 STRETCH = 256
 
@@ -69,14 +73,19 @@ class Layers(ABC):
     def add(self, layer: int, query: Tensor, key: Tensor, lse: Tensor, scale: float, before: int = 1) -> None:
         """Take in a layer: query (H, N, D) and key (Hkv, N, D) after rotation, lse (H, N) float32, of all N tokens;
         the first residue is token `before`."""
-        weight = self.regression.weight[layer].to(query.device)
+        # chosen on the CPU, where the weights are: an accelerator would have to be waited for
+        weight = self.regression.weight[layer].float().cpu()
         # positive weights first: their part is then one sum and the rest another
         used = torch.argsort(weight, descending=True)
         used = used[weight[used] != 0]
         if len(used):
-            shared = used // (len(query) // len(key))
+            weight = weight[used]
+            positive = int((weight > 0).sum())
+            shared = (used // (len(query) // len(key))).to(query.device)
+            used = used.to(query.device)
             residues = slice(before, before + self.residues)
-            self._add(_Channels.of(query[used], key[shared], lse[used], scale, weight[used], residues))
+            chosen = (query[used, residues], key[shared, residues], lse[used, residues])
+            self._add(_Channels.of(*chosen, scale, weight.to(query.device), positive))
 
     @abstractmethod
     def _add(self, channels: _Channels) -> None:
@@ -123,8 +132,9 @@ class WholeMap(ContactMap):
         if not self._finished:
             self._finished = True
             left, right = self._correction()
-            for i in _ranges(self.residues):
-                for j in _ranges(self.residues):
+            step = STRETCH if self._map.device.type == "cpu" else MANY_ROWS
+            for i in _ranges(self.residues, step):
+                for j in _ranges(self.residues, step):
                     if j.start >= i.start:
                         logits = self._map[i, j] + self._map[j, i].T
                         logits -= left[i].to(logits) @ right[j].to(logits).T
@@ -199,11 +209,11 @@ class _Channels:
     positive: int
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, lse: Tensor, scale: float, weight: Tensor, residues: slice) -> _Channels:
-        """Channels of query and key (h, N, D), lse (h, N) and weight (h,), for the tokens that are `residues`."""
-        weight = weight.float()
-        known = KnownWeights(query[:, residues], key[:, residues], lse[:, residues], scale, weight.abs())
-        return cls(known, weight, int((weight > 0).sum()))
+    def of(cls, query: Tensor, key: Tensor, lse: Tensor, scale: float, weight: Tensor, positive: int) -> _Channels:
+        """Channels of the residues' query and key (h, T, D) and lse (h, T), and of weight (h,), of which the first
+        `positive` are above 0."""
+        known = KnownWeights(query, key, lse, scale, weight.abs())
+        return cls(known, weight, positive)
 
     @property
     def residues(self) -> int:
@@ -219,9 +229,9 @@ class _Channels:
         sums = torch.zeros(heads, residues, dtype=torch.float64, device=self.device)
         keys = self.known.columns(slice(0, residues))
         scratch = Scratch(self.device)
-        for rows in _ranges(residues, ROWS):
+        for rows in _ranges(residues, ROWS if self.device.type == "cpu" else MANY_ROWS):
             queries = self.known.rows(rows)
-            for columns in _ranges(residues, _width(heads, rows)):
+            for columns in _ranges(residues, _width(heads, rows, self.device)):
                 weights = tile_weights(queries, keys[:, columns], scratch)
                 sums[:, rows] += weights.sum(2)
                 sums[:, columns] += weights.sum(1)
@@ -234,7 +244,7 @@ class _Channels:
         heads = len(self.weight)
         queries, keys = self.known.rows(rows), self.known.columns(rows)
         scratch = Scratch(self.device)
-        for columns in _ranges(total.shape[1], _width(heads, rows)):
+        for columns in _ranges(total.shape[1], _width(heads, rows, self.device)):
             place = slice(rows.start + columns.start, rows.start + columns.stop)
             part = total[:, columns]
             self._add_signed(part, tile_weights(queries, self.known.columns(place), scratch))
@@ -253,9 +263,10 @@ def _mirror(square: Tensor) -> None:
     square.copy_(square.triu() + square.triu(1).T)
 
 
-def _width(heads: int, rows: slice) -> int:
+def _width(heads: int, rows: slice, device: torch.device) -> int:
     """Keys of a tile of all heads."""
-    return max(64, WEIGHTS // (heads * (rows.stop - rows.start)))
+    weights = WEIGHTS if device.type == "cpu" else MANY_WEIGHTS
+    return max(64, weights // (heads * (rows.stop - rows.start)))
 
 
 def _ranges(count: int, step: int | None = None) -> Iterator[slice]:
@@ -304,7 +315,7 @@ class _ContactForward(ForwardObserver):
         packed, lse = call.settings["cu_seqlens"], call.lse
         if lse is None:
             lse = log_sum_exp(call.query, call.key, scale=scale, cu_seqlens=packed)
-        for contact_map, (start, stop) in zip(maps, pairwise(packed.tolist()), strict=True):
+        for contact_map, (start, stop) in zip(maps, pairwise(bounds_of(packed)), strict=True):
             place = slice(start, stop)
             query, key = call.query[0, :, place], call.key[0, :, place]
             contact_map.add(call.layer, query, key, lse[0, :, place], scale, before)

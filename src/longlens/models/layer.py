@@ -16,6 +16,8 @@ from longlens.ops.biases import Bias
 
 # tokens whose feed-forward activations are held at a time, where no gradient is wanted
 CHUNK = 1024
+# and on an accelerator, where it is the start of a kernel that takes time
+MANY = 8192
 
 
 class Places(NamedTuple):
@@ -52,7 +54,7 @@ class Layer(nn.Module):
             return self._add_feed_forward(x)
         # token by token, as the product gives it: attention reads it so at no cost, and head by head would be a copy
         qkv = x.new_empty(x.shape[0], 3, self.config.heads, self.config.head_width)
-        chunks = _chunks(x.shape[0])
+        chunks = _chunks(x.shape[0], CHUNK if x.device.type == "cpu" else MANY)
         for rows in chunks:
             part = None if angles is None else (angles[0][rows], angles[1][rows])
             qkv[rows] = self._project(x[rows], part)
@@ -109,12 +111,12 @@ class Layer(nn.Module):
         return x + block if divisor == 1.0 else x + block / divisor
 
 
-def _chunks(tokens: int) -> list[slice]:
-    """Ranges of at most `CHUNK` tokens, as few as that takes, and of nearly equal length.
+def _chunks(tokens: int, most: int) -> list[slice]:
+    """Ranges of at most `most` tokens, as few as that takes, and of nearly equal length.
 
     A last chunk of one or two tokens would be multiplied by another kernel, with other rounding: a sequence's vectors
     would then depend on what it was packed with.
     """
-    count = -(-tokens // CHUNK)
+    count = -(-tokens // most)
     bounds = [tokens * part // max(1, count) for part in range(count + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
