@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from longlens.jobs.contacts import contacts as contacts
     from longlens.jobs.embed import embed as embed
     from longlens.jobs.look_job import look as look
+    from longlens.jobs.paint import paint as paint
     from longlens.jobs.score_job import score as score
     from longlens.jobs.surprise_job import surprise as surprise
     from longlens.lens.scan import scan as scan
@@ -99,6 +100,7 @@ _HOMES: dict[str, str | None] = {
     "observe": "longlens.watching",
     "look": "longlens.jobs.look_job",
     "open_results": "longlens.io.reading",
+    "paint": "longlens.jobs.paint",
     "parse_method": "longlens.ops.registry",
     "record": "longlens.watching",
     "scan": "longlens.lens.scan",

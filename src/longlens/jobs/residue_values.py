@@ -1,0 +1,148 @@
+"""One number for each residue of a protein, from any result of longlens or a table of one's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from longlens.errors import InputError
+from longlens.io.alphabet import STANDARD
+from longlens.io.delimited import read_delimited
+from longlens.io.reading import open_results
+from longlens.io.results import MANIFEST, read_manifest
+from longlens.io.survey import read_cleaned
+
+# columns of tables that hold the residue itself
+LETTERS = ("wild_type", "residue", "label", "token")
+# the column that stands for the 19 substitutions of each position in a table of `longlens score --all`
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class ResidueValues:
+    """`values` (L,) of the protein `id`. `sequence` is None where the results do not hold it; `sha256` is its hash."""
+
+    id: str
+    values: NDArray[np.float64]
+    sequence: str | None
+    sha256: str
+
+    def matches(self, sequence: str) -> bool:
+        """Whether a sequence is this protein's, letter by letter."""
+        return digest(sequence) == self.sha256
+
+
+def digest(sequence: str) -> str:
+    """The hash of a cleaned sequence, as tables of results have it."""
+    return hashlib.sha256(sequence.encode()).hexdigest()
+
+
+def read_residue_values(
+    path: Path, column: str, *, protein: str | None = None, fasta: Path | None = None, alike: Collection[str] = ()
+) -> ResidueValues:
+    """The numbers of one protein.
+
+    Args:
+        path: a folder of `longlens embed` (an array such as surprise) or `longlens look` (a column of `tokens`), or a
+            table (.csv, .tsv, .parquet) with a column of residues (wild_type, residue, label or token).
+        column: the array or column; "mean" is the mean effect of the 19 substitutions in a table of `score --all`.
+        protein: its id, where there are several.
+        fasta: the proteins, for results that do not hold their sequences.
+        alike: sequences, by which the protein is recognised if there are several and `protein` is None.
+
+    Raises:
+        InputError: no such results, column or protein, or several of them.
+    """
+    if path.is_dir():
+        found = _from_folder(path, column, protein, {digest(sequence) for sequence in alike})
+    elif path.suffix == ".parquet":
+        if not path.is_file():
+            raise InputError(f"{path}: expected a table or a folder of results, found none")
+        found = _from_table(pq.read_table(path).to_pydict(), str(path), column, protein)
+    else:
+        table = read_delimited(path)
+        columns = {name: [row[name] for row in table.rows] for name in table.columns}
+        found = _from_table(columns, table.name, column, protein)
+    if fasta is None or found.sequence is not None:
+        return found
+    sequence = next((text for text in _sequences(fasta) if found.matches(text)), None)
+    if sequence is None:
+        raise InputError(f"{fasta}: expected the protein {found.id!r} as it was embedded, found none with its residues")
+    return ResidueValues(found.id, found.values, sequence, found.sha256)
+
+
+def _sequences(fasta: Path) -> Iterator[str]:
+    return read_cleaned([fasta])
+
+
+def _from_folder(folder: Path, column: str, protein: str | None, alike: set[str]) -> ResidueValues:
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    if "folders" in manifest:
+        ids = manifest["proteins"]["ids"]
+        place = _choice(ids, [None] * len(ids), protein, alike, str(folder))
+        path = folder / manifest["folders"][place] / "tokens.parquet"
+        found = _from_table(pq.read_table(path).to_pydict(), str(path), column, None)
+        return ResidueValues(ids[place], found.values, found.sequence, found.sha256)
+    results = open_results(folder)
+    rows = [row for row in results.table if row["problem"] is None]
+    arrays = [name for name in results if results[name].ndim == 1]
+    if column not in arrays:
+        raise InputError(
+            f"{folder}: expected an array with a number for each residue ({', '.join(arrays) or 'there is none'}), got "
+            f"{column!r}; embed with --include surprise"
+        )
+    row = rows[_choice([row["id"] for row in rows], [row["sha256"] for row in rows], protein, alike, str(folder))]
+    return ResidueValues(row["id"], results.residues(column, row).astype(np.float64), None, row["sha256"])
+
+
+def _choice(ids: Sequence[str], hashes: Sequence[str | None], protein: str | None, alike: set[str], where: str) -> int:
+    """The place of the protein with an id, or of the only one, or of the only one among those whose hash is known."""
+    if protein is not None:
+        places = [place for place, id in enumerate(ids) if id == protein]
+    else:
+        places = list(range(len(ids)))
+        if len(places) > 1:
+            places = [place for place in places if hashes[place] in alike]
+    if len(places) == 1:
+        return places[0]
+    if protein is not None:
+        raise InputError(f"{where}: expected the id of one protein, got {protein!r}, which {len(places)} have")
+    raise InputError(f"{where}: expected one protein of the structure's sequence, found {len(places)} of {len(ids)}; "
+                     "name the one that is meant with --protein")  # fmt: skip
+
+
+def _from_table(columns: Mapping[str, Sequence[Any]], where: str, column: str, protein: str | None) -> ResidueValues:
+    letters = next((name for name in LETTERS if name in columns), None)
+    if letters is None:
+        raise InputError(f"{where}: expected a column of residues ({', '.join(LETTERS)}), found {', '.join(columns)}")
+    if column == MEAN and column not in columns and set(STANDARD) <= columns.keys():
+        table = np.array([[float(value) for value in columns[residue]] for residue in STANDARD])
+        columns = dict(columns) | {MEAN: (table.sum(0) / (len(STANDARD) - 1)).tolist()}
+    if column not in columns:
+        raise InputError(f"{where}: expected a column {column!r}, found {', '.join(columns)}")
+    rows = [
+        row for row in range(len(columns[letters])) if not columns.get("special", {}) or not columns["special"][row]
+    ]
+    if "id" in columns:
+        ids = list(dict.fromkeys(str(columns["id"][row]) for row in rows))
+        name = ids[_choice(ids, [None] * len(ids), protein, set(), where)]
+        rows = [row for row in rows if str(columns["id"][row]) == name]
+    else:
+        name = protein or Path(where).stem
+    sequence = "".join(str(columns[letters][row]) for row in rows)
+    if len(sequence) != len(rows) or not rows:
+        raise InputError(f"{where}: expected one letter for each residue in column {letters!r}, got other texts")
+    try:
+        values = np.array(
+            [float("nan" if columns[column][row] in (None, "") else columns[column][row]) for row in rows]
+        )
+    except ValueError as error:
+        raise InputError(f"{where}: expected numbers in column {column!r} ({error})") from None
+    return ResidueValues(name, values, sequence, digest(sequence))
