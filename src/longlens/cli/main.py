@@ -20,7 +20,7 @@ COMMANDS = {
     "explain": ("longlens.cli.explain:explain", "Show which path a call of attention would take, and its memory."),
     "look": ("longlens.cli.look:look", "Tables and figures of what a model attends to."),
     "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
-    "paint": ("longlens.cli.paint:paint", "Numbers of residues onto a structure, for ChimeraX and other viewers."),
+    "paint": ("longlens.cli.paint:paint", "Numbers of residues onto a structure."),
     "plan": ("longlens.cli.plan:plan", "Predict the memory, time and batches of embedding a file."),
     "score": ("longlens.cli.score:score", "Zero-shot effects of variants from a model's predictions."),
     "surprise": ("longlens.cli.surprise:surprise", "How surprised a language model is by a text, token by token."),
