@@ -1,6 +1,6 @@
 """One way to compute the surprise of every token, in a process of its own: the contenders of `surprise.py`.
 
-    python surprise_worker.py CONTENDER THREADS GIB
+    python surprise_worker.py CONTENDER SHAPE THREADS GIB
 
 reads {"length": N, "out": FILE} a line, runs the model over N tokens, writes the surprise of tokens 1..N-1 to FILE and
 answers with seconds and memory. GIB limits the memory of the process; beyond that the answer is {"not_run": reason}.
@@ -24,6 +24,7 @@ from longlens.hf.documents import Document, windows
 from longlens.hf.language_heads import language_head
 from longlens.hf.surprise import MLP_CHUNK, read_windows
 
+LONGEST = 131_072
 # "dry" is for tests: layers, width, heads, vocabulary, positions
 SHAPES = {"gpt2": (12, 768, 12, 50_257, 131_072), "dry": (2, 32, 2, 300, 1024)}
 
@@ -40,10 +41,10 @@ def build(shape: str) -> Any:
 
 
 def tokens(length: int, vocabulary: int) -> torch.Tensor:
-    """(N,) token numbers with the frequencies of words (Zipf), the same each time."""
+    """(N,) token numbers with the frequencies of words (Zipf): a shorter text is the beginning of a longer one."""
     generator = torch.Generator().manual_seed(1)
     weights = 1 / torch.arange(1, vocabulary + 1, dtype=torch.float64)
-    return torch.multinomial(weights, length, replacement=True, generator=generator)
+    return torch.multinomial(weights, LONGEST, replacement=True, generator=generator)[:length]
 
 
 def ours(model: Any, ids: torch.Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ TEXT = (
 )
 
 
+@cache
 def byte_level(*, bos: bool = True, trained_on: str = TEXT, size: int = 320) -> tf.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer as GPT-2 has, of leading blanks; `bos`: with a start token."""
     tokenizer = Tokenizer(models.BPE())
@@ -29,6 +31,8 @@ def byte_level(*, bos: bool = True, trained_on: str = TEXT, size: int = 320) -> 
     return tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", **special)
 
 
+# training is not the same each time
+@cache
 def word_piece() -> tf.PreTrainedTokenizerFast:
     """A WordPiece tokenizer as BERT has."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

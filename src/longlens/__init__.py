@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from longlens.diagnosis.doctor import doctor as doctor
     from longlens.io.reading import Results as Results
     from longlens.io.reading import open_results as open_results
+    from longlens.jobs.compare_job import compare_models as compare_models
     from longlens.jobs.contacts import contacts as contacts
     from longlens.jobs.embed import embed as embed
     from longlens.jobs.look_job import look as look
@@ -89,6 +90,7 @@ _HOMES: dict[str, str | None] = {
     "Taylor": "longlens.ops.approximate.taylor",
     "Window": "longlens.ops.sparse.window",
     "attention": "longlens.ops.attention",
+    "compare_models": "longlens.jobs.compare_job",
     "contacts": "longlens.jobs.contacts",
     "doctor": "longlens.diagnosis.doctor",
     "embed": "longlens.jobs.embed",

@@ -19,7 +19,7 @@ from longlens.cli.main import cli
 from longlens.errors import CheckpointError, InputError, LonglensWarning, SequenceError, UnsupportedError
 from longlens.hf.texts import load_text_model
 from longlens.io.columns import columns_as, columns_from
-from longlens.jobs import surprise_job
+from longlens.jobs import surprise_job, text_reading
 from longlens.jobs.surprise_tables import SurprisedText, block_error, word_bounds, word_surprise
 from longlens.testing import peak_growths
 
@@ -230,7 +230,7 @@ def test_standard_input_and_output(folders):
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(folders, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(surprise_job, "BUDGET", 32)
+    monkeypatch.setattr(text_reading, "BUDGET", 32)
     options = {"model": folders["gpt2"], "context": 16, "stride": 6, "by": "word", "format": None}
     whole, parts = tmp_path / "whole.csv", tmp_path / "parts.csv"
     longlens.surprise(text, output=whole, **options)
@@ -248,7 +248,7 @@ def test_an_interrupted_run_continues_to_the_same_bytes(folders, text, tmp_path,
     assert not parts.exists()
     longlens.surprise(text, output=parts, **options)
     assert parts.read_bytes() == whole.read_bytes()
-    total = surprise_job.BUDGET // 16
+    total = text_reading.BUDGET // 16
     assert len(calls) - 1 < 3 + math.ceil(51 / 6 / total) + 1
 
 

@@ -13,11 +13,12 @@ from longlens.errors import LonglensError
 
 # name -> module and object of the command, and its line in `longlens --help`
 COMMANDS = {
+    "compare-models": ("longlens.cli.compare_models:compare_models", "How two language models differ on a text."),
     "conformance": ("longlens.cli.conformance:conformance", "Run an attention function through the conformance suite."),
     "contacts": ("longlens.cli.contacts:contacts", "Contact maps of proteins, in linear memory."),
     "doctor": ("longlens.cli.doctor:doctor", "Show what is installed and what is fast on this machine."),
     "embed": ("longlens.cli.embed:embed", "Proteins to vectors, logits and surprise, in linear memory."),
-    "explain": ("longlens.cli.explain:explain", "Show which path a call of attention would take, and its memory."),
+    "explain": ("longlens.cli.explain:explain", "Show the path that a call would take, and its memory."),
     "look": ("longlens.cli.look:look", "Tables and figures of what a model attends to."),
     "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
     "paint": ("longlens.cli.paint:paint", "Numbers of residues onto a structure."),

@@ -47,42 +47,46 @@ class TokenSurprise:
     end: float
 
 
-@torch.no_grad()
-def read_windows(
-    head: LanguageHead, document: Document, batch: Sequence[Window], *, group: Tensor | None = None
-) -> TokenSurprise:
-    """Run the model once over windows of equal length, and read each window's own tokens.
+@dataclass(frozen=True)
+class TokenVectors:
+    """What the head gets for some tokens of a text: `hidden` (n, d), and `targets` (n,), the tokens themselves. `token`
+    and `seen` (n,) as `TokenSurprise`; `without` (n,) bool: tokens without a prediction, whose row means nothing."""
 
-    `group` (V,) bool: a set of tokens (`Predictions.group`). The first token has no prediction where a causal model
-    gets no start token: its numbers are NaN.
-    """
+    hidden: Tensor
+    targets: Tensor
+    token: NDArray[np.int64]
+    seen: NDArray[np.int64]
+    without: NDArray[np.bool_]
+
+
+@torch.no_grad()
+def window_vectors(
+    head: LanguageHead, document: Document, batch: Sequence[Window], *, end: bool = False
+) -> TokenVectors:
+    """Run the model once over windows of equal length. `end`: `hidden` has one more row, (n + 1, d), that predicts what
+    comes after the last token of the last window."""
     device = head.head.weight.device
     inputs = np.stack([document.inputs(window.start, window.stop) for window in batch])
-    ids = torch.from_numpy(inputs).to(device)
-    hidden = head.hidden(ids)
+    hidden = head.hidden(torch.from_numpy(inputs).to(device))
     lead, shift = len(document.before), 1 if head.causal else 0
     token = np.concatenate([np.arange(window.first, window.last) for window in batch])
     number = np.repeat(np.arange(len(batch)), [window.last - window.first for window in batch])
-    start = np.array([window.start for window in batch])[number]
+    start, stop = (np.array([getattr(window, name) for window in batch])[number] for name in ("start", "stop"))
     place = lead + token - start - shift
-    rows = torch.from_numpy(number * inputs.shape[1] + np.maximum(place, 0)).to(device)
+    rows = number * inputs.shape[1] + np.maximum(place, 0)
+    if end:
+        rows = np.append(rows, len(batch) * inputs.shape[1] - len(document.after) - 1)
     targets = torch.from_numpy(document.ids[token]).to(device)
-    # one more row: what comes after the last token
-    end = torch.tensor([len(batch) * inputs.shape[1] - len(document.after) - 1], device=device)
-    predicted = predictions(
-        _take(hidden, torch.cat([rows, end])), head.head, torch.cat([targets, targets[-1:]]), top=0, variance=True,
-        group=None if group is None else group.to(device),
-    )  # fmt: skip
-    stop = np.array([window.stop for window in batch])[number]
     seen = token - start if head.causal else stop - start - 1
-    return _as_arrays(predicted, token, seen, place < 0)
+    return TokenVectors(_take(hidden, torch.from_numpy(rows).to(device)), targets, token, seen, place < 0)
 
 
 @torch.no_grad()
-def read_masked(
+def masked_vectors(
     head: LanguageHead, document: Document, window: Window, first: int, last: int, mask: int, budget: int
-) -> TokenSurprise:
-    """Tokens first..last of a window, each masked in turn; `budget`: tokens of copies at a time."""
+) -> TokenVectors:
+    """Tokens first..last of a window, each masked (token number `mask`) in a copy of the window; `budget`: tokens of
+    copies at a time."""
     device = head.head.weight.device
     whole = torch.from_numpy(document.inputs(window.start, window.stop)).to(device)
     lead = len(document.before) - window.start
@@ -91,13 +95,37 @@ def read_masked(
     for begin in range(first, last, step):
         places = torch.arange(begin, min(begin + step, last), device=device) + lead
         copies = whole.repeat(len(places), 1)
-        copies[torch.arange(len(places), device=device), places] = mask
-        kept.append(head.hidden(copies)[torch.arange(len(places), device=device), places])
+        each = torch.arange(len(places), device=device)
+        copies[each, places] = mask
+        kept.append(head.hidden(copies)[each, places])
     token = np.arange(first, last)
     targets = torch.from_numpy(document.ids[token]).to(device)
-    predicted = predictions(torch.cat(kept), head.head, targets, top=0, variance=True)
     seen = np.full(len(token), window.stop - window.start - 1)
-    return _as_arrays(predicted, token, seen, np.zeros(len(token), bool))
+    return TokenVectors(torch.cat(kept), targets, token, seen, np.zeros(len(token), bool))
+
+
+def read_windows(
+    head: LanguageHead, document: Document, batch: Sequence[Window], *, group: Tensor | None = None
+) -> TokenSurprise:
+    """Run the model once over windows of equal length, and read each window's own tokens.
+
+    `group` (V,) bool: a set of tokens (`Predictions.group`). The first token has no prediction where a causal model
+    gets no start token: its numbers are NaN.
+    """
+    found = window_vectors(head, document, batch, end=True)
+    predicted = predictions(
+        found.hidden, head.head, torch.cat([found.targets, found.targets[-1:]]), top=0, variance=True,
+        group=None if group is None else group.to(found.hidden.device),
+    )  # fmt: skip
+    return _as_arrays(predicted, found)
+
+
+def read_masked(
+    head: LanguageHead, document: Document, window: Window, first: int, last: int, mask: int, budget: int
+) -> TokenSurprise:
+    """The surprise of tokens first..last of a window, each masked in turn; arguments as `masked_vectors`."""
+    found = masked_vectors(head, document, window, first, last, mask, budget)
+    return _as_arrays(predictions(found.hidden, head.head, found.targets, top=0, variance=True), found)
 
 
 def _take(hidden: Tensor, rows: Tensor) -> Tensor:
@@ -109,21 +137,19 @@ def _take(hidden: Tensor, rows: Tensor) -> Tensor:
     return flat[rows]
 
 
-def _as_arrays(
-    predicted: Predictions, token: NDArray[np.int64], seen: NDArray[np.int64], without: NDArray[np.bool_]
-) -> TokenSurprise:
-    count = len(token)
+def _as_arrays(predicted: Predictions, found: TokenVectors) -> TokenSurprise:
+    count = len(found.token)
 
     def column(tensor: Tensor | None) -> NDArray[np.float64]:
         if tensor is None:
             return np.full(count, np.nan)
-        return np.where(without, np.nan, tensor[:count].double().cpu().numpy())
+        return np.where(found.without, np.nan, tensor[:count].double().cpu().numpy())
 
     assert predicted.rank is not None
-    rank = np.where(without, 0, predicted.rank[:count].cpu().numpy())
+    rank = np.where(found.without, 0, predicted.rank[:count].cpu().numpy())
     group = predicted.group
     end = float("nan") if group is None or len(group) == count else float(group[-1])
     return TokenSurprise(
-        token, column(predicted.surprise), column(predicted.entropy), column(predicted.variance), rank, seen,
-        column(group), end,
+        found.token, column(predicted.surprise), column(predicted.entropy), column(predicted.variance), rank,
+        found.seen, column(group), end,
     )  # fmt: skip

@@ -198,13 +198,13 @@ def predictions(
     for start in range(0, len(hidden), chunk):
         rows = slice(start, start + chunk)
         wanted = None if targets is None else targets[rows]
-        blocks = _logit_blocks(head, hidden[rows], spans)
+        blocks = logit_blocks(head, hidden[rows], spans)
         for key, values in _of_chunk(blocks, spans, wanted, top, variance, group).items():
             columns[key][rows] = values
     return Predictions(name, targets=targets, places=places, **columns)
 
 
-def _logit_blocks(
+def logit_blocks(
     head: Head | Callable[[Tensor], Tensor], hidden: Tensor, spans: list[slice]
 ) -> Callable[[], Iterator[Tensor]]:
     """A function that computes the blocks of one chunk's logits, anew and with the same result at each call."""
@@ -227,9 +227,9 @@ def _of_chunk(
     group: Tensor | None,
 ) -> dict[str, Tensor]:
     """The fields of `Predictions` for one chunk of rows."""
-    state: _State | None = None
+    state: State | None = None
     for span, logits in zip(spans, blocks(), strict=True):
-        state = state or _State(logits, targets, top, variance, group)
+        state = state or State(logits, targets, top, variance, group)
         state.take_target(logits, span)
         if len(spans) == 1:
             state.count_larger(logits)
@@ -242,7 +242,7 @@ def _of_chunk(
     return state.fields()
 
 
-class _State:
+class State:
     """Running sums over the blocks of the vocabulary for one chunk of rows; m, l, t, u as in the module's docstring."""
 
     def __init__(self, like: Tensor, targets: Tensor | None, top: int, variance: bool, group: Tensor | None) -> None:

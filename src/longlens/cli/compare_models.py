@@ -1,0 +1,96 @@
+"""`longlens compare-models`: how the predictions of two language models differ on a text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from longlens.cli.options import WordsCommand, choose_threads, max_memory_option, method_option, threads_option
+from longlens.cli.progress import shown_progress
+
+if TYPE_CHECKING:
+    from longlens.jobs.comparisons import Comparison
+
+
+@click.command(cls=WordsCommand)
+@click.argument("model")
+@click.argument("other")
+@click.argument("text", metavar="TEXT|-")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write: .csv, .tsv, .parquet or .json. "
+              "[default: standard output]")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["csv", "tsv", "parquet", "json"]), default=None,
+              help="Of standard output. [default: csv]")  # fmt: skip
+@click.option("--context", type=int, metavar="W", help="Tokens of a window. [default: the whole text]")
+@click.option("--stride", type=int, metavar="S", help="Tokens from one window to the next.")
+@click.option("--bos/--no-bos", default=None, help="Whether causal models get their start token first. [default: if "
+              "the tokenizer has one]")  # fmt: skip
+@click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
+              help="Of masked models: each token masked in turn, or one pass. [default: masked]")  # fmt: skip
+@max_memory_option
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+              show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True)
+@threads_option
+@method_option
+def compare_models(
+    model: str,
+    other: str,
+    text: str,
+    output: Path | None,
+    format_: str | None,
+    context: int | None,
+    stride: int | None,
+    bos: bool | None,
+    masking: str | None,
+    max_memory: str | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    method: str,
+) -> int:
+    """Compare the predictions of two language models of one tokenizer, MODEL (a) and OTHER (b), for each token of TEXT.
+
+    The table has the surprise and entropy of both, the divergences KL(a||b) and KL(b||a), the difference of surprise
+    (b - a) and whether both have the same first choice; a summary follows on standard output, or on standard error
+    where the table is on standard output. Exit status: 0 done, 2 wrong input, 130 interrupted.
+    """
+    from longlens.jobs.compare_job import compare_models as run_compare
+
+    with shown_progress() as progress:
+        found = run_compare(
+            model, other, text if text == "-" else Path(text), output=output, format=format_, context=context,
+            stride=stride, bos=bos, masking=masking, max_memory=max_memory, method=method, dtype=dtype, device=device,
+            threads=choose_threads(threads), progress=progress,
+        )  # fmt: skip
+    if output is None:
+        sys.stdout.buffer.write(found.data)
+        sys.stdout.flush()
+    _summary(found, output)
+    return 0
+
+
+def _summary(found: Comparison, output: Path | None) -> None:
+    """Print the summary on standard output; on standard error where that has the table."""
+    numbers = found.summary
+
+    def mean(name: str) -> str:
+        error = numbers[f"mean_{name}_error"]
+        return f"{numbers[f'mean_{name}']:.4f}{'' if error is None else f' +- {error:.4f}'} nats"
+
+    lines = [
+        ("a, b", f"{found.models[0]}, {found.models[1]}; {numbers['kind']}"),
+        ("special tokens", numbers["special_tokens"]),
+        ("tokens", f"{numbers['tokens']:,}"),
+        ("surprise", f"a {mean('surprise_a')}, b {mean('surprise_b')}"),
+        ("b - a", mean("difference")),
+        ("KL(a||b)", mean("kl_ab")),
+        ("KL(b||a)", mean("kl_ba")),
+        ("first choice", f"the same for {numbers['same_first_choice']:.1%} of the tokens"),
+    ]
+    if output is not None:
+        lines.append(("results", str(output)))
+    for name, value in lines:
+        click.echo(f"{name:<14} {value}", err=output is None)
