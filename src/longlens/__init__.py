@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from longlens.io.reading import open_results as open_results
     from longlens.jobs.compare_job import compare_models as compare_models
     from longlens.jobs.contacts import contacts as contacts
+    from longlens.jobs.context_call import context as context
     from longlens.jobs.embed import embed as embed
     from longlens.jobs.look_job import look as look
     from longlens.jobs.paint import paint as paint
@@ -92,6 +93,7 @@ _HOMES: dict[str, str | None] = {
     "attention": "longlens.ops.attention",
     "compare_models": "longlens.jobs.compare_job",
     "contacts": "longlens.jobs.contacts",
+    "context": "longlens.jobs.context_call",
     "doctor": "longlens.diagnosis.doctor",
     "embed": "longlens.jobs.embed",
     "errors": None,

@@ -16,6 +16,7 @@ COMMANDS = {
     "compare-models": ("longlens.cli.compare_models:compare_models", "How two language models differ on a text."),
     "conformance": ("longlens.cli.conformance:conformance", "Run an attention function through the conformance suite."),
     "contacts": ("longlens.cli.contacts:contacts", "Contact maps of proteins, in linear memory."),
+    "context": ("longlens.cli.context:context", "Which stretches carried a prediction, by hiding them."),
     "doctor": ("longlens.cli.doctor:doctor", "Show what is installed and what is fast on this machine."),
     "embed": ("longlens.cli.embed:embed", "Proteins to vectors, logits and surprise, in linear memory."),
     "explain": ("longlens.cli.explain:explain", "Show the path that a call would take, and its memory."),

@@ -1,0 +1,93 @@
+"""`longlens context`: which stretches of the input carried a prediction, measured by prediction error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from longlens.cli.options import (
+    WordsCommand,
+    choose_threads,
+    max_memory_option,
+    model_options,
+    on_error_option,
+    warn_of_default_model,
+)
+from longlens.cli.progress import shown_progress
+
+
+class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
+    """A whole number, or "all"."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "all" or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"expected a whole number or all, got {value!r}", param, ctx)
+
+
+@click.command(cls=WordsCommand)
+@click.argument("source", metavar="INPUT", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
+@click.option("--targets", default=None, help="Tokens whose prediction is explained: 27, K27, 10-20, separated by "
+              "commas. [default: the most surprising]")  # fmt: skip
+@click.option("--most-surprising", default=4, show_default=True, help="How many, without --targets.")
+@click.option("--spans", default=None, help="Stretches to hide: a width, ranges such as 10-20,40-60, or a BED file. "
+              "[default: a width of 4, or of a 64th of the sequence]")  # fmt: skip
+@click.option("--exact", type=WholeOrAll(), default=8, show_default=True, help="Stretches that are hidden in truth for "
+              "each target, the strongest by the estimate; all.")  # fmt: skip
+@click.option("--halve", default=1, show_default=True, help="How many of them are halved, down to one token.")
+@click.option("--curve", default=64, show_default=True, help="Tokens of the curve of surprise by context; 0: none.")
+@click.option("--figures/--no-figures", default=True, show_default=True)
+@click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
+@on_error_option
+@max_memory_option
+@model_options
+def context(
+    source: Path,
+    output: Path,
+    targets: str | None,
+    most_surprising: int,
+    spans: str | None,
+    exact: int | str,
+    halve: int,
+    curve: int,
+    figures: bool,
+    tokens_per_batch: int,
+    on_error: str,
+    max_memory: str | None,
+    model: str,
+    dtype: str,
+    device: str,
+    threads: int | None,
+) -> int:
+    """Which stretches of the proteins of INPUT (a FASTA file, "-" is standard input) carried the prediction of some of
+    their residues: stretches are hidden from every query in every layer, and the surprise is computed again.
+
+    The effect of every token and stretch is estimated to first order, and exact values are computed for the strongest.
+    Exit status: 0 done, 2 wrong input, 3 done except for skipped records. Interrupted, the same command continues.
+    """
+    from longlens.jobs.context_call import context as run_context
+    from longlens.jobs.runner import SKIPPED
+
+    warn_of_default_model()
+    with shown_progress() as progress:
+        found = run_context(
+            "-" if str(source) == "-" else source, model=model, output=output,
+            targets=targets, most_surprising=most_surprising, spans=spans,
+            exact=exact, halve=halve, curve=curve, figures=figures, tokens_per_batch=tokens_per_batch,
+            on_error=on_error, max_memory=max_memory, dtype=dtype, device=device, threads=choose_threads(threads),
+            progress=progress,
+        )  # fmt: skip
+    passes = found.passes
+    click.echo(
+        f"{output}: {len(found):,} sequences, {sum(row['forward'] for row in passes):,} forward and "
+        f"{sum(row['backward'] for row in passes):,} backward passes"
+    )
+    return SKIPPED if found.skipped else 0
