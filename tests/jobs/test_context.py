@@ -2,8 +2,10 @@
 
 import copy
 import csv
+from pathlib import Path
 from types import SimpleNamespace
 
+import context_pass
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,9 @@ import longlens
 from longlens.errors import InputError
 from longlens.jobs import context_job
 from longlens.jobs.context import curve_lengths, curve_pieces, most_surprising
-from longlens.jobs.context_protein import HidingAttend, ProteinContext
+from longlens.jobs.context_protein import HidingAttend, ProteinContext, protein_bytes
 from longlens.jobs.context_regions import chosen_targets, hidden_from, parse_ranges, read_bed, regular_spans
+from longlens.testing import peak_growths
 
 # heavy chain of trastuzumab, and the beginning of E. coli's chorismate mutase
 VH = (
@@ -334,3 +337,14 @@ def test_the_command_writes_and_says_what_it_took(tmp_path):
     wrong = [*arguments[:6], "--targets", "31", "--no-figures", "-o", str(tmp_path / "other")]
     with pytest.raises(InputError, match="targets in 1-30"):
         CliRunner().invoke(cli, wrong, catch_exceptions=False)
+
+
+@pytest.mark.memory
+def test_memory_of_the_estimate_is_linear_and_near_what_was_predicted():
+    cases = [{"length": length} for length in (2000, 4000)]
+    here = str(Path(__file__).parent)
+    found = peak_growths("context_pass:estimate", cases, path=[here], warm_up={"length": 64}, runs=1)
+    assert found[1] <= 2.1 * found[0]
+    for case, growth in zip(cases, found, strict=True):
+        predicted = protein_bytes(context_pass.model(), case["length"] + 2, 1, context_pass.SPANS)
+        assert 0.5 * predicted <= growth <= 1.05 * predicted

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longlens.jobs.plan import TILES, BatchOutputs, batch_bytes
+from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.lens.deletion import DeletionSums, Estimate, Passes, Span
-from longlens.lens.scan import ROWS, SCORES
+from longlens.lens.padded import scan_shape
 from longlens.models.encoder import pack
 from longlens.models.language_model import MaskedLM
 from longlens.ops.attention import attention
@@ -225,6 +225,8 @@ def protein_bytes(model: MaskedLM, tokens: int, budget: int, spans: int) -> int:
     config, element = model.config, model.dtype.itemsize
     batch = batch_bytes(config, max(1, budget // tokens) * tokens, element, BatchOutputs(0, 0))
     kept = (config.layers + 1) * config.width
-    layer = 32 * config.width + 8 * config.feed_forward
-    sweep = 8 * SCORES * 4 + 4 * 8 * config.heads * ROWS * spans
-    return max(batch, tokens * element * (kept + layer) + TILES + sweep)
+    layer = 10 * config.width + 2 * config.feed_forward
+    shape = scan_shape(model.device.type)
+    tile = min(shape.scores, config.heads * shape.rows * tokens) * 40
+    sums = 4 * 8 * config.heads * shape.rows * spans
+    return max(batch, tokens * element * (kept + layer) + tile + sums)
