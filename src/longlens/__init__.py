@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from longlens.jobs.embed import embed as embed
     from longlens.jobs.look_job import look as look
     from longlens.jobs.paint import paint as paint
+    from longlens.jobs.proteingym_job import score_proteingym as score_proteingym
     from longlens.jobs.score_job import score as score
     from longlens.jobs.surprise_job import surprise as surprise
     from longlens.lens.scan import scan as scan
@@ -109,6 +110,7 @@ _HOMES: dict[str, str | None] = {
     "record": "longlens.watching",
     "scan": "longlens.lens.scan",
     "score": "longlens.jobs.score_job",
+    "score_proteingym": "longlens.jobs.proteingym_job",
     "surprise": "longlens.jobs.surprise_job",
     "testing": None,
     "trajectories": "longlens.watching",

@@ -28,6 +28,10 @@ from longlens.cli.progress import shown_progress
 @click.option(
     "--all", "everything", is_flag=True, help="Score all L x 20 substitutions of one protein, instead of a CSV."
 )
+@click.option("--proteingym", type=click.Path(path_type=Path), help="A folder of ProteinGym's assays, or one of them, "
+              "instead of a CSV; -o is then a folder.")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path), help="With --proteingym: its reference file. [default: "
+              "DMS_substitutions.csv in or near the folder]")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="CSV file to write. [default: standard output]")
 @click.option(
     "--scoring-strategy",
@@ -56,6 +60,8 @@ def score(
     fasta: Path | None,
     sequence: str | None,
     everything: bool,
+    proteingym: Path | None,
+    reference: Path | None,
     output: Path | None,
     scoring_strategy: str,
     mutation_col: str,
@@ -75,8 +81,21 @@ def score(
     and a column of scores, named after the model.
 
     A higher score means better tolerated. `--all` writes position, wild type, and a column for each of the 20 residues.
-    Exit status: 0 done, 2 wrong input, 3 done except for skipped variants.
+    `--proteingym` writes the assays' tables with a column for each model that was run, and their agreement with the
+    measurements. Exit status: 0 done, 2 wrong input, 3 done except for skipped variants.
     """
+    if reference is not None and proteingym is None:
+        raise click.UsageError("expected --reference only with --proteingym")
+    if proteingym is not None:
+        if variants is not None or everything or figure or fasta is not None or sequence is not None or protein_col:
+            raise click.UsageError("expected --proteingym without other variants, proteins and figures")
+        if output is None:
+            raise click.UsageError("expected a folder for the results of --proteingym: -o FOLDER")
+        return _score_assays(
+            proteingym, output=output, reference=reference, model=model, scoring_strategy=scoring_strategy,
+            on_error=on_error, tokens_per_batch=tokens_per_batch, max_memory=max_memory, method=method, dtype=dtype,
+            device=device, threads=choose_threads(threads),
+        )  # fmt: skip
     if (variants is None) != everything:
         raise click.UsageError("expected either a CSV file of variants or --all")
     if (fasta is None) == (sequence is None):
@@ -100,4 +119,23 @@ def score(
         sys.stdout.write(scores.text)
     if scores.skipped:
         click.echo(f"{scores.skipped:,} variants are not scored: see the column `problem`", err=True)
+    return SKIPPED if scores.skipped else 0
+
+
+def _score_assays(assays: Path, **options: Any) -> int:
+    """ProteinGym's assays: score them, and print the mean over them for each model."""
+    from longlens.jobs.proteingym_job import score_proteingym
+    from longlens.jobs.runner import SKIPPED
+
+    warn_of_default_model()
+    with shown_progress() as progress:
+        scores = score_proteingym(assays, progress=progress, **options)
+    for row in scores.summary:
+        if row["kind"] == "all":
+            click.echo(
+                f"spearman    {row['spearman']:.3f} +- {row['error']:.3f}, {row['model']}, {row['assays']:,} assays"
+            )
+    click.echo(f"results     {scores.folder / 'summary.csv'}")
+    if scores.skipped:
+        click.echo(f"{scores.skipped:,} variants are not scored: see `problem` in by-model", err=True)
     return SKIPPED if scores.skipped else 0

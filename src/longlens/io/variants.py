@@ -8,7 +8,7 @@ for a column of a table.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from longlens.errors import InputError, VariantError
@@ -84,6 +84,14 @@ def parse_variant(text: str | None, sequence: str, offset: int = 1) -> tuple[Mut
         if positions.count(position) > 1:
             raise VariantError(f"expected each position once, got {text!r}", f"position {position + offset} twice")
     return mutations
+
+
+def mutate(sequence: str, variant: Sequence[Mutation]) -> str:
+    """The sequence with the mutations applied."""
+    residues = list(sequence)
+    for mutation in variant:
+        residues[mutation.position] = mutation.mutant
+    return "".join(residues)
 
 
 def read_variants(

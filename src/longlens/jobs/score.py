@@ -80,13 +80,5 @@ def position_log_probabilities(
         return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[indices])]).cpu().numpy()
 
 
-def mutate(sequence: str, variant: Sequence[Mutation]) -> str:
-    """The sequence with the mutations applied."""
-    residues = list(sequence)
-    for mutation in variant:
-        residues[mutation.position] = mutation.mutant
-    return "".join(residues)
-
-
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[start : start + size] for start in range(0, len(items), size))

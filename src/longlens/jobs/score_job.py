@@ -20,13 +20,14 @@ from longlens.errors import InputError
 from longlens.io.alphabet import STANDARD
 from longlens.io.delimited import write_delimited
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
+from longlens.io.variants import mutate
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
-from longlens.jobs.score import STRATEGIES, marginal_scores, mutate, position_log_probabilities, refuse_unknown
+from longlens.jobs.score import STRATEGIES, marginal_scores, position_log_probabilities, refuse_unknown
 from longlens.jobs.scores import Scores, Substitutions
 from longlens.jobs.single_file import refuse_folder, run_to_file
 from longlens.jobs.variant_table import PROBLEM, ProteinVariants, VariantTable, read_variants, refuse_several
