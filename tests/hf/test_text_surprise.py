@@ -7,11 +7,12 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, models
 
 import text_models as texts
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf import attach
-from longlens.hf.documents import Window, beginnings, read_document, windows
+from longlens.hf.documents import Window, read_document, windows, word_edges
 from longlens.hf.language_heads import language_head, rope_warning
 from longlens.hf.surprise import read_masked, read_windows
 from longlens.hf.texts import load_text_model
@@ -96,7 +97,7 @@ def test_a_causal_model_equals_its_own_logits(gpt2, bos):
     head = language_head(gpt2.model)
     document = read_document(gpt2, texts.TEXT, "text", causal=True, bos=bos)
     count = len(document)
-    group = beginnings(gpt2.tokenizer, len(head.head.weight))
+    group = word_edges(gpt2.tokenizer, len(head.head.weight)).begins
     with attach(gpt2.model, mlp_chunk=16):
         found = read_windows(head, document, windows(count, count, count, causal=True), group=group)
     inputs = document.inputs(0, count)
@@ -177,6 +178,22 @@ def test_tokens_know_their_characters(gpt2):
         covered[start:stop] = True
     assert covered.all()
     assert gpt2.tokenizer.decode(document.ids) == texts.TEXT
+
+
+def test_edges_of_words_in_each_kind_of_tokenizer(gpt2, bert):
+    edges = word_edges(gpt2.tokenizer, 400)
+    number = gpt2.tokenizer.convert_tokens_to_ids
+    assert edges.begins[[number("\u0120"), number("\u0120br"), number("\u010a"), gpt2.tokenizer.eos_token_id]].all()
+    assert not edges.begins[[number("ow"), 399]].any()
+    assert edges.ends[number("\u010a")]
+    assert not edges.ends[number("\u0120br")]
+    assert word_edges(bert.tokenizer, 120) is None
+    # SentencePiece's form, and its single bytes
+    pieces = ["</s>", "\u2581the", "the", "<0x0A>", ".\u2581"]
+    model = Tokenizer(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, unk_token="the"))
+    edges = word_edges(tf.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>"), 5)
+    assert edges.begins.tolist() == [True, True, False, True, False]
+    assert edges.ends.tolist() == [False, False, False, True, True]
 
 
 def test_a_start_token_that_is_not_there_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from longlens.errors import CheckpointError, InputError, LonglensWarning, Sequen
 from longlens.hf.texts import load_text_model
 from longlens.io.columns import columns_as, columns_from
 from longlens.jobs import surprise_job, text_reading
-from longlens.jobs.surprise_tables import SurprisedText, block_error, word_bounds, word_surprise
+from longlens.jobs.surprise_tables import SurprisedText, after_blank, block_error, word_bounds, word_surprise
 from longlens.testing import peak_growths
 
 LN2 = math.log(2)
@@ -91,54 +91,66 @@ def test_words_are_those_between_blanks(folders, text):
     tokens = longlens.surprise(text, model=folders["gpt2"])
     assert words["uncorrected"].sum() == pytest.approx(tokens["surprise"].sum())
     assert words["tokens"].sum() == len(tokens)
-    # the corrections of neighbours cancel: what is left is that of the end
-    assert words["surprise"].sum() != pytest.approx(words["uncorrected"].sum())
+    # the corrections of neighbours cancel: what is left is that of the end, and this text ends with a blank
+    assert np.abs(words["surprise"] - words["uncorrected"]).max() > 0.1
+    assert words["surprise"].sum() == pytest.approx(words["uncorrected"].sum())
+    cut = longlens.surprise(texts.TEXT.strip(), model=folders["gpt2"], by="word")
+    assert cut["surprise"].sum() > cut["uncorrected"].sum() + 0.01
     assert words.summary["word_correction"] == "of leading blanks"
 
 
 def test_all_words_of_a_toy_tokenizer_sum_to_1():
-    """A random model over {a, b, _a, _b, end}: p of all words of up to 4 tokens, and of those that go on, sum to 1."""
+    """A random model over a, b, _a, _b, a with a line feed, and the end: the probabilities of all words of up to 4
+    tokens, of those that go on, and of the end of the text in a word's place sum to 1."""
+    pieces, go_on, closing, end = ("a", "b", " a", " b", "a\n"), (0, 1), 4, 5
+    begins = np.array([False, False, True, True, False, True])
+    ends = np.array([False, False, False, False, True, False])
     generator = torch.Generator().manual_seed(0)
-    tables: dict[tuple[int, ...], torch.Tensor] = {}
-    begins = torch.tensor([False, False, True, True, True])
+    tables: dict[tuple[int, ...], np.ndarray] = {}
 
     def log_p(context):
         if context not in tables:
-            tables[context] = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
+            row = torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(0)
+            tables[context] = row.numpy()
         return tables[context]
 
+    def begin(context):
+        """Log of the probability that a word begins, or the text ends."""
+        certain = not context or ends[context[-1]]
+        return 0.0 if certain else np.log(np.exp(log_p(context)[begins]).sum())
+
     def surprise_of(word, context):
-        ids = (*context, *word)
-        rows = [log_p(ids[:place]) for place in range(len(ids) + 1)]
+        ids = np.array((*context, *word))
         count = len(ids)
-        text = "".join(("a", "b", " a", " b")[i] for i in ids)
-        lengths = np.array([(1, 1, 2, 2)[i] for i in ids])
-        stops = lengths.cumsum()
+        stops = np.cumsum([len(pieces[i]) for i in ids])
+        rows = [log_p(tuple(ids[:place])) for place in range(count + 1)]
+        certain = after_blank(ids, ends)
+        mass = np.array([np.log(np.exp(row[begins]).sum()) for row in rows])
         found = SurprisedText(
-            text, stops - lengths, stops, np.array([-float(rows[t][ids[t]]) for t in range(count)]), np.zeros(count),
-            np.ones(count), np.ones(count, np.int64), np.arange(count), begins.numpy()[list(ids)],
-            np.array([float(row[begins].logsumexp(0)) for row in rows]),
+            "".join(pieces[i] for i in ids), stops - [len(pieces[i]) for i in ids], stops,
+            np.array([-rows[t][ids[t]] for t in range(count)]), np.zeros(count), np.ones(count),
+            np.ones(count, np.int64), np.arange(count), begins[ids] | certain[:-1], np.where(certain, 0.0, mass),
         )  # fmt: skip
         bounds = word_bounds(found)
         assert bounds[-1] == (len(context), count)
         return word_surprise(found, bounds)[-1], found.surprise[len(context) :].sum()
 
-    for context, firsts in (((), (0, 1, 2, 3)), ((2, 0), (2, 3)), ((0, 3, 1), (2, 3))):
-        total = uncorrected = 0.0
-        for length in range(4):
-            for word in ((first, *rest) for first in firsts for rest in product((0, 1), repeat=length)):
+    for context in ((), (2, 0), (0, 3, 1), (2, 4)):
+        # a word begins with a blank, or after one
+        firsts = (0, 1, 2, 3, closing) if not context or ends[context[-1]] else (2, 3)
+        total = uncorrected = longer = 0.0
+        for length in range(1, 5):
+            for word in product(firsts, *[(*go_on, closing)] * (length - 1)):
+                if closing in word[:-1]:
+                    continue
                 corrected, plain = surprise_of(word, context)
                 total += math.exp(-corrected)
                 uncorrected += math.exp(-plain)
-        # words that go on, and, in the place of a word, the end of the text
-        start = 0.0 if not context else float(log_p(context)[begins].logsumexp(0))
-        longer = sum(
-            math.exp(sum(float(log_p((*context, *word[:place]))[word[place]]) for place in range(5)) - start)
-            for word in ((first, *rest) for first in firsts for rest in product((0, 1), repeat=4))
-        )
-        end = math.exp(float(log_p(context)[4]) - start)
-        assert total + longer + end == pytest.approx(1.0, abs=1e-12)
-        assert abs(uncorrected - 1.0) > 0.1
+                if length == 4 and word[-1] != closing:
+                    goes = np.exp(log_p((*context, *word))[[*go_on, closing]]).sum()
+                    longer += math.exp(-plain - begin(context)) * goes
+        assert total + longer + math.exp(log_p(context)[end] - begin(context)) == pytest.approx(1.0, abs=1e-12)
+        assert abs(uncorrected - 1.0) > 0.05
 
 
 def test_windows_and_no_start_token(folders, text):

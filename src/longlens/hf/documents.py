@@ -103,18 +103,31 @@ def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(special[:first]), tuple(special[last:])
 
 
-def beginnings(tokenizer: Any, size: int) -> Tensor | None:
-    """(size,) bool: the tokens that begin a word (with a blank) or end the text; None where the tokenizer has no tokens
-    with a leading blank, so that it cannot be told from a token whether it begins a word."""
+@dataclass(frozen=True)
+class WordEdges:
+    """Which tokens of a vocabulary of V begin and end a word.
+
+    `begins` (V,) bool: those with a leading blank, and the end of the text. `ends` (V,) bool: those with a blank at
+    their end (a full stop with its line feed), after which every token begins a word.
+    """
+
+    begins: Tensor
+    ends: Tensor
+
+
+def word_edges(tokenizer: Any, size: int) -> WordEdges | None:
+    """Those of a tokenizer, for a head of `size` tokens; None where it has no tokens with a leading blank, so that it
+    cannot be told from a token whether it begins a word."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(min(size, len(tokenizer)))))
-    begins = torch.zeros(size, dtype=torch.bool)
+    begins, ends = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
     for number, piece in enumerate(pieces):
         begins[number] = bool(piece) and piece.startswith(BLANKS)
+        ends[number] = bool(piece) and piece.endswith(BLANKS)
     if not bool(begins.any()):
         return None
     if tokenizer.eos_token_id is not None:
         begins[tokenizer.eos_token_id] = True
-    return begins
+    return WordEdges(begins, ends)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.hf import attach
-from longlens.hf.documents import beginnings
+from longlens.hf.documents import WordEdges, word_edges
 from longlens.hf.surprise import MLP_CHUNK, TokenSurprise, read_masked, read_windows
 from longlens.io.columns import columns_as, format_of
 from longlens.io.results import FINISH, ArraySpec, ResultFolder, write_whole
@@ -23,7 +23,7 @@ from longlens.jobs.limits import memory_limit, threads_set
 from longlens.jobs.progress import ProgressCallback, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, file_notes
 from longlens.jobs.single_file import refuse_folder, run_to_file
-from longlens.jobs.surprise_tables import BY, UNITS, SurprisedText, plain_json, summarise, table_by
+from longlens.jobs.surprise_tables import BY, UNITS, SurprisedText, after_blank, plain_json, summarise, table_by
 from longlens.jobs.surprises import Surprise, draw_table
 from longlens.jobs.text_reading import BUDGET, TextReading, check_windows, read_text_with
 from longlens.jobs.texts import TextSource, load_language_model, opened_text
@@ -68,11 +68,11 @@ class SurpriseJob(Job):
         """The tokens that begin a word, where words are corrected."""
         if self.by != "word" or not self.reading.head.causal:
             return None
-        return self._beginnings
+        return None if self._edges is None else self._edges.begins
 
     @cached_property
-    def _beginnings(self) -> torch.Tensor | None:
-        return beginnings(self.reading.model.tokenizer, len(self.reading.head.head.weight))
+    def _edges(self) -> WordEdges | None:
+        return word_edges(self.reading.model.tokenizer, len(self.reading.head.head.weight))
 
     def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
         advice = "read the text in windows (--context W --stride S), use --dtype bfloat16 or a smaller model"
@@ -116,11 +116,16 @@ class SurpriseJob(Job):
         }
         end = np.array(arrays["end"].read(1))
         begins = columns.pop("begins")
-        tokens = self._beginnings
-        first = document.first_of_words() if tokens is None else tokens.numpy()[document.ids]
+        begins = np.concatenate([begins, end])
+        if self._edges is None:
+            first = document.first_of_words()
+        else:
+            certain = after_blank(document.ids, self._edges.ends.numpy())
+            first = self._edges.begins.numpy()[document.ids] | certain[:-1]
+            begins[certain] = 0.0
         return SurprisedText(
             document.text, document.starts, document.stops, first_of_word=first,
-            begins=None if self.group is None else np.concatenate([begins, end]), **columns,
+            begins=None if self.group is None else begins, **columns,
         )  # fmt: skip
 
     def described(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@
 
 for tokenizers whose tokens begin with the blank before a word: that a word has ended is known only from the token after
 it, so its probability is that of its tokens times that of a beginning after it, given one before it (Pimentel & Meister
-2024, arXiv:2406.14561). Any token may begin a text, so beta(c) is 0 for the first word. Blanks before a word count to
-it.
+2024, arXiv:2406.14561). Any token may begin a text, so beta(c) is 0 for the first word, as it is after a token with a
+blank at its end (a full stop with its line feed). Blanks before a word count to it.
 
     bits per byte  = sum surprise / (ln 2 x bytes in UTF-8): comparable between tokenizers
     perplexity     = exp(mean surprise of a token): not comparable
@@ -49,6 +49,12 @@ class SurprisedText:
     seen: NDArray[np.int64]
     first_of_word: NDArray[np.bool_]
     begins: Floats | None
+
+
+def after_blank(ids: NDArray[np.int64], ends: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(N + 1,) bool: before each token and after the last, whether a token with a blank at its end (`ends` of the
+    vocabulary) stands before, so that a word begins for certain."""
+    return np.concatenate([[False], ends[ids]])
 
 
 def table_by(found: SurprisedText, by: str, unit: str) -> Table:

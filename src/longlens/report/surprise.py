@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # the most texts that fit under the axis
 NAMED = 60
+# letters of one of them
+LETTERS = 16
 # points of a line; of a longer text stretches are drawn by their mean, lowest and highest value
 POINTS = 2000
 
@@ -52,12 +54,16 @@ def draw_surprise(
         if entropy is not None:
             ax.plot(place, _stretches(entropy, edges)[1], color="tab:orange", lw=0.9, label="entropy (expected), mean")
     if named and texts is not None:
-        ax.set_xticks(range(count), [plain(text) for text in texts], rotation=90, fontsize=7)
+        ax.set_xticks(range(count), [_cut(plain(text)) for text in texts], rotation=90, fontsize=7)
     ax.margins(x=0.01)
     ax.set_ylim(bottom=0)
     ax.set(xlabel="" if named else each, ylabel=unit, title=plain(title))
     ax.legend(fontsize=7, ncols=3)
     return figure
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LETTERS else f"{text[: LETTERS - 3]}..."
 
 
 def _stretches(values: NDArray[np.float64], edges: NDArray[np.int64]) -> list[NDArray[np.float64]]:
