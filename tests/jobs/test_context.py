@@ -242,7 +242,7 @@ def test_an_interrupted_job_continues_to_the_same_bytes(tiny, tmp_path, monkeypa
 
 def _subject(labels="<MKTA>", *, causal=False):
     special = np.array([label in "<>" for label in labels])
-    return SimpleNamespace(labels=list(labels), special=special, causal=causal)
+    return SimpleNamespace(labels=list(labels), special=special, causal=causal, find=lambda word: [])
 
 
 def test_targets_and_stretches_are_read():
@@ -341,7 +341,7 @@ def test_the_command_writes_and_says_what_it_took(tmp_path):
 
 @pytest.mark.memory
 def test_memory_of_the_estimate_is_linear_and_near_what_was_predicted():
-    cases = [{"length": length} for length in (2000, 4000)]
+    cases = [{"length": length} for length in (1000, 2000)]
     here = str(Path(__file__).parent)
     found = peak_growths("context_pass:estimate", cases, path=[here], warm_up={"length": 64}, runs=1)
     assert found[1] <= 2.1 * found[0]

@@ -35,7 +35,7 @@ class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
 @click.command(cls=WordsCommand)
 @click.argument("source", metavar="INPUT", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
-@click.option("--targets", default=None, help="Tokens whose prediction is explained: 27, K27, 10-20, separated by "
+@click.option("--targets", default=None, help="Tokens that are explained: 27, K27, 10-20, a word; separated by "
               "commas. [default: the most surprising]")  # fmt: skip
 @click.option("--most-surprising", default=4, show_default=True, help="How many, without --targets.")
 @click.option("--spans", default=None, help="Stretches to hide: a width, ranges such as 10-20,40-60, or a BED file. "
@@ -44,6 +44,8 @@ class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
               "each target, the strongest by the estimate; all.")  # fmt: skip
 @click.option("--halve", default=1, show_default=True, help="How many of them are halved, down to one token.")
 @click.option("--curve", default=64, show_default=True, help="Tokens of the curve of surprise by context; 0: none.")
+@click.option("--input", "kind", type=click.Choice(["auto", "proteins", "text"]), default="auto", show_default=True,
+              help="auto: proteins where the file begins with '>'.")  # fmt: skip
 @click.option("--figures/--no-figures", default=True, show_default=True)
 @click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
 @on_error_option
@@ -58,6 +60,7 @@ def context(
     exact: int | str,
     halve: int,
     curve: int,
+    kind: str,
     figures: bool,
     tokens_per_batch: int,
     on_error: str,
@@ -67,8 +70,8 @@ def context(
     device: str,
     threads: int | None,
 ) -> int:
-    """Which stretches of the proteins of INPUT (a FASTA file, "-" is standard input) carried the prediction of some of
-    their residues: stretches are hidden from every query in every layer, and the surprise is computed again.
+    """Which stretches of INPUT, a FASTA file or a text ("-" is standard input), carried the prediction of some of its
+    residues or tokens: stretches are hidden from every query in every layer, and the surprise is computed again.
 
     The effect of every token and stretch is estimated to first order, and exact values are computed for the strongest.
     Exit status: 0 done, 2 wrong input, 3 done except for skipped records. Interrupted, the same command continues.
@@ -81,7 +84,7 @@ def context(
         found = run_context(
             "-" if str(source) == "-" else source, model=model, output=output,
             targets=targets, most_surprising=most_surprising, spans=spans,
-            exact=exact, halve=halve, curve=curve, figures=figures, tokens_per_batch=tokens_per_batch,
+            exact=exact, halve=halve, curve=curve, input=kind, figures=figures, tokens_per_batch=tokens_per_batch,
             on_error=on_error, max_memory=max_memory, dtype=dtype, device=device, threads=choose_threads(threads),
             progress=progress,
         )  # fmt: skip

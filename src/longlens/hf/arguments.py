@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,16 @@ class AttentionArguments:
         }  # fmt: skip
         capped = {"softcap": self.softcap, "sinks": self.sinks}
         return settings | {name: value for name, value in capped.items() if value is not None}
+
+    def seeing(self, keep: Tensor) -> AttentionArguments:
+        """The same call with only the keys `keep` (B, Nk) in sight, whose positions stay."""
+        if keep.shape != (self.query.shape[0], self.key.shape[2]):
+            raise MaskError(
+                f"expected keys to hide of shape (batch, keys) {(self.query.shape[0], self.key.shape[2])}, got "
+                f"{tuple(keep.shape)}; this model cuts or extends its keys, so they cannot be hidden by number"
+            )
+        keep = keep.to(self.query.device)
+        return replace(self, key_mask=keep if self.key_mask is None else self.key_mask & keep)
 
     def attend(self, method: Method) -> Tensor:
         """(B, H, Nq, Dv) by `method`."""

@@ -84,6 +84,8 @@ class Attachment:
         self._configs = _configs(models)
         self._hooks: list[Any] = []
         self.attached = True
+        # (B, Nk) bool: keys that queries see; all others are hidden in every layer. None: all are seen
+        self.keep: Tensor | None = None
         # for a model that is dropped, together with its attachment, without having been detached
         self._forget = finalize(self, _forget, self._name, self._configs)
         self._forget.atexit = False
@@ -161,6 +163,8 @@ class Attachment:
                 "from its own copy (copy.deepcopy(config))"
             )
         arguments = read_arguments(module, query, key, value, attention_mask, dropout, scaling, keywords)
+        if self.keep is not None:
+            arguments = arguments.seeing(self.keep)
         output = arguments.attend(self.method)
         keep_in_graph([subscription.observer for subscription in self._subscriptions], output)
         for subscription in self._subscriptions:

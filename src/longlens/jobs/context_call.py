@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from longlens.errors import InputError
+from longlens.hf.documents import read_document
+from longlens.hf.hiding import TextContext, text_bytes
+from longlens.hf.language_heads import language_head, rope_warning
 from longlens.jobs.context import ContextOptions
 from longlens.jobs.context_job import ContextJob, SequencePlan, plan_sequence
 from longlens.jobs.context_protein import ProteinContext, protein_bytes
@@ -27,9 +30,12 @@ from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import announce, run
+from longlens.jobs.texts import TextSource, load_language_model, opened_source
 from longlens.lens.deletion import Hideable, Span
 from longlens.models.language_model import MaskedLM
+from longlens.report.figures import require_matplotlib
 
+ByID: TypeAlias = dict[str, list[Span]] | None
 Spans: TypeAlias = int | str | Path | Sequence[tuple[int, int]]
 
 
@@ -44,6 +50,7 @@ def context(
     exact: int | str = 8,
     halve: int = 1,
     curve: int = 64,
+    input: str = "auto",
     figures: bool = True,
     tokens_per_batch: int = 16_384,
     max_memory: str | None = None,
@@ -62,17 +69,20 @@ def context(
     strongest; docs/context.md has the formulas and what the estimate is worth.
 
     Args:
-        source: proteins, as `longlens.embed` takes them.
-        model: what `longlens.load` takes; it needs a language model's head.
+        source: proteins, as `longlens.embed` takes them, or a text: a file, or with `input` "text" the text itself.
+        model: for proteins, what `longlens.load` takes; for a text, a transformers folder or a name on the hub. It
+            needs a language model's head.
         output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
         targets: tokens whose prediction is explained: a number (27), a residue with its number ("K27"), a range
-            ("10-20"), or several. None: the most surprising ones, for which each token is predicted first.
+            ("10-20"), a word of the text, or several. None: the most surprising ones, for which each token is predicted
+            first.
         most_surprising: how many, where `targets` is None.
         spans: the stretches: a width (stretches side by side), ranges with both ends ("10-20,40-60" or pairs), or a
             BED file with the ids of the sequences. None: a width of 4, or of a 64th of the sequence.
         exact: how many stretches are hidden in truth for each target, the strongest by the estimate; "all".
         halve: how many of these are halved, down to one token, to locate what carried the prediction.
         curve: tokens whose surprise is computed against the context that the model is given; 0: no curve.
+        input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
         figures: also draw figures.
         tokens_per_batch: tokens of copies computed at a time.
         max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
@@ -89,41 +99,82 @@ def context(
         None if targets is None else _words(targets), most_surprising, _given_spans(spans),
         _exact(exact), halve, curve, tokens_per_batch, figures,
     )  # fmt: skip
+    if input not in ("auto", "proteins", "text"):
+        raise InputError(f"expected input 'auto', 'proteins' or 'text', got {input!r}")
     by_id = read_bed(Path(spans)) if isinstance(spans, str | Path) and _is_file(spans) else None
     if figures:
-        from longlens.report.figures import require_matplotlib
-
         require_matplotlib()
-    with threads_set(threads), open_proteins(source, on_error=on_error) as opened:
-        loaded = load_model(model, dtype, device, max_memory)
-        # raises its error before a folder is made
-        loaded.require_head()
-        info = ModelInfo(loaded, loaded.source)
-        announce(info, opened.survey, progress)
-
-        def subject(text: str) -> Hideable:
-            return ProteinContext(loaded, text, options.budget)
-
-        plans = _plans(opened, subject, options, by_id)
-        _announce_cost(plans, progress)
-        widest = max(len(plan.spans) for plan in plans)
-        need = protein_bytes(loaded, opened.survey.longest.length + loaded.alphabet.around, options.budget, widest)
-        limit = memory_limit(loaded, max_memory)
-        job = ContextJob(info, opened, options, subject, plans, limit, need)
+    with threads_set(threads), opened_source(source, input) as (text, proteins):
+        if text is not None:
+            job = _text_job(*text, model, dtype, device, max_memory, options, by_id, progress)
+        else:
+            with open_proteins(proteins, on_error=on_error) as opened:
+                job = _protein_job(opened, model, dtype, device, max_memory, options, by_id)
+        announce(job.model, job.source.survey, progress)
+        _announce_cost(job.plans, progress)
         with output_folder(output) as folder:
             run(job, folder.path, progress)
     return Contexts(folder)
 
 
+def _protein_job(
+    source: ProteinSource, model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None,
+    options: ContextOptions, by_id: ByID,
+) -> ContextJob:  # fmt: skip
+    loaded = load_model(model, dtype, device, max_memory)
+    # raises its error before a folder is made
+    loaded.require_head()
+    info = ModelInfo(loaded, loaded.source)
+
+    def subject(text: str) -> Hideable:
+        return ProteinContext(loaded, text, options.budget)
+
+    plans = _plans(source, subject, options, by_id)
+    widest = max(len(plan.spans) for plan in plans)
+    need = protein_bytes(loaded, source.survey.longest.length + loaded.alphabet.around, options.budget, widest)
+    return ContextJob(info, source, options, subject, plans, memory_limit(loaded, max_memory), need)
+
+
+def _text_job(
+    text: str, name: str, model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None,
+    options: ContextOptions, by_id: ByID, progress: ProgressCallback,
+) -> ContextJob:  # fmt: skip
+    if isinstance(model, MaskedLM):
+        raise InputError(f"{name}: expected a model of text, got {model.source}, a model of proteins")
+    loaded = load_language_model(model, name, dtype=dtype, device=device)
+    head = language_head(loaded.model)
+    document = read_document(loaded, text, name, causal=head.causal)
+    tokens = len(document.inputs(0, len(document)))
+    if loaded.longest is not None and tokens > loaded.longest:
+        raise InputError(
+            f"{name}: expected at most {loaded.longest:,} tokens, as many as {loaded.name} has positions, got "
+            f"{tokens:,}; give a part of the text, or a model with more positions"
+        )
+    warning = rope_warning(loaded.model.config, tokens)
+    if warning is not None:
+        progress(Notice(warning.partition("; windows")[0], warning=True))
+    info = ModelInfo(loaded.model, str(model))
+    source = TextSource(text, name, tokens)
+    # the cache of a target's prefix serves the steps of that target
+    one = TextContext(loaded, head, document, options.budget)
+
+    def subject(text: str) -> Hideable:
+        one.begin()
+        return one
+
+    plans = _plans(source, subject, options, by_id)
+    need = text_bytes(one, len(plans[0].spans))
+    return ContextJob(info, source, options, subject, plans, memory_limit(loaded.model, max_memory), need)
+
+
 def _plans(
-    source: ProteinSource, subject: object, options: ContextOptions, by_id: dict[str, list[Span]] | None
+    source: ProteinSource, subject: Callable[[str], Hideable], options: ContextOptions, by_id: ByID
 ) -> list[SequencePlan]:
     """The plan of each sequence; all faults of targets and stretches are found before anything is computed."""
     plans = []
-    assert callable(subject)
     for entry, text in zip(source.survey.entries, source.sequences(), strict=True):
         where = f"{entry.source}, record {entry.number} ({entry.id or 'no name'})"
-        sequence: Hideable = subject(text)
+        sequence = subject(text)
         targets = None if options.targets is None else chosen_targets(sequence, options.targets, where)
         spans = _spans_of(sequence, entry.id, where, options, by_id)
         alone = [target for target in targets or () if not hidden_from(sequence, target, spans)]
@@ -136,9 +187,7 @@ def _plans(
     return plans
 
 
-def _spans_of(
-    sequence: Hideable, name: str, where: str, options: ContextOptions, by_id: dict[str, list[Span]] | None
-) -> list[Span]:
+def _spans_of(sequence: Hideable, name: str, where: str, options: ContextOptions, by_id: ByID) -> list[Span]:
     if by_id is not None:
         if name not in by_id:
             raise InputError(f"{where}: expected a line with its id in the file of stretches, got {', '.join(by_id)}")

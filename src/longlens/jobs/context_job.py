@@ -117,7 +117,7 @@ class ContextJob(Job):
             target = self._targets(unit.first, folder)[int(name.split()[1])]
             found = _target_arrays(target_context(subject, target, plan.spans, self.options))
         passes = subject.passes
-        counts = np.array([passes.forward, passes.backward, passes.pieces], np.int64)
+        counts = np.array([passes.forward, passes.backward, passes.pieces, passes.tokens], np.int64)
         data = io.BytesIO()
         np.savez(data, allow_pickle=False, **found, passes=counts)
         write_whole(self._part(folder, unit.first, name), data.getvalue())
@@ -172,10 +172,10 @@ class ContextJob(Job):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names = ("forward", "backward", "pieces")
-        writer.writerow(["id", *names, *(f"predicted_{name}" for name in names)])
+        writer.writerow(["id", *names, *(f"predicted_{name}" for name in names), "tokens"])
         for entry, passes, plan in zip(self.source.survey.entries, used, self.plans, strict=True):
             counts = [getattr(counted, name) for counted in (passes, plan.predicted) for name in names]
-            writer.writerow([entry.id, *counts])
+            writer.writerow([entry.id, *counts, passes.tokens])
         return text.getvalue().encode()
 
 

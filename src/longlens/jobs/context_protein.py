@@ -47,6 +47,10 @@ class ProteinContext:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def find(self, word: str) -> list[int]:
+        """Nothing: a protein has no words."""
+        return []
+
     def surprise(self, targets: Sequence[int], hidden: Sequence[Span | None] | None = None) -> NDArray[np.float64]:
         """-log p of each target token, masked, in nats, with one stretch hidden from every query in every layer.
 
@@ -59,6 +63,7 @@ class ProteinContext:
             chosen = targets[part]
             keep = _kept(len(self), chosen, stretches[part])
             self.passes.forward += len(chosen)
+            self.passes.tokens += len(chosen) * len(self)
             with torch.no_grad():
                 out.append(self._read(chosen, HidingAttend(len(chosen), keep)).cpu().double().numpy())
         return np.concatenate(out)
@@ -72,6 +77,7 @@ class ProteinContext:
             sums = DeletionSums(len(chosen), len(self), spans, readers=chosen, kept=chosen)
             self.passes.forward += len(chosen)
             self.passes.backward += len(chosen)
+            self.passes.tokens += len(chosen) * len(self)
             probe = torch.zeros((), dtype=self.model.dtype, device=self.model.device, requires_grad=True)
             with torch.enable_grad(), _recomputing(self.model):
                 surprise = self._read(chosen, SweepingAttend(len(chosen), sums, probe))

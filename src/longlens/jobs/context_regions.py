@@ -68,7 +68,7 @@ def read_bed(path: Path) -> dict[str, list[Span]]:
 
 
 def chosen_targets(subject: Hideable, words: Iterable[str], where: str) -> list[int]:
-    """Tokens by number (27), range (10-20), residue (K27) or label (the word itself); each once, in order.
+    """Tokens by number (27), range (10-20), residue (K27) or word of a text; each once, in order.
 
     Raises `InputError` for tokens that do not exist or are special, and for residues that are others.
     """
@@ -94,19 +94,19 @@ def _tokens_of(subject: Hideable, word: str, where: str) -> list[int]:
             raise InputError(f"{where}: expected targets in {_extent(subject)}, got {word}")
         return list(range(start, stop))
     residue = re.fullmatch(r"([A-Za-z])(\d+)", word)
+    if residue and (found := subject.find(word)):
+        return found
     first = int(np.argmin(subject.special))
     if residue and 0 <= (place := int(residue[2]) - 1 + first) < len(subject.labels):
         label = subject.labels[place]
         if label == residue[1].upper():
             return [place]
         raise InputError(f"{where}: expected {residue[1].upper()} at {residue[2]}, as in {word}, found {label}")
-    found = [
-        place for place, label in enumerate(subject.labels) if label.strip() == word and not subject.special[place]
-    ]
-    if not found or not word or (residue is None and len(word) == 1 and not subject.causal):
+    found = subject.find(word) if word else []
+    if not found:
         raise InputError(
-            f"{where}: expected a target as a number (27), a range (10-20), a residue with its number (K27) or a "
-            f"token of the text, got {word!r}; tokens are {_extent(subject)}"
+            f"{where}: expected a target as a number (27), a range (10-20), a residue with its number (K27) or a word "
+            f"of the text, got {word!r}; tokens are {_extent(subject)}"
         )
     return found
 

@@ -48,8 +48,9 @@ class Contexts(TableResults):
 
     @cached_property
     def passes(self) -> list[dict[str, int]]:
-        """For each sequence: `forward` and `backward` passes of the whole of it, and `pieces`, tokens of parts of it
-        that the curve took, as counted; `predicted_forward` and so on is the most that was predicted beforehand."""
+        """For each sequence: `forward` and `backward` passes of it, and `pieces`, tokens of parts of it that the curve
+        took, as counted; `predicted_forward` and so on is the most that was predicted beforehand. `tokens` is what the
+        forward passes computed: where a causal model shares a prefix, fewer than passes times tokens."""
         with (self.folder / "passes.csv").open(newline="", encoding="utf-8") as file:
             return [{name: int(cell) for name, cell in row.items() if name != "id"} for row in csv.DictReader(file)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,15 +13,12 @@ import torch
 from longlens.errors import InputError
 from longlens.hf.texts import TextModel, TokenizedText, load_text_model
 from longlens.io.results import ResultFolder
-from longlens.io.texts import looks_like_fasta, read_text
 from longlens.jobs.inputs import (
     Proteins,
     ProteinSource,
     SelectedRecords,
     as_words,
-    is_file,
     open_proteins,
-    readable_twice,
 )
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
@@ -42,7 +38,7 @@ from longlens.jobs.output import output_folder
 from longlens.jobs.profiles import write_profile
 from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Unit, UnitMemory, announce, described, file_notes, run
-from longlens.jobs.texts import TextSource, refuse_protein_model
+from longlens.jobs.texts import TextSource, opened_source, refuse_protein_model
 from longlens.lens.profile import Profile
 from longlens.models.language_model import MaskedLM
 from longlens.ops.method import Method
@@ -174,7 +170,7 @@ def look(
     if input not in ("auto", "proteins", "text"):
         raise InputError(f"expected input 'auto', 'proteins' or 'text', got {input!r}")
     ids = (record,) if isinstance(record, str) else tuple(record)
-    with threads_set(threads), _opened(source, input) as (text, proteins):
+    with threads_set(threads), opened_source(source, input) as (text, proteins):
         if text is not None:
             if ids:
                 raise InputError("--record chooses among the records of a FASTA file; a text is one sequence")
@@ -199,27 +195,6 @@ def _layers(layers: int | str | Sequence[int | str] | None) -> tuple[int, ...] |
     if len(numbers) < len(words):
         raise InputError(f"expected layers as whole numbers or 'all', got {layers!r}")
     return numbers
-
-
-@contextmanager
-def _opened(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str] | None, Proteins]]:
-    """The text and the name of its file, or None and the proteins."""
-    if not isinstance(source, str | Path) or not (kind != "text" or isinstance(source, Path) or _exists(source)):
-        yield ((str(source), "text") if kind == "text" else None), source
-        return
-    if kind != "text" and not is_file(source):
-        yield None, source
-        return
-    with readable_twice([source]) as (path,):
-        if kind == "proteins" or (kind == "auto" and looks_like_fasta(path)):
-            # a Path, so that the string cannot be read as a protein
-            yield None, Path(path)
-        else:
-            yield (read_text(path), Path(path).name), source
-
-
-def _exists(name: str) -> bool:
-    return name == "-" or ("\n" not in name and len(name) < 256 and Path(name).exists())
 
 
 def _protein_job(

@@ -14,7 +14,7 @@ from longlens.hf.texts import TextModel, load_text_model
 from longlens.io.alphabet import STANDARD as RESIDUES
 from longlens.io.survey import RecordInfo, Survey
 from longlens.io.texts import looks_like_fasta, read_text
-from longlens.jobs.inputs import ProteinSource, readable_twice
+from longlens.jobs.inputs import Proteins, ProteinSource, is_file, readable_twice
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,26 @@ def opened_text(source: str | Path) -> Iterator[tuple[str, str]]:
                 "longlens embed --include surprise"
             )
         yield read_text(path, strip=False), Path(path).name
+
+
+@contextmanager
+def opened_source(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str] | None, Proteins]]:
+    """The text and the name of its file, or None and the proteins. `kind`: "proteins", "text", or "auto": proteins,
+    unless it is a file that does not begin with ">". With "text", a string that names no file is the text itself."""
+    if not isinstance(source, str | Path) or not (
+        kind != "text" or isinstance(source, Path) or source == "-" or _exists(source)
+    ):
+        yield ((str(source), "text") if kind == "text" else None), source
+        return
+    if kind != "text" and not is_file(source):
+        yield None, source
+        return
+    with readable_twice([source]) as (path,):
+        if kind == "proteins" or (kind == "auto" and looks_like_fasta(path)):
+            # a Path, so that the string cannot be read as a protein
+            yield None, Path(path)
+        else:
+            yield (read_text(path), Path(path).name), source
 
 
 def _exists(name: str) -> bool:

@@ -51,12 +51,15 @@ Span: TypeAlias = tuple[int, int]
 class Passes:
     """What a model has computed so far, in passes of a whole sequence. `pieces`: tokens of parts of it, run alone.
 
-    A backward pass here computes each layer's forward once more, its gradient, and one sweep over its attention.
+    `tokens`: those that all forward passes computed; fewer than passes times tokens where a prefix was shared. A
+    backward pass is the gradients, one sweep over the attention of each layer and, in models of longlens, each layer's
+    forward once more.
     """
 
     forward: int = 0
     backward: int = 0
     pieces: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Hideable(Protocol):
     causal: bool
     labels: Sequence[str]
     special: NDArray[np.bool_]
+
+    def find(self, word: str) -> list[int]:
+        """The tokens of a word, where the sequence has words."""
 
     def surprise(self, targets: Sequence[int], hidden: Sequence[Span | None] | None = None) -> NDArray[np.float64]:
         """-log p of each target in nats, with a span of keys hidden from every query in every layer."""
