@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from longlens.jobs.contacts import contacts as contacts
     from longlens.jobs.context_call import context as context
     from longlens.jobs.embed import embed as embed
+    from longlens.jobs.evaluate_contacts import evaluate_contacts as evaluate_contacts
     from longlens.jobs.look_job import look as look
     from longlens.jobs.paint import paint as paint
     from longlens.jobs.proteingym_job import score_proteingym as score_proteingym
@@ -98,6 +99,7 @@ _HOMES: dict[str, str | None] = {
     "doctor": "longlens.diagnosis.doctor",
     "embed": "longlens.jobs.embed",
     "errors": None,
+    "evaluate_contacts": "longlens.jobs.evaluate_contacts",
     "explain": "longlens.ops.explain",
     "hf": None,
     "lens": None,

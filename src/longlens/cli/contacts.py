@@ -1,4 +1,4 @@
-"""`longlens contacts`: contact maps of proteins; `longlens contacts fit`: a contact head for a model that has none."""
+"""`longlens contacts`: contact maps of proteins; `fit`: a contact head; `evaluate`: precision beside structures."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ class _MapByDefault(click.Group):
 def contacts() -> None:
     """Contact maps of proteins from a model's attention: `longlens contacts FASTA... -o OUTPUT`.
 
-    `map` (the default) makes the maps; `fit` fits a contact head for a model that has none. `longlens contacts map
-    --help` lists the options.
+    `map` (the default) makes the maps; `fit` fits a contact head for a model that has none; `evaluate` compares maps
+    with structures. `longlens contacts map --help` lists the options.
     """
 
 
 @contacts.command("map")
 @click.argument("fasta", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
-@click.option("--format", "format_", type=click.Choice(["parquet", "npz", "zarr"]), default="parquet",
-              show_default=True, help="parquet, npz: chosen pairs; zarr: the whole map.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(["parquet", "npz", "rr", "zarr"]),
+              default="parquet", show_default=True,
+              help="parquet, npz, rr (CASP's): chosen pairs; zarr: the whole map.")  # fmt: skip
 @click.option("--threshold", type=float, default=None, help="Keep pairs of at least this probability. [default: 0.3]")
 @click.option("--top", type=int, default=None, help="Keep each residue's K strongest partners.")
 @click.option("--band", type=int, default=None, help="Keep pairs at most W positions apart.")
@@ -149,6 +150,46 @@ def fit(
     if job.fitted is not None:
         _print_fit(job.fitted)
     click.echo(f"head        {output}")
+
+
+@contacts.command("evaluate")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--fasta", type=click.Path(path_type=Path), default=None,
+              help="The proteins, to align them with chains of another sequence.")  # fmt: skip
+@click.option("--length", type=click.Choice(["full", "resolved"]), default="full", show_default=True,
+              help="What L is: the residues of the chain's sequence, or those with atoms.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="CSV file for all proteins.")
+def evaluate(files: tuple[Path, ...], fasta: Path | None, length: str, output: Path | None) -> None:
+    """Precision of predicted contacts at L, L/2 and L/5, for pairs 6 to 11, 12 to 23, and 24 or more residues apart.
+
+    FILES are predictions (folders of `longlens contacts`, or CASP's .rr files) and structures (.pdb, .ent, .cif,
+    .mmcif), in any order. Contact: C-beta atoms less than 8 Angstrom apart. Residues without atoms are left out of both
+    sides.
+    """
+    from longlens.jobs.evaluate_contacts import evaluate_contacts
+
+    structures = [path for path in files if path.suffix.lower() in (".pdb", ".ent", ".cif", ".mmcif")]
+    found = evaluate_contacts(
+        [path for path in files if path not in structures], structures, fasta=fasta, length=length
+    )
+    click.echo(f"L           the residues {'of the whole sequence' if length == 'full' else 'with atoms'}")
+    for row in found.summary:
+        proteins = f"{row['proteins']:,} protein{'' if row['proteins'] == 1 else 's'}"
+        click.echo(f"{row['range']:<8}{row['cut']:<4}{row['precision']:.3f}, by chance {row['chance']:.3f}, {proteins}")
+    short = sorted({row["id"] for row in found.rows if row["held"] < row["count"]})
+    if short:
+        click.echo(
+            f"longlens: warning: {len(short):,} predictions, such as {short[0]}, have fewer pairs than asked for; the "
+            "missing ones count as no contacts: predict with a lower --threshold",
+            err=True,
+        )
+    if found.unmatched:
+        click.echo(
+            f"longlens: warning: {len(found.unmatched):,} predictions have no structure, such as {found.unmatched[0]}",
+            err=True,
+        )
+    if output is not None:
+        click.echo(f"results     {found.save(output)}")
 
 
 def _print_fit(fitted: FittedHead) -> None:

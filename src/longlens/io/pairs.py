@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from longlens.io.contact_rr import write_rr
 from longlens.io.results import sync_tree
 
 # columns and their types; residues are numbered from 0 here
@@ -47,7 +48,7 @@ class PairSpool:
         """All pairs as a file, moved into place whole, with `about`: the model, the protein.
 
         `.parquet`: a table of i, j (from 1) and probability. `.npz`: a sparse matrix (T, T) in COO form that
-        `scipy.sparse.load_npz` reads (row, col from 0, data).
+        `scipy.sparse.load_npz` reads (row, col from 0, data). `.rr`: CASP's format, of which each pair is once.
         """
         for file in self._files.values():
             file.flush()
@@ -58,6 +59,8 @@ class PairSpool:
         half = path.with_name(f".{path.stem}.half{path.suffix}")
         if path.suffix == ".parquet":
             self._write_parquet(half, columns, about)
+        elif path.suffix == ".rr":
+            write_rr(half, columns["i"], columns["j"], columns["probability"], about)
         else:
             arrays: dict[str, Any] = {
                 "row": columns["i"], "col": columns["j"], "data": columns["probability"],

@@ -60,7 +60,7 @@ def read_structure(path: Path) -> Iterator[ProteinContacts]:
         coordinates = np.array([residue["CB" if "CB" in residue else "CA"].coord for residue in residues], np.float64)
         text = "".join(letters.get(residue.get_resname().strip(), "X") for residue in residues)
         name = f"{path.stem}_{chain.id}"
-        yield ProteinContacts(name, clean_protein(text, name).sequence, _close_pairs(coordinates))
+        yield ProteinContacts(name, clean_protein(text, name).sequence, close_pairs(coordinates))
     if not has_protein:
         raise InputError(f"{path}: expected a protein, found no residue with a C-alpha atom")
 
@@ -92,7 +92,7 @@ def read_pairs(paths: Sequence[Path], fasta: Path) -> list[ProteinContacts]:
     return [ProteinContacts(name, proteins[name], np.array(sorted(found), np.int64)) for name, found in pairs.items()]
 
 
-def _close_pairs(coordinates: NDArray[np.float64]) -> NDArray[np.int64]:
+def close_pairs(coordinates: NDArray[np.float64]) -> NDArray[np.int64]:
     """Pairs i < j nearer than `CONTACT`, by a tree: no T x T matrix."""
     from Bio.PDB.kdtrees import KDTree
 

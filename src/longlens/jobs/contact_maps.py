@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longlens.io.contact_rr import read_rr
 from longlens.jobs.table_results import TableResults
 from longlens.report.arrow import ArrowTable, stream_of
 from longlens.report.contacts import CELLS, draw_contacts
@@ -37,7 +38,7 @@ class ContactMaps(ArrowTable, TableResults):
     kind = "contact maps"
 
     def __getitem__(self, protein: str | int) -> dict[str, NDArray[Any]]:
-        """The pairs of a protein, i < j; with the option `top` also j < i."""
+        """The pairs of a protein, i < j; with the option `top` also j < i, but not in the format rr."""
         path = self._path(protein)
         if path.suffix == ".parquet":
             table = pq.read_table(path)
@@ -45,6 +46,9 @@ class ContactMaps(ArrowTable, TableResults):
         if path.suffix == ".npz":
             with np.load(path) as file:
                 return {"i": file["row"] + 1, "j": file["col"] + 1, "probability": file["data"]}
+        if path.suffix == ".rr":
+            held = read_rr(path)
+            return {"i": held.i, "j": held.j, "probability": held.probability.astype(np.float32)}
         matrix = self.matrix(protein)
         i, j = np.triu_indices(len(matrix), 1)
         return {"i": i + 1, "j": j + 1, "probability": matrix[i, j]}

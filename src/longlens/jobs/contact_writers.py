@@ -16,7 +16,7 @@ from longlens.io.pairs import PairSpool
 from longlens.lens.contacts import Rows
 from longlens.report.contacts import CELLS
 
-FORMATS = ("parquet", "npz", "zarr")
+FORMATS = ("parquet", "npz", "rr", "zarr")
 CHUNK = 256
 
 
@@ -38,7 +38,7 @@ class ContactOptions:
         if self.format not in FORMATS or self.array_dtype not in ("float16", "float32"):
             raise InputError(f"expected a format of {', '.join(FORMATS)} and float16 or float32, got {self}")
         if self.format == "zarr" and chosen:
-            raise InputError(f"expected format parquet or npz with {chosen[0]}: zarr holds the whole map")
+            raise InputError(f"expected format parquet, npz or rr with {chosen[0]}: zarr holds the whole map")
         if self.format == "zarr":
             require_zarr()
         if self.format != "zarr" and len(chosen) != 1:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from longlens.io.contact_rr import count_rr
 from longlens.io.pairs import PairSpool
 from longlens.io.results import ResultFolder
 from longlens.io.survey import RecordInfo
@@ -197,6 +198,8 @@ def _pairs_in(path: Path, residues: int) -> int:
     if path.suffix == ".npz":
         with np.load(path) as file:
             return len(file["data"])
+    if path.suffix == ".rr":
+        return count_rr(path)
     return residues * residues
 
 
@@ -229,7 +232,7 @@ def contacts(
         proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein.
         model: a model, or what `longlens.load` takes; it needs a contact head.
         output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
-        format: "parquet" or "npz" for chosen pairs, "zarr" for whole maps.
+        format: "parquet", "npz" or "rr" (CASP's) for chosen pairs, "zarr" for whole maps.
         threshold, top, band: one of the three: keep pairs of at least this probability (the default, 0.3), each
             residue's strongest partners, or pairs at most this far apart.
         min_separation: leave out pairs that are closer than this.
