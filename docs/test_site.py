@@ -122,3 +122,7 @@ def test_docstrings_keep_formulas_fields_and_signs() -> None:
         "Sum of a\\*b\\_.", "", "::", "", "    y = x * 2", "    z = |y|", "", "After `a * b`.", "",
         "- `first`: one", "  more", "- `second, third`: two",
     ]  # fmt: skip
+    code = "Maps.\n\nmaps = contacts(top=10)\nmaps['a']  # pairs\n\nprose"
+    assert docstrings.convert(code.split("\n")) == [
+        "Maps.", "", "::", "", "    maps = contacts(top=10)", "    maps['a']  # pairs", "", "prose"
+    ]  # fmt: skip

@@ -6,6 +6,7 @@ Here such a paragraph becomes a literal block, and these signs are escaped where
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -20,8 +21,18 @@ _CODE = re.compile(r"(``?[^`]+``?)")
 _FIELD = re.compile(r"^([a-z]\w*(?:, [a-z]\w*)*): (?=\S)")
 
 
-def list_fields(lines: list[str]) -> list[str]:
-    """Paragraphs of fields as lists."""
+def is_code(paragraph: list[str]) -> bool:
+    """Whether a paragraph is Python: prose and formulas do not parse, or do nothing."""
+    try:
+        body = ast.parse("\n".join(paragraph)).body
+    except SyntaxError:
+        return False
+    acts = (ast.Call, ast.Import, ast.ImportFrom, ast.Subscript)
+    return all(any(isinstance(node, acts) for node in ast.walk(statement)) for statement in body)
+
+
+def mark_paragraphs(lines: list[str]) -> list[str]:
+    """Paragraphs of fields as lists, and those of code, which stand at the margin, indented as formulas are."""
     out: list[str] = []
     paragraph: list[str] = []
     for line in [*lines, ""]:
@@ -34,6 +45,8 @@ def list_fields(lines: list[str]) -> list[str]:
             paragraph = [
                 _FIELD.sub(r"- `\1`: ", one, count=1) if one in margin else f"  {one.strip()}" for one in paragraph
             ]
+        elif paragraph and margin and is_code(paragraph):
+            paragraph = [f"    {one}" for one in paragraph]
         out += [*paragraph, line]
         paragraph = []
     return out[:-1]
@@ -41,7 +54,7 @@ def list_fields(lines: list[str]) -> list[str]:
 
 def convert(lines: list[str]) -> list[str]:
     """The lines as reStructuredText."""
-    lines = list_fields(lines)
+    lines = mark_paragraphs(lines)
     out: list[str] = []
     section = literal = False
     for place, line in enumerate(lines):
