@@ -175,6 +175,18 @@ def test_advice_fits_the_machine(well: None, empty_cache: Path) -> None:
     assert [line for line in quiet if "Apple" not in line] == []
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_described_with_its_kernels(well: None, empty_cache: Path) -> None:
+    found = longlens.doctor()
+    assert found.machine.gpus[0].name == torch.cuda.get_device_name(0)
+    assert 0 < found.machine.gpus[0].free <= found.machine.gpus[0].memory
+    assert found.device == "cuda"
+    assert found.kernels is not None
+    assert set(found.kernels.cuda) & {"flash", "efficient", "cudnn"}
+    assert "GPU       none" not in str(found)
+
+
 def test_the_processor_is_read_where_linux_writes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 avx512_bf16 sse\n")
