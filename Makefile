@@ -39,7 +39,8 @@ check: $(VENV)/.test $(VENV)/.check
 
 # the source folder is the whole repository, so that links between README.md and docs/ are the same as on GitHub
 docs: $(VENV)/.test $(VENV)/.check
-	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs -d build/doctrees . build/docs
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -a -b html -c docs -d build/doctrees . build/docs
 	$(BIN)/python -m pytest docs/test_site.py
 
 bench: $(VENV)/.test $(VENV)/.bench
