@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import longlens
+import text_models as texts
 from esm_peer import esm, protein, save
 from longlens.errors import InputError
 from longlens.lens import Entropy
@@ -167,3 +168,19 @@ def test_coloured_residues_are_escaped_and_bounded():
     assert f"<p>{LINE * LINES:,} of 10,000</p>" in many
     assert "rgb(255,255,255)" in coloured_html("AA", [3.0, 3.0], name="equal")
     assert "<span>A</span>" in coloured_html("A", [np.nan], name="none")
+
+
+def test_surprise_and_comparisons_of_texts_are_tables(tmp_path):
+    folders = [texts.gpt2_folder(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    path = tmp_path / "text.txt"
+    path.write_text("It was the best of times,\nit was the worst of <b>times</b>.\n")
+    for by in ("token", "word", "line"):
+        found = longlens.surprise(path, model=folders[0], by=by)
+        table = same_in_every_reader(found, len(found), list(found.columns()))
+        np.testing.assert_array_equal(table["surprise"].to_numpy(), found["surprise"])
+        page = found._repr_html_()
+        assert ("background:rgb" in page) == (by != "line")
+        assert "<b>times" not in page
+    both = longlens.compare_models(*folders, path)
+    table = same_in_every_reader(both, len(both), list(both.columns()))
+    np.testing.assert_array_equal(table["kl_ab"].to_numpy(), both["kl_ab"])

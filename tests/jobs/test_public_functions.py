@@ -216,7 +216,11 @@ def test_without_pandas_the_extra_is_named(model, monkeypatch):
 def test_functions_take_the_words_of_their_commands(command, function):
     """Every option is an argument, by the long name that the command gives it."""
     other = {"fasta": "proteins", "sequence": "proteins", "all": None, "source": "source", "variants": "variants"}
+    other["proteingym"] = "assays"
     arguments = set(inspect.signature(function).parameters)
+    if function is longlens.score:
+        # the command of two functions
+        arguments |= set(inspect.signature(longlens.score_proteingym).parameters)
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             words = [name[2:].replace("-", "_") for name in parameter.opts if name.startswith("--")]

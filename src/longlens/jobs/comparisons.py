@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 
 from longlens.io.columns import columns_from
+from longlens.report.arrow import ArrowTable, arrow_table
 from longlens.report.tables import html_table, to_frame
 
 
-class Comparison:
+class Comparison(ArrowTable):
     """How the predictions of two models differ. `data` is the content of the file, `manifest` its origin.
 
     found["kl_ab"]                              # a column, one number for each token
     found.summary["mean_kl_ab"]                 # means over the text, in nats
     found.to_frame()                            # pandas
+    polars.DataFrame(found)                     # the same
     """
 
     def __init__(self, data: bytes, manifest: dict[str, Any]) -> None:
@@ -41,6 +43,9 @@ class Comparison:
     def to_frame(self) -> Any:
         """A pandas data frame of the table. Needs the extra `notebook`."""
         return to_frame(self.columns())
+
+    def _arrow(self) -> Any:
+        return arrow_table(self.columns())
 
     def __repr__(self) -> str:
         return f"<{self.models[0]} and {self.models[1]} on {len(self):,} tokens>"

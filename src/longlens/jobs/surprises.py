@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longlens.io.columns import columns_from
+from longlens.report.arrow import ArrowTable, arrow_table
+from longlens.report.coloured import coloured_html
 from longlens.report.figures import has_matplotlib, inline
 from longlens.report.surprise import draw_surprise
 from longlens.report.tables import html_table, to_frame
@@ -15,12 +17,13 @@ if TYPE_CHECKING:
     from longlens.report.figures import Figure
 
 
-class Surprise:
+class Surprise(ArrowTable):
     """How surprised a model is by a text. `data` is the content of the file, `manifest` its origin.
 
     surprise["surprise"]                        # a column: one number for each token, word or line
     surprise.summary["bits_per_byte"]           # numbers of the whole text, in nats
     surprise.to_frame()                         # pandas
+    polars.DataFrame(surprise)                  # the same
     surprise.draw().savefig("surprise.png")
     """
 
@@ -50,6 +53,9 @@ class Surprise:
         """A pandas data frame of the table. Needs the extra `notebook`."""
         return to_frame(self.columns())
 
+    def _arrow(self) -> Any:
+        return arrow_table(self.columns())
+
     def draw(self) -> Figure:
         """Surprise along the text, a matplotlib figure. Needs the extra `plot`."""
         return draw_table(self.columns(), self.by, self.unit, self._title)
@@ -65,7 +71,10 @@ class Surprise:
         )
 
     def _repr_html_(self) -> str:
-        picture = inline(self.draw()) if has_matplotlib() else None
+        picture = inline(self.draw()) if has_matplotlib() else ""
+        if self.by != "line":
+            texts = [text if self.by == "token" else f"{text} " for text in self._columns["text"]]
+            picture = coloured_html(texts, self["surprise"], name=f"surprise in {self.unit}", first=0) + picture
         return html_table(self._columns, title=repr(self).strip("<>"), total=len(self), picture=picture)
 
 

@@ -39,10 +39,12 @@ def coloured_html(labels: Sequence[str], values: ArrayLike, *, name: str, first:
         lines.append(f"{str(start + first).rjust(6)} {cells}")
     rest = f"<p>{shown:,} of {len(labels):,}</p>" if shown < len(labels) else ""
     scale = f"<p>{escape(name)}, from {low:.3g} (no colour) to {high:.3g} and more</p>" if finite.size else ""
-    return f'<div>{scale}<pre style="line-height:1.5">{chr(10).join(lines)}</pre>{rest}</div>'
+    return f'<div>{scale}<pre style="line-height:1.5;white-space:pre-wrap">{chr(10).join(lines)}</pre>{rest}</div>'
 
 
 def _cell(label: str, value: float, low: float, high: float, place: str) -> str:
+    # a line feed in a token would break the line
+    label = label.replace("\n", " ")
     if not np.isfinite(value):
         return f"<span>{escape(label)}</span>"
     share = min(1.0, (value - low) / (high - low)) if high > low else 0.0
