@@ -162,7 +162,7 @@ def test_advice_fits_the_machine(well: None, empty_cache: Path) -> None:
     found = longlens.doctor()
     here = replace(found.machine, driver=True, gpus=(), threads=8, cores=2, free=2**28)
     rates = {"float32": speed.Rate(10.0, 1.0), "bfloat16": speed.Rate(30.0, 1.0)}
-    kernels = speed.Kernels((), (), False)
+    kernels = speed.Kernels((), {}, False)
     said = "\n".join(under_test._advice(torch, here, "cpu", rates, kernels))
     assert "a driver of NVIDIA's GPUs is here, but this PyTorch" in said
     assert "OMP_NUM_THREADS=2" in said
@@ -171,8 +171,16 @@ def test_advice_fits_the_machine(well: None, empty_cache: Path) -> None:
     assert "bfloat16 computes matrix products 3.0 times as fast" in said
     fine = replace(here, driver=False, threads=1, free=2**34)
     level = {"float32": speed.Rate(10.0, 1.0), "bfloat16": speed.Rate(9.0, 1.0)}
-    quiet = list(under_test._advice(torch, fine, "cpu", level, speed.Kernels(("float32",), (), False)))
+    quiet = list(under_test._advice(torch, fine, "cpu", level, speed.Kernels(("float32",), {}, False)))
     assert [line for line in quiet if "Apple" not in line] == []
+
+
+def test_kernels_of_a_gpu_are_listed_with_what_they_do(well: None, empty_cache: Path) -> None:
+    cuda = {"flash": ("log-sum-exp", "packed sequences"), "cudnn": ()}
+    found = replace(longlens.doctor(), device="cuda", kernels=speed.Kernels(("float32",), cuda, True))
+    assert "          CUDA: flash (log-sum-exp, packed sequences), cudnn; exact:flex can compile\n" in str(found)
+    # what asks a device for them says no where it has none
+    assert list(speed._abilities("flash", torch.bfloat16, torch.device("cpu"))) == []
 
 
 @pytest.mark.cuda
@@ -184,6 +192,7 @@ def test_a_gpu_is_described_with_its_kernels(well: None, empty_cache: Path) -> N
     assert found.device == "cuda"
     assert found.kernels is not None
     assert set(found.kernels.cuda) & {"flash", "efficient", "cudnn"}
+    assert "CUDA: " in str(found)
     assert "GPU       none" not in str(found)
 
 
@@ -229,7 +238,7 @@ def test_the_cache_of_the_hub_is_listed_with_what_is_wrong(well: None, empty_cac
     assert {name: found[name].note for name in wrong} == wrong
     text = str(longlens.doctor())
     assert "facebook/esm2: architecture esm, 3.0 MiB\n" in text
-    assert "gpt2: architecture gpt2, 5 B; not for load: longlens.hf.attach\n" in text
+    assert "gpt2: architecture gpt2, 5 B; not for load, but longlens.hf.attach may take it\n" in text
     assert "who/half: no weights; incomplete\n" in text
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LEAST_MEMORY = 2**30
 # bfloat16 is worth the mention where its products are this many times as fast as those of float32
 WORTH = 1.3
+# how a model is used, as `LocalModel.served` says it
+USED = {"load": "", "attach": "; not for load, but longlens.hf.attach may take it", "": "; incomplete"}
 # models of the cache that the text lists
 SHOWN = 12
 
@@ -202,7 +204,8 @@ def _speed(found: Diagnosis) -> Iterator[str]:
     yield f"kernels   CPU: {f'fused, with log-sum-exp, in {served}' if served else 'none that passes our check'}"
     if found.device == "cuda":
         flex = "exact:flex can compile" if found.kernels.compiler else "no Triton, so that exact:flex cannot compile"
-        yield f"          CUDA: {', '.join(found.kernels.cuda) or 'none of linear memory'}; {flex}"
+        names = (f"{name} ({', '.join(also)})" if also else name for name, also in found.kernels.cuda.items())
+        yield f"          CUDA: {', '.join(names) or 'none of linear memory'}; {flex}"
 
 
 def _choices(found: Diagnosis) -> Iterator[str]:
@@ -222,7 +225,9 @@ def _local(found: Diagnosis) -> Iterator[str]:
     label = "models"
     for model in found.models[:SHOWN]:
         size = f", {_bytes(model.bytes)}" if model.bytes else ""
-        how = {"load": "", "attach": "; not for load: longlens.hf.attach", "": "; incomplete"}[model.served]
+        how = {"load": "", "attach": "; not for load, but longlens.hf.attach may take it", "": "; incomplete"}[
+            model.served
+        ]
         yield f"{label:<10}{model.name}: {model.note}{size}{how}"
         label = ""
     if len(found.models) > SHOWN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from longlens.ops.explain import Explanation, explain
 from longlens.ops.fused_cpu import cpu_serves
+from longlens.ops.fused_cuda import gives_lse, packs
 
 DTYPES = ("float32", "bfloat16", "float16")
 # what is measured: rows, inner and columns of a product; heads, tokens and width of attention
@@ -43,12 +44,13 @@ class Kernels:
     """The fused kernels of attention of this PyTorch.
 
     `cpu` has the dtypes that its operator for CPUs serves, with the log-sum-exp, as checked on a small input; `cuda`
-    the names of the kernels of linear memory that serve a call in bfloat16 or float16 on the first GPU. `compiler` says
-    whether Triton is here, by which PyTorch compiles for GPUs (`exact:flex`).
+    the kernels of linear memory that serve a call in bfloat16 or float16 on the first GPU, each with what it also does
+    as checked on a small input: "log-sum-exp", "packed sequences". `compiler` says whether Triton is here, by which
+    PyTorch compiles for GPUs (`exact:flex`).
     """
 
     cpu: tuple[str, ...]
-    cuda: tuple[str, ...]
+    cuda: dict[str, tuple[str, ...]]
     compiler: bool
 
 
@@ -97,9 +99,9 @@ def find_kernels() -> Kernels:
     return Kernels(cpu, _cuda_kernels(), find_spec("triton") is not None)
 
 
-def _cuda_kernels() -> tuple[str, ...]:
+def _cuda_kernels() -> dict[str, tuple[str, ...]]:
     if not torch.cuda.is_available():
-        return ()
+        return {}
     cuda = torch.backends.cuda
     half = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     q = torch.ones(1, 8, 256, 64, dtype=half, device="cuda")
@@ -109,7 +111,14 @@ def _cuda_kernels() -> tuple[str, ...]:
         "efficient": cuda.can_use_efficient_attention,
         "cudnn": cuda.can_use_cudnn_attention,
     }
-    return tuple(name for name, serves in asked.items() if serves(call))
+    return {name: tuple(_abilities(name, half, q.device)) for name, serves in asked.items() if serves(call)}
+
+
+def _abilities(kernel: str, dtype: torch.dtype, device: torch.device) -> Iterator[str]:
+    if gives_lse(kernel, dtype, device):
+        yield "log-sum-exp"
+    if kernel in ("flash", "efficient") and packs(kernel, dtype, device):
+        yield "packed sequences"
 
 
 def explain_calls(device: torch.device, dtype: torch.dtype) -> dict[str, Explanation]:
