@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM
 from esm_peer import esm, literal, protein, save
 from longlens.errors import CheckpointError
 from longlens.models import pretrained
-from longlens.models.checkpoints.names import FAIR_ESM
+from longlens.models.families.esm2 import FAIR_ESM
 from longlens.models.pretrained import load
 
 
@@ -126,9 +126,9 @@ def test_every_tensor_is_accounted_for(folder, change, words):
 def test_other_architectures_are_refused_by_the_setting_that_differs(folder):
     config = json.loads((folder / "config.json").read_text())
     for name, value, words in (
-        ("position_embedding_type", "absolute", "position_embedding_type = 'absolute'"),
+        ("position_embedding_type", "absolute", "missing esm.embeddings.position_embeddings"),
         ("emb_layer_norm_before", True, "emb_layer_norm_before = True"),
-        ("model_type", "gpt2", "model_type esm or bert, got 'gpt2'"),
+        ("model_type", "gpt2", "got model_type 'gpt2'"),
     ):
         (folder / "config.json").write_text(json.dumps(config | {name: value}))
         with pytest.raises(CheckpointError, match=words):

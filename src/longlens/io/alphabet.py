@@ -24,6 +24,8 @@ STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 # selenocysteine, pyrrolysine, and the ambiguous codes: D or N, E or Q, any residue
 RARE = "UOBZX"
 GAPS = "-."
+# between the chains of a complex, in models that take it (ESM-C)
+CHAIN_BREAK = "|"
 
 _KEPT = frozenset(STANDARD + RARE)
 _DROP_BLANKS = str.maketrans("", "", string.whitespace)
@@ -92,7 +94,7 @@ def _refuse(letters: str, record: str) -> None:
     place, character = next(
         (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in accepted
     )
-    hint = "; split a complex into its chains, one record each" if character == ":" else ""
+    hint = "; split a complex into its chains, one record each" if character in (":", CHAIN_BREAK) else ""
     raise SequenceError(
         f"{record}: expected amino acids ({STANDARD}{RARE}, J, *), got {character!r} at position {place}{hint}"
     )
@@ -195,6 +197,8 @@ class Alphabet:
     mask: int | None
     unknown: int
     pad: int = field(default=0)
+    # between chains of a complex (ESM-C)
+    chain_break: int | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -265,7 +269,8 @@ class Alphabet:
     @cached_property
     def _table(self) -> NDArray[np.int64]:
         """Token number of each ASCII code; -1 for characters that are not residues."""
-        return np.array([self.number(chr(code)) if chr(code) in _KEPT else -1 for code in range(128)], dtype=np.int64)
+        kept = _KEPT if self.chain_break is None else _KEPT | {CHAIN_BREAK}
+        return np.array([self.number(chr(code)) if chr(code) in kept else -1 for code in range(128)], dtype=np.int64)
 
 
 ESM = Alphabet(

@@ -38,16 +38,22 @@ __all__ = [
 
 
 class Packed(NamedTuple):
-    """Sequences end to end: `tokens` (T,) int64, `cu_seqlens` (S + 1,) int32."""
+    """Sequences end to end: `tokens` (T,) int64, `cu_seqlens` (S + 1,) int32.
+
+    `chains`, where sequences are complexes of several chains: boundaries (C + 1,) int32 that are finer than
+    `cu_seqlens`; attention stays within a chain, while positions run on through a sequence.
+    """
 
     tokens: Tensor
     cu_seqlens: Tensor
+    chains: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Packed:
         bounds = bounds_of(self.cu_seqlens)
         # a tensor made in inference mode does not tell whether it was written to, and would be read in every layer
         with torch.inference_mode(False):
-            moved = Packed(self.tokens.to(device), self.cu_seqlens.to(device))
+            chains = None if self.chains is None else self.chains.to(device)
+            moved = Packed(self.tokens.to(device), self.cu_seqlens.to(device), chains)
         know_bounds(moved.cu_seqlens, bounds)
         return moved
 
@@ -154,7 +160,8 @@ class Encoder(nn.Module):
         positions = _positions(packed, self.config)
         x = self.embed(packed, positions)
         places = Places(
-            packed.cu_seqlens, None if self.rotary is None else self.rotary(positions),
+            packed.cu_seqlens if packed.chains is None else packed.chains,
+            None if self.rotary is None else self.rotary(positions),
             None if self.relative is None else self.relative(),
         )  # fmt: skip
         forward.passed(0, x)
@@ -181,7 +188,7 @@ class Encoder(nn.Module):
             lengths = packed.cu_seqlens.diff()
             counts = torch.segment_reduce(masked.float(), "sum", lengths=lengths.long(), unsafe=True)
             # 0.15 * 0.8: the share of tokens that training replaced by <mask>
-            factor = (1 - 0.15 * 0.8) / (1 - counts / lengths)
+            factor = (1 - 0.15 * 0.8) / (1 - counts / lengths).to(torch.promote_types(x.dtype, torch.float32))
             x = x.masked_fill(masked.unsqueeze(1), 0.0)
             x = x * factor.repeat_interleave(lengths).unsqueeze(1).to(x.dtype)
         if self.position is not None and isinstance(self.config.positions, LearnedPositions):
@@ -193,7 +200,7 @@ class Encoder(nn.Module):
 
 def _positions(packed: Packed, config: EncoderConfig) -> Tensor:
     """(T,): each token's place in its sequence."""
-    tokens, bounds = packed
+    tokens, bounds, chains = packed
     if tokens.ndim != 1 or tokens.dtype != torch.int64:
         raise InputError(f"expected tokens (T,) of int64, got {tokens.dtype} {tuple(tokens.shape)}")
     if bounds.ndim != 1 or len(bounds) < 2 or int(bounds[-1]) != len(tokens):
@@ -202,6 +209,8 @@ def _positions(packed: Packed, config: EncoderConfig) -> Tensor:
         raise InputError(
             f"expected token numbers in 0..{config.vocabulary - 1}, got {int(tokens.min())}..{int(tokens.max())}"
         )
+    if chains is not None and not torch.isin(bounds, chains).all():
+        raise InputError("expected the boundaries of sequences to be boundaries of chains too")
     lengths = bounds.diff()
     if config.max_length is not None and int(lengths.max()) > config.max_length:
         raise InputError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.io.alphabet import Alphabet, clean_proteins
+from longlens.io.alphabet import CHAIN_BREAK, Alphabet, clean_proteins
 from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, attend_with, pack
 from longlens.models.heads import ContactHead
@@ -47,12 +47,30 @@ class MaskedLM(nn.Module):
         """One protein (a string) or several as tokens, on the model's device.
 
         Sequences are cleaned as the command line cleans them (`longlens.io.alphabet.clean_protein`): upper case,
-        without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues cause a warning.
+        without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues cause a warning. A
+        model of complexes (ESM-C) takes chains with `|` between them: none attends to another, and positions run on.
 
         Raises:
             SequenceError: no protein, an empty one, or a character that is not a residue; gives sequence and position.
         """
-        return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
+        if self.alphabet.chain_break is None:
+            return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
+        return self._pack_complexes([sequences] if isinstance(sequences, str) else list(sequences))
+
+    def _pack_complexes(self, sequences: list[str]) -> Packed:
+        """Sequences whose chains stand apart by `CHAIN_BREAK`, which belongs to the chain before it."""
+        texts = []
+        for sequence in sequences:
+            chains = sequence.split(CHAIN_BREAK) if isinstance(sequence, str) else [sequence]
+            texts.append(CHAIN_BREAK.join(clean_proteins(chains)))
+        packed = pack(self.alphabet.encode(text) for text in texts or clean_proteins([]))
+        if not any(CHAIN_BREAK in text for text in texts):
+            return packed.to(self.device)
+        assert self.alphabet.chain_break is not None
+        breaks = packed.tokens.eq(self.alphabet.chain_break).nonzero().squeeze(1) + 1
+        with torch.inference_mode(False):
+            bounds = torch.cat([packed.cu_seqlens, breaks.int()]).sort().values
+        return packed._replace(chains=bounds).to(self.device)
 
     def forward(
         self,
@@ -112,6 +130,8 @@ class MaskedLM(nn.Module):
         """
         packed = proteins if isinstance(proteins, Packed) else self.pack(proteins)
         regression = self.contact_regression()
+        if packed.chains is not None:
+            raise InputError("expected single chains: no attention passes between the chains of a complex")
         bounds = packed.cu_seqlens.tolist()
         around = self.alphabet.around
         maps = [WholeMap(stop - start - around, regression, self.device) for start, stop in pairwise(bounds)]

@@ -17,12 +17,14 @@ from longlens.errors import CheckpointError
 from longlens.models.checkpoints.antiberty import read_antiberty
 from longlens.models.checkpoints.build import build
 from longlens.models.checkpoints.checkpoint import Checkpoint
+from longlens.models.checkpoints.esmc_file import read_esmc_file
 from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
 from longlens.models.checkpoints.hub import fetch, fetch_config
-from longlens.models.checkpoints.names import TRANSFORMERS_ESM
 from longlens.models.encoder import EncoderConfig
+from longlens.models.families.esm2 import TRANSFORMERS_ESM
 from longlens.models.language_model import MaskedLM
+from longlens.models.parts.norm import Norm
 
 TINY = Path(__file__).parent / "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,8 +42,9 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
 
     Args:
         name_or_path: "tiny" (inside this package); "antiberty" (from the installed package of that name); a folder in
-            transformers' format (ESM-2 or BERT, safetensors or .bin); a fair-esm `.pt` file, with its
-            `-contact-regression.pt` beside it if there is one; otherwise the name of a model on the Hugging Face hub.
+            transformers' format (safetensors or .bin) of a family that `longlens models` lists; a fair-esm `.pt` file
+            of ESM-1b, ESM-1v or ESM-2, with its `-contact-regression.pt` beside it if there is one; a `.pth` file of
+            ESM-C; otherwise the name of a model on the Hugging Face hub.
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU that has it, float32 otherwise.
         device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
 
@@ -82,8 +85,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write an ESM-2 model as transformers does (`EsmForMaskedLM`): config.json and model.safetensors."""
     config = model.config
-    if not config.pre_norm or not config.rotary:
-        raise CheckpointError("expected an ESM-2 architecture (pre-norm, rotary); others can be read but not written")
+    esm2 = EncoderConfig(
+        config.vocabulary, config.layers, config.width, config.heads, config.feed_forward,
+        norm=Norm(eps=config.norm.eps), token_dropout=config.token_dropout, mask_token=config.mask_token,
+        head=config.head,
+    )  # fmt: skip
+    if config != esm2:
+        raise CheckpointError("expected ESM-2's architecture; other families can be read but not written")
     if not model.predicts:
         raise CheckpointError(f"expected a model with a language model's head, got {model.source}, which has none")
     theirs: dict[str, Tensor] = {}
@@ -112,7 +120,7 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
 def _of_hub(name_or_path: str | Path) -> bool:
     """Whether a name is looked for on the hub: nothing in this package or on the disk is meant by it."""
     path = Path(name_or_path)
-    local = path.exists() or path.suffix == ".pt" or str(name_or_path).startswith((".", "/", "~"))
+    local = path.exists() or path.suffix in (".pt", ".pth") or str(name_or_path).startswith((".", "/", "~"))
     return not local and name_or_path not in ("tiny", "antiberty")
 
 
@@ -127,7 +135,7 @@ def _read(name_or_path: str | Path) -> Checkpoint:
     if path.is_file() and path.suffix in (".safetensors", ".bin"):
         raise CheckpointError(f"{path}: expected a model's folder; give {path.parent}, which holds its config.json too")
     if path.is_file():
-        return read_fair_esm(path)
+        return read_esmc_file(path) if path.suffix == ".pth" else read_fair_esm(path)
     if _of_hub(name_or_path):
         return replace(read_folder(fetch(str(name_or_path))), source=str(name_or_path))
     raise CheckpointError(f"expected a model's folder or fair-esm file, found nothing at {path}")

@@ -18,7 +18,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, base: float = 10_000.0) -> None:
         super().__init__()
-        self.register_buffer("frequencies", base ** (-torch.arange(0, head_width, 2).float() / head_width))
+        # a quotient, as the models were trained: the power of the negative exponent is rounded to other numbers
+        self.register_buffer("frequencies", 1.0 / base ** (torch.arange(0, head_width, 2).float() / head_width))
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions (T,): two (T, D / 2), in float32, since half precision cannot tell positions

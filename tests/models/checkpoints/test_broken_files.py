@@ -51,7 +51,7 @@ def as_bin(folder, content):
         ({"layer_norm_eps": float("nan")}, r"layer_norm_eps to be a number in \(0, 1\], got nan"),
         ({"token_dropout": "no"}, "token_dropout to be true or false, got 'no'"),
         ({"mask_token_id": 99}, "mask_token_id below the vocabulary of 33, got 99"),
-        ({"model_type": ["esm"]}, r"model_type esm or bert, got \['esm'\]"),
+        ({"model_type": ["esm"]}, r"got model_type \['esm'\]"),
     ],
     ids=str,
 )
@@ -83,12 +83,14 @@ def test_a_configuration_that_is_none(folder, content, words):
     ("entries", "words"),
     [
         ({"is_folding_model": True, "architectures": ["EsmForProteinFolding"]}, "got ESMFold: is_folding_model = True"),
-        ({"position_embedding_type": "absolute"}, "got ESM-1b or ESM-1v, whose positions are learned"),
+        ({"position_embedding_type": "relative_key"}, "got an ESM with other positions: position_embedding_type"),
         (
-            {"model_type": "t5", "architectures": ["T5EncoderModel"]},
-            r"got 't5' \(T5EncoderModel\); .*longlens.hf.attach",
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            r"got model_type 'llama' \(LlamaForCausalLM\); .*longlens.hf.attach",
         ),
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, r"got 'llama' \(LlamaForCausalLM\)"),
+        ({"model_type": "gpt2", "_name_or_path": "nferruz/ProtGPT2"}, "got ProtGPT2: .*; longlens.hf.attach serves it"),
+        ({"model_type": "progen", "architectures": ["ProGenForCausalLM"]}, "got ProGen2: .* does not serve it either"),
+        ({"model_type": "esm", "architectures": ["EsmForDPLM"]}, "got DPLM: "),
         ({"model_type": "bert", "is_decoder": True}, "got a decoder: is_decoder = True"),
     ],
     ids=str,
@@ -214,7 +216,7 @@ def namespace(**changes):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (torch.ones(1), "with cfg.model, got a Tensor"),
+        (torch.ones(1), "with cfg.model, or of ESM-1b or ESM-1v, got a Tensor"),
         ({}, "got keys none"),
         ({"cfg": 5, "model": {}}, "got keys cfg, model"),
         ({"cfg": {"model": namespace()}}, "got keys cfg"),
@@ -225,7 +227,7 @@ def namespace(**changes):
             "missing embed_tokens.weight, got 0 tensors",
         ),
         ({"cfg": {"model": namespace()}, "model": {"a": 5}}, "a dictionary of tensors, got 'a': int"),
-        ({"args": argparse.Namespace(arch="roberta_large"), "model": {}}, "got ESM-1b or ESM-1v"),
+        ({"args": argparse.Namespace(arch="roberta_large"), "model": {}}, "expected embed_positions.weight"),
         ({"args": argparse.Namespace(arch="msa_transformer"), "model": {}}, "got MSA Transformer"),
         ({"model": {"contact_head.regression.weight": torch.ones(1, 1)}}, "got a contact regression alone"),
         ({"esm.embeddings.word_embeddings.weight": torch.ones(1, 1)}, "got tensors without a configuration"),

@@ -61,9 +61,9 @@ def test_the_configuration_is_read_without_fetching_weights(hub):
 
 def test_another_architecture_of_the_hub_is_refused_before_its_weights_are_fetched(hub):
     folder, fetched = hub
-    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5EncoderModel"]}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaModel"]}))
     with pytest.raises(
-        CheckpointError, match=r"somebody/model: expected ESM-2 or BERT, .* got 't5' \(T5EncoderModel\)"
+        CheckpointError, match=r"somebody/model: expected ESM-2, .* got model_type 'llama' \(LlamaModel\)"
     ):
         load("somebody/model")
     assert fetched == [["config.json", "vocab.txt"]]

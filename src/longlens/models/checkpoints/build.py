@@ -8,7 +8,9 @@ from torch import Tensor
 from longlens.errors import CheckpointError
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.tensors import FLOATS
+from longlens.models.config import EncoderConfig
 from longlens.models.language_model import MaskedLM
+from longlens.models.parts.positions import RotaryPositions
 from longlens.models.rotary import Rotary
 
 # a message lists at most this many faulty tensors
@@ -57,7 +59,10 @@ def _assemble(
     """One tensor of the model from the tensors of the checkpoint that are stacked in it."""
     whole = torch.empty(shape, dtype=dtype, device=device)
     for source, rows in zip(sources, whole.chunk(len(sources)), strict=True):
-        rows.copy_(checkpoint.tensors.read(source))
+        tensor = checkpoint.tensors.read(source)
+        if checkpoint.names.reorder is not None:
+            tensor = checkpoint.names.reorder(source, tensor, checkpoint.config)
+        rows.copy_(tensor)
     return whole
 
 
@@ -123,8 +128,15 @@ def _refuse_other_tensors(
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise CheckpointError(
-            f"{checkpoint.source}: expected the tensors of {config}: {'; '.join(problems[:_LISTED])}{more}"
+            f"{checkpoint.source}: expected the tensors of {_described(config)}: {'; '.join(problems[:_LISTED])}{more}"
         )
+
+
+def _described(config: EncoderConfig) -> str:
+    return (
+        f"an encoder of {config.layers} layers, {config.heads} heads, width {config.width}, feed-forward width "
+        f"{config.feed_forward} and {config.vocabulary} tokens"
+    )
 
 
 def _frequencies(checkpoint: Checkpoint) -> Tensor:
@@ -132,7 +144,9 @@ def _frequencies(checkpoint: Checkpoint) -> Tensor:
     tensors = checkpoint.tensors
     names = [name for name in checkpoint.names.frequency_names(checkpoint.config) if name in tensors.infos]
     if not names:
-        return Rotary(checkpoint.config.head_width).frequencies
+        positions = checkpoint.config.positions
+        assert isinstance(positions, RotaryPositions)
+        return Rotary(checkpoint.config.head_width, positions.base).frequencies
     first = tensors.read(names[0]).clone()
     for name in names[1:]:
         if not torch.equal(tensors.read(name), first):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from longlens.io.alphabet import Alphabet
-from longlens.models.checkpoints.names import TensorNames
 from longlens.models.checkpoints.tensors import CheckpointTensors
 from longlens.models.encoder import EncoderConfig
+from longlens.models.families.names import TensorNames
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""fair-esm's `.pt` files of ESM-2, with the contact head in a file beside them."""
+"""fair-esm's `.pt` files of ESM-1b, ESM-1v and ESM-2, with the contact head in a file beside them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,62 @@ from typing import Any
 from longlens.errors import CheckpointError
 from longlens.io.alphabet import ESM
 from longlens.models.checkpoints.checkpoint import Checkpoint
-from longlens.models.checkpoints.configuration import ConfigEntries, check_heads, rotary_config
-from longlens.models.checkpoints.names import FAIR_ESM
 from longlens.models.checkpoints.tensors import CheckpointTensors, TensorFile, TorchFile, read_torch_values
-from longlens.models.encoder import EncoderConfig
+from longlens.models.config import EncoderConfig
+from longlens.models.families.entries import ConfigEntries, check_heads
+from longlens.models.families.esm1 import FAIR_ESM1, learned_config
+from longlens.models.families.esm2 import FAIR_ESM, rotary_config
 
 # names of architectures in fair-esm's older files
 _OTHER_MODELS = {
-    "roberta_large": "ESM-1b or ESM-1v, whose positions are learned",
     "protein_bert_base": "ESM-1",
     "msa_transformer": "MSA Transformer",
     "gvp_transformer": "ESM-IF1",
 }
+# ESM-1b and ESM-1v
+_LEARNED = "roberta_large"
 
 
 def read_fair_esm(path: Path) -> Checkpoint:
-    """An ESM-2 file. Raises `CheckpointError` for the file of another model, which it names, and for a broken file."""
-    config = _config(read_torch_values(path), path)
-    files: list[TensorFile] = [TorchFile(path, lambda content: content["model"])]
+    """A file of ESM-1b, ESM-1v or ESM-2.
+
+    Raises `CheckpointError` for the file of another model, which it names, and for a broken file.
+    """
+    content = read_torch_values(path)
+    files: list[TensorFile] = []
+    older = isinstance(content, Mapping) and getattr(content.get("args"), "arch", None) == _LEARNED
+    if older and isinstance(content.get("model"), Mapping):
+        names = FAIR_ESM1
+        files.append(TorchFile(path, _model_of))
+        config = _older_config(content["args"], CheckpointTensors(files, names.name), path)
+    else:
+        names, config = FAIR_ESM, _config(content, path)
+        files.append(TorchFile(path, _model_of))
     regression = path.with_name(f"{path.stem}-contact-regression.pt")
     if regression.is_file():
-        files.append(TorchFile(regression, lambda content: content["model"]))
-    tensors = CheckpointTensors(files, lambda name: name.removeprefix("encoder.").removeprefix("sentence_encoder."))
-    return Checkpoint(str(path), tensors, FAIR_ESM, config, ESM)
+        files.append(TorchFile(regression, _model_of))
+    return Checkpoint(str(path), CheckpointTensors(files, names.name), names, config, ESM)
+
+
+def _model_of(content: Any) -> Any:
+    return content["model"]
+
+
+def _older_config(args: argparse.Namespace, tensors: CheckpointTensors, path: Path) -> EncoderConfig:
+    """ESM-1b or ESM-1v, whose settings may be called `encoder_layers` or `layers`."""
+    entries = {name.removeprefix("encoder_"): value for name, value in vars(args).items()}
+    settings = ConfigEntries(entries, f"{path}, args")
+    table = tensors.infos.get("embed_positions.weight")
+    if table is None or len(table.shape) != 2:
+        raise CheckpointError(f"{path}: expected embed_positions.weight (rows, width), as ESM-1b and ESM-1v have")
+    width, heads = settings.size("embed_dim"), settings.size("attention_heads")
+    check_heads(width, heads, settings.where)
+    sizes = {
+        "vocabulary": len(ESM), "layers": settings.size("layers"), "width": width, "heads": heads,
+        "feed_forward": settings.size("ffn_embed_dim"),
+    }  # fmt: skip
+    normed = "emb_layer_norm_before.weight" in tensors.infos
+    return learned_config(sizes, settings, table.shape[0], normed=normed)
 
 
 def _config(content: Any, path: Path) -> EncoderConfig:
@@ -40,7 +73,9 @@ def _config(content: Any, path: Path) -> EncoderConfig:
     model = cfg.get("model") if isinstance(cfg, Mapping) else None
     entries = vars(model) if isinstance(model, argparse.Namespace) else model
     if not isinstance(entries, Mapping) or not isinstance(content.get("model"), Mapping):
-        raise CheckpointError(f"{path}: expected a fair-esm file of ESM-2, with cfg.model, got {_kind(content)}")
+        raise CheckpointError(
+            f"{path}: expected a fair-esm file of ESM-2, with cfg.model, or of ESM-1b or ESM-1v, got {_kind(content)}"
+        )
     settings = ConfigEntries(entries, f"{path}, cfg.model")
     width, heads = settings.size("encoder_embed_dim"), settings.size("encoder_attention_heads")
     check_heads(width, heads, settings.where)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from longlens.errors import CheckpointError
-from longlens.io.alphabet import ESM, Alphabet
 from longlens.models.checkpoints.checkpoint import Checkpoint
-from longlens.models.checkpoints.configuration import architecture, class_names, encoder_config, read_json
-from longlens.models.checkpoints.names import TRANSFORMERS_BERT, TRANSFORMERS_ESM, TensorNames
+from longlens.models.checkpoints.configuration import encoder_config, read_json
 from longlens.models.checkpoints.tensors import CheckpointTensors, SafetensorsFile, TensorFile, TorchFile
+from longlens.models.families.names import TensorNames
+from longlens.models.families.registry import class_names, family_of
 
 _FORMATS: tuple[tuple[str, type[SafetensorsFile] | type[TorchFile]], ...] = (
     ("model.safetensors", SafetensorsFile),
@@ -18,7 +20,7 @@ _FORMATS: tuple[tuple[str, type[SafetensorsFile] | type[TorchFile]], ...] = (
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """Read ESM-2 or BERT, with any head or without one.
+    """Read a model of any family (`longlens.models.families`), with any head or without one.
 
     Raises `CheckpointError` for another architecture, and for files that are missing or broken.
     """
@@ -27,48 +29,31 @@ def read_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"expected {folder} to hold config.json, found none")
     entries = read_json(config_file)
     config = encoder_config(entries, folder)
-    esm = architecture(entries, folder) == "esm"
-    names = TRANSFORMERS_ESM if esm else TRANSFORMERS_BERT
-    alphabet = ESM if esm else bert_alphabet(folder / "vocab.txt")
+    family = family_of(entries, str(folder))
+    alphabet = family.alphabet(folder, config)
     if len(alphabet) != config.vocabulary:
         raise CheckpointError(f"{folder}: expected {config.vocabulary} tokens in its vocabulary, got {len(alphabet)}")
     predicts = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in class_names(entries))
-    return Checkpoint(str(folder), read_tensors(folder, names), names, config, alphabet, predicts)
+    tensors, names = read_tensors(folder, family.layouts)
+    return Checkpoint(str(folder), tensors, names, config, alphabet, predicts and config.head is not None)
 
 
-def read_tensors(folder: Path, names: TensorNames) -> CheckpointTensors:
-    """The tensors of a folder's files, under the names that they have in a model with a head."""
+def read_tensors(folder: Path, layouts: Sequence[TensorNames]) -> tuple[CheckpointTensors, TensorNames]:
+    """The tensors of a folder's files, under the names that they have in a model with a head, and the layout to which
+    these belong: the first that has the embedding's name, or the first of all."""
     files = _open_files(folder)
-    bare = names.embedding.removeprefix(names.prefix)
-    alone = any(bare in file.infos for file in files)
-
-    def rename(name: str) -> str:
-        # names of LayerNorm's parameters in the oldest checkpoints
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        return f"{names.prefix}{name}" if alone and name.startswith(_ENCODER_PARTS) else name
-
-    return CheckpointTensors(files, rename)
+    for names in layouts:
+        written = {names.name(name) for file in files for name in file.infos}
+        alone = names.embedding.removeprefix(names.prefix) in written and bool(names.prefix)
+        if alone or names.embedding in written:
+            return CheckpointTensors(files, partial(_renamed, names, alone)), names
+    return CheckpointTensors(files, partial(_renamed, layouts[0], False)), layouts[0]
 
 
-# the names in a checkpoint of the encoder alone have no prefix
-_ENCODER_PARTS = ("embeddings.", "encoder.", "rotary_embeddings.", "contact_head.", "pooler.")
-
-
-def bert_alphabet(vocabulary: Path) -> Alphabet:
-    """The tokens of a vocab.txt. Raises `CheckpointError` if special tokens are missing."""
-    if not vocabulary.is_file():
-        raise CheckpointError(f"expected a vocabulary at {vocabulary}, found none")
-    try:
-        tokens = tuple(vocabulary.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{vocabulary}: expected tokens in UTF-8, one a line ({error}); fetch it again") from None
-    place = {token: number for number, token in enumerate(tokens)}
-    special = ("[CLS]", "[SEP]", "[MASK]", "[UNK]", "[PAD]")
-    missing = [token for token in special if token not in place]
-    if missing:
-        raise CheckpointError(f"{vocabulary}: expected the tokens {', '.join(special)}, got none of {missing}")
-    start, end, mask, unknown, pad = (place[token] for token in special)
-    return Alphabet(tokens, start=start, end=end, mask=mask, unknown=unknown, pad=pad)
+def _renamed(names: TensorNames, alone: bool, written: str) -> str | None:
+    """`alone`: a checkpoint of the encoder without a head, whose names lack the prefix."""
+    name = names.name(written)
+    return f"{names.prefix}{name}" if name is not None and alone and name.startswith(names.bare) else name
 
 
 def _open_files(folder: Path) -> list[TensorFile]:

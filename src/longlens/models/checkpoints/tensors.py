@@ -150,17 +150,19 @@ class TorchFile(TensorFile):
 
 
 class CheckpointTensors:
-    """The tensors of all files of a checkpoint, by name. `rename` is applied to each name.
+    """The tensors of all files of a checkpoint, by name. `rename` gives the name of each, or None: left out.
 
     Raises `CheckpointError` if two tensors have the same name.
     """
 
-    def __init__(self, files: Iterable[TensorFile], rename: Callable[[str], str] = str) -> None:
+    def __init__(self, files: Iterable[TensorFile], rename: Callable[[str], str | None] = str) -> None:
         self.infos: dict[str, TensorInfo] = {}
         self._places: dict[str, tuple[TensorFile, str]] = {}
         for file in files:
             for original, info in file.infos.items():
                 name = rename(original)
+                if name is None:
+                    continue
                 if name in self._places:
                     other, before = self._places[name]
                     raise CheckpointError(
