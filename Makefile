@@ -37,10 +37,11 @@ check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/python -m pytest tests/test_docs.py
 	$(MAKE) docs
 
-# the source folder is the whole repository, so that links between README.md and docs/ are the same as on GitHub
+# the source folder is the whole repository, so that links between README.md and docs/ are the same as on GitHub; the
+# models of the notebooks are small, and threads would wait for each other
 docs: $(VENV)/.test $(VENV)/.check
 	rm -rf build/docs
-	$(BIN)/python -m sphinx -q -W --keep-going -E -a -b html -c docs -d build/doctrees . build/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -E -a -b html -c docs -d build/doctrees . build/docs
 	$(BIN)/python -m pytest docs/test_site.py
 
 bench: $(VENV)/.test $(VENV)/.bench
