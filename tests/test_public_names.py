@@ -49,7 +49,19 @@ def test_name_resolves_to_the_thing_of_that_name(name: str) -> None:
 def test_everything_public_is_listed() -> None:
     for name in longlens.__all__:
         getattr(longlens, name)
-    submodules = {"cli", "diagnosis", "io", "jobs", "models", "ops", "report", "shapes", "training", "watching"}
+    submodules = {
+        "cli",
+        "diagnosis",
+        "finetuning",
+        "io",
+        "jobs",
+        "models",
+        "ops",
+        "report",
+        "shapes",
+        "training",
+        "watching",
+    }
     helpers = {"annotations", "import_module", "PackageNotFoundError", "version", "TYPE_CHECKING", "Any"}
     public = {name for name in vars(longlens) if not name.startswith("_")}
     assert public - submodules - helpers == set(longlens.__all__)

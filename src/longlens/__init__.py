@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from longlens.jobs.context_call import context as context
     from longlens.jobs.embed import embed as embed
     from longlens.jobs.evaluate_contacts import evaluate_contacts as evaluate_contacts
+    from longlens.jobs.finetune import finetune as finetune
     from longlens.jobs.look_job import look as look
     from longlens.jobs.paint import paint as paint
+    from longlens.jobs.predict import predict as predict
     from longlens.jobs.proteingym_job import score_proteingym as score_proteingym
     from longlens.jobs.score_job import score as score
     from longlens.jobs.surprise_job import surprise as surprise
@@ -101,6 +103,7 @@ _HOMES: dict[str, str | None] = {
     "errors": None,
     "evaluate_contacts": "longlens.jobs.evaluate_contacts",
     "explain": "longlens.ops.explain",
+    "finetune": "longlens.jobs.finetune",
     "hf": None,
     "lens": None,
     "load": "longlens.models.pretrained",
@@ -109,6 +112,7 @@ _HOMES: dict[str, str | None] = {
     "open_results": "longlens.io.reading",
     "paint": "longlens.jobs.paint",
     "parse_method": "longlens.ops.registry",
+    "predict": "longlens.jobs.predict",
     "record": "longlens.watching",
     "scan": "longlens.lens.scan",
     "score": "longlens.jobs.score_job",

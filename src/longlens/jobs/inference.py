@@ -35,6 +35,12 @@ def residue_rows(packed: Packed, alphabet: Alphabet) -> Tensor:
     return keep.nonzero().squeeze(1)
 
 
+def residue_vectors(model: MaskedLM, sequences: Sequence[str]) -> list[Tensor]:
+    """(L, d) of the last layer for each of several cleaned sequences, packed; with gradients where they are wanted."""
+    packed = pack([model.alphabet.encode(sequence) for sequence in sequences]).to(model.device)
+    return list(model(packed).last[residue_rows(packed, model.alphabet)].split(list(map(len, sequences))))
+
+
 def residue_predictions(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Predictions:
     """Surprise, entropy and rank of each residue from one pass, in which the model sees the residue itself."""
     return predictions(encoded.last[rows], model.logits, packed.tokens[rows], top=0)

@@ -82,8 +82,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write an ESM-2 model as transformers does (`EsmForMaskedLM`): config.json and model.safetensors."""
+def refuse_unsavable(model: MaskedLM) -> None:
+    """Raise `CheckpointError` for a model that `save` cannot write."""
     config = model.config
     esm2 = EncoderConfig(
         config.vocabulary, config.layers, config.width, config.heads, config.feed_forward,
@@ -94,6 +94,12 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
         raise CheckpointError("expected ESM-2's architecture; other families can be read but not written")
     if not model.predicts:
         raise CheckpointError(f"expected a model with a language model's head, got {model.source}, which has none")
+
+
+def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write an ESM-2 model as transformers does (`EsmForMaskedLM`): config.json and model.safetensors."""
+    refuse_unsavable(model)
+    config = model.config
     theirs: dict[str, Tensor] = {}
     ours = model.state_dict()
     for name, sources in TRANSFORMERS_ESM.table(config).items():
