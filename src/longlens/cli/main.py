@@ -23,6 +23,7 @@ COMMANDS = {
     "finetune": ("longlens.cli.finetune:finetune", "Learn a property of proteins from examples, and measure it."),
     "look": ("longlens.cli.look:look", "Tables and figures of what a model attends to."),
     "methods": ("longlens.cli.methods:methods", "List the methods of attention and what each can do."),
+    "models": ("longlens.cli.models:models", "List the models of proteins and what each can do."),
     "paint": ("longlens.cli.paint:paint", "Numbers of residues onto a structure."),
     "plan": ("longlens.cli.plan:plan", "Predict the memory, time and batches of embedding a file."),
     "predict": ("longlens.cli.predict:predict", "Apply what finetune learned to other proteins."),

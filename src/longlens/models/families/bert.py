@@ -75,8 +75,8 @@ BERT = Family(
     "BERT", lambda entries: entries.get("model_type") == "bert", _config, (TRANSFORMERS_BERT,),
     lambda folder, config: bert_alphabet(folder / "vocab.txt"),
     known=(
-        Known("Rostlab/prot_bert", 30, 1024, 16, "420 M", licence="see its page", limit=40_000),
-        Known("Rostlab/prot_bert_bfd", 30, 1024, 16, "420 M", licence="see its page", limit=40_000),
-        Known("antiberty", 8, 512, 8, "26 M", licence="MIT", limit=512, note="pip install antiberty==0.1.3 --no-deps"),
+        Known("Rostlab/prot_bert", 30, 1024, 16, "420 M", licence="AFL-3.0", limit=39_998),
+        Known("Rostlab/prot_bert_bfd", 30, 1024, 16, "420 M", licence="AFL-3.0", limit=39_998),
+        Known("antiberty", 8, 512, 8, "26 M", licence="MIT", limit=510, note="pip install antiberty==0.1.3 --no-deps"),
     ),
 )  # fmt: skip

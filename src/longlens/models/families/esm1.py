@@ -78,9 +78,9 @@ _1V = "one of five models, which are averaged: give all five to --model"
 ESM1 = Family(
     "ESM-1b/ESM-1v", _recognises, _config, (_TRANSFORMERS,), esm_alphabet,
     known=(
-        Known("facebook/esm1b_t33_650M_UR50S", 33, 1280, 20, "650 M", licence="MIT", limit=1022),
+        Known("facebook/esm1b_t33_650M_UR50S", 33, 1280, 20, "652 M", licence="MIT", limit=1022, contacts=True),
         *(
-            Known(f"facebook/esm1v_t33_650M_UR90S_{number}", 33, 1280, 20, "650 M", "MIT", 1022, _1V)
+            Known(f"facebook/esm1v_t33_650M_UR90S_{number}", 33, 1280, 20, "652 M", "MIT", 1022, note=_1V)
             for number in range(1, 6)
         ),
     ),

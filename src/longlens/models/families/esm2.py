@@ -95,12 +95,11 @@ def _recognises(entries: Mapping[str, Any]) -> bool:
 ESM2 = Family(
     "ESM-2", _recognises, _config, (TRANSFORMERS_ESM,), esm_alphabet,
     known=(
-        Known("facebook/esm2_t6_8M_UR50D", 6, 320, 20, "8 M", "MIT"),
-        Known("facebook/esm2_t12_35M_UR50D", 12, 480, 20, "35 M", "MIT"),
-        Known("facebook/esm2_t30_150M_UR50D", 30, 640, 20, "150 M", "MIT"),
-        Known("facebook/esm2_t33_650M_UR50D", 33, 1280, 20, "650 M", "MIT"),
-        Known("facebook/esm2_t36_3B_UR50D", 36, 2560, 40, "3 B", "MIT"),
-        Known("facebook/esm2_t48_15B_UR50D", 48, 5120, 40, "15 B", "MIT"),
+        Known("facebook/esm2_t6_8M_UR50D", 6, 320, 20, "7.5 M", "MIT", contacts=True),
+        Known("facebook/esm2_t12_35M_UR50D", 12, 480, 20, "33.5 M", "MIT", contacts=True),
+        Known("facebook/esm2_t30_150M_UR50D", 30, 640, 20, "148 M", "MIT", contacts=True),
+        Known("facebook/esm2_t33_650M_UR50D", 33, 1280, 20, "651 M", "MIT", contacts=True),
+        Known("facebook/esm2_t36_3B_UR50D", 36, 2560, 40, "2.84 B", "MIT", contacts=True),
+        Known("facebook/esm2_t48_15B_UR50D", 48, 5120, 40, "15.1 B", "MIT", contacts=True),
     ),
-    contacts="with its weights",
 )  # fmt: skip

@@ -22,7 +22,8 @@ HF_PARTS = ("embeddings.", "encoder.", "rotary_embeddings.", "contact_head.", "p
 class Known:
     """A published model: the name that `longlens.load` takes, its sizes, and the licence of its weights.
 
-    `limit`: the most residues of a protein, None where there is none. `note`: what a user should know.
+    `limit`: the most residues of a protein, None where there is none. `contacts`: whether the weights of a contact head
+    come with it. `note`: what a user should know.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Known:
     parameters: str
     licence: str
     limit: int | None = None
+    contacts: bool = False
     note: str = ""
 
 
@@ -41,7 +43,8 @@ class Family:
 
     `recognises`: whether the entries of a config.json are this family's. `config`: its encoder; raises
     `CheckpointError`. `layouts`: the names of its tensors, in each kind of checkpoint that there is. `alphabet`: of a
-    folder. `known`: its published models. `contacts`: where its contact maps come from.
+    folder. `known`: its published models. `predicts`: whether it has a
+    language model's head. `note`: what a user of any of its models should know.
     """
 
     name: str
@@ -50,7 +53,8 @@ class Family:
     layouts: tuple[TensorNames, ...]
     alphabet: Callable[[Path, EncoderConfig], Alphabet]
     known: tuple[Known, ...] = ()
-    contacts: str = "after contacts fit"
+    predicts: bool = True
+    note: str = ""
 
 
 def modern_name(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longlens.errors import CheckpointError
+from longlens.models.families.amplify import AMPLIFY
 from longlens.models.families.bert import BERT
 from longlens.models.families.entries import ELSEWHERE
 from longlens.models.families.esm1 import ESM1
@@ -14,7 +15,7 @@ from longlens.models.families.esmc import ESMC
 from longlens.models.families.family import Family
 from longlens.models.families.others import other_named
 
-FAMILIES: tuple[Family, ...] = (ESM2, ESM1, ESMC, BERT)
+FAMILIES: tuple[Family, ...] = (ESM2, ESM1, ESMC, AMPLIFY, BERT)
 
 
 def family_of(entries: Mapping[str, Any], where: str) -> Family:
