@@ -9,6 +9,7 @@ from difflib import get_close_matches
 ALIASES = {
     "env": ("doctor", "transformers env, accelerate env"),
     "extract": ("embed", "esm-extract"),
+    "list-models": ("models", "protembedder"),
     "perplexity": ("surprise", "llama-perplexity, lmppl"),
     "predict-contacts": ("contacts", "predict_contacts of fair-esm and transformers"),
     "surprisal": ("surprise", "minicons"),
