@@ -71,11 +71,24 @@ threads_option = click.option(
 )  # fmt: skip
 
 
+_MODEL = "tiny, antiberty, a folder, a file or a name on the Hugging Face hub; see `longlens models`."
+
+
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--model, --dtype, --device, --threads."""
+    return _with_model(click.option("-m", "--model", default="tiny", show_default=True, help=_MODEL), function)
+
+
+def several_models_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, where --model may be given several times."""
+    more = f"{_MODEL} Several, each after its own --model: their mean too, as ESM-1v's five are used."
+    several = click.option("-m", "--model", multiple=True, default=["tiny"], show_default=True, help=more)
+    return _with_model(several, function)
+
+
+def _with_model(model: Decorator, function: Callable[..., Any]) -> Callable[..., Any]:
     wrap: list[Decorator] = [
-        click.option("-m", "--model", default="tiny", show_default=True, help="tiny, antiberty, a folder, a file or a "
-                     "name on the Hugging Face hub."),
+        model,
         click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
                      show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU."),
         click.option("--device", default="auto", show_default=True),

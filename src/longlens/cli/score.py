@@ -13,7 +13,7 @@ from longlens.cli.options import (
     choose_threads,
     max_memory_option,
     method_option,
-    model_options,
+    several_models_options,
     warn_of_default_model,
 )
 from longlens.cli.progress import shown_progress
@@ -53,7 +53,7 @@ from longlens.cli.progress import shown_progress
 @click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
 @click.option("--figure", is_flag=True, help="With --all: also draw the matrix, beside the CSV as .png.")
 @max_memory_option
-@model_options
+@several_models_options
 @method_option
 def score(
     variants: Path | None,
@@ -71,7 +71,7 @@ def score(
     tokens_per_batch: int,
     figure: bool,
     max_memory: str | None,
-    model: str,
+    model: tuple[str, ...],
     dtype: str,
     device: str,
     threads: int | None,
@@ -91,11 +91,11 @@ def score(
             raise click.UsageError("expected --proteingym without other variants, proteins and figures")
         if output is None:
             raise click.UsageError("expected a folder for the results of --proteingym: -o FOLDER")
-        return _score_assays(
-            proteingym, output=output, reference=reference, model=model, scoring_strategy=scoring_strategy,
+        return max(_score_assays(
+            proteingym, output=output, reference=reference, model=one, scoring_strategy=scoring_strategy,
             on_error=on_error, tokens_per_batch=tokens_per_batch, max_memory=max_memory, method=method, dtype=dtype,
             device=device, threads=choose_threads(threads),
-        )  # fmt: skip
+        ) for one in model)  # fmt: skip
     if (variants is None) != everything:
         raise click.UsageError("expected either a CSV file of variants or --all")
     if (fasta is None) == (sequence is None):
@@ -109,7 +109,8 @@ def score(
     with shown_progress() as progress:
         scores = run_score(
             # a mapping, since a bare string could name a file
-            {"": sequence} if sequence is not None else proteins, table, model=model, output=output,
+            {"": sequence} if sequence is not None else proteins, table, output=output,
+            model=model[0] if len(model) == 1 else model,
             scoring_strategy=scoring_strategy, mutation_col=mutation_col, protein_col=protein_col,
             offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, figure=figure,
             max_memory=max_memory, method=method, dtype=dtype, device=device,

@@ -27,7 +27,7 @@ from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import announce, run
 from longlens.jobs.score import refuse_unknown
-from longlens.jobs.score_job import FILE, PseudoPplJob, ScoreOptions, VariantJob
+from longlens.jobs.score_units import FILE, PseudoPplJob, ScoreOptions, VariantJob
 from longlens.jobs.variant_table import PROBLEM, VariantTable, read_variants
 from longlens.models.language_model import MaskedLM
 from longlens.ops.method import Method

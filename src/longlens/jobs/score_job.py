@@ -2,278 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.alphabet import STANDARD
-from longlens.io.delimited import write_delimited
-from longlens.io.results import ArraySpec, ResultFolder, write_whole
-from longlens.io.variants import mutate
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
-from longlens.jobs.job_key import ModelInfo, job_key
+from longlens.jobs.job_key import ModelInfo
 from longlens.jobs.limits import load_model, memory_limit, threads_set
-from longlens.jobs.plan import BatchOutputs, batch_bytes
-from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, only_warnings
-from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
-from longlens.jobs.score import STRATEGIES, marginal_scores, position_log_probabilities, refuse_unknown
+from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
+from longlens.jobs.runner import announce
+from longlens.jobs.score import refuse_unknown
+from longlens.jobs.score_models import combine_substitutions, combine_variants, mean_column, run_models
+from longlens.jobs.score_units import FIGURE, FILE, PseudoPplJob, ScoreJob, ScoreOptions, SubstitutionJob, VariantJob
 from longlens.jobs.scores import Scores, Substitutions
 from longlens.jobs.single_file import refuse_folder, run_to_file
-from longlens.jobs.variant_table import PROBLEM, ProteinVariants, VariantTable, read_variants, refuse_several
-from longlens.models.encoder import attend_with
+from longlens.jobs.variant_table import VariantTable, read_variants, refuse_several
 from longlens.models.language_model import MaskedLM
 from longlens.ops.method import Method
-from longlens.ops.registry import parse_method
 from longlens.report.figures import require_matplotlib
-from longlens.report.variants import save_substitutions
-
-FILE = "scores.csv"
-FIGURE = "scores.png"
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """The options of scoring. `budget`: tokens of masked copies at a time; `offset`: number of the first residue."""
-
-    strategy: str = "masked-marginals"
-    method: str = "exact"
-    budget: int = 16_384
-    offset: int = 1
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise InputError(f"expected a scoring strategy of {', '.join(STRATEGIES)}, got {self.strategy!r}")
-        for name, value in (("tokens_per_batch", self.budget), ("offset_idx", self.offset)):
-            if not isinstance(value, int):
-                raise InputError(f"expected {name} as a whole number, got {value!r}")
-        if self.budget < 1:
-            raise InputError(f"expected at least 1 token to a batch, got {self.budget}")
-        parse_method(self.method)
-
-
-@dataclass
-class _ScoreJob(Job):
-    """What all scoring jobs share: log-probabilities at positions of proteins, some at a time.
-
-    A unit of work is as many positions of one protein (or one variant of it) as fit into a batch when each is masked in
-    a separate copy, or, without masking, all positions of a protein. `limit`: bytes that it may take.
-    """
-
-    model: ModelInfo
-    source: ProteinSource
-    options: ScoreOptions
-    limit: int
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        options = self.options
-        return {"strategy": options.strategy, "method": str(parse_method(options.method)),
-                "tokens_per_batch": options.budget, "offset": options.offset}  # fmt: skip
-
-    @property
-    def specs(self) -> list[ArraySpec]:
-        return [ArraySpec("log_p", "place", (len(self.model.language_model.alphabet),))]
-
-    @property
-    def first_run_choices(self) -> dict[str, Any]:
-        return {"model": self.model.name}
-
-    def memory(self, first_run_choices: dict[str, Any]) -> UnitMemory:
-        model, entries = self.model.language_model, self.source.survey.entries
-        sizes = (
-            (entries[unit.first].length + 2, unit.stop - unit.start if self._masks else 1, unit.first)
-            for unit in self.units(first_run_choices)
-        )
-        largest = max(sizes, key=lambda size: size[0] * size[1], default=None)
-        if largest is None:
-            # only wild types, or variants that are skipped
-            return UnitMemory(0, "", "")
-        length, copies, protein = largest
-        outputs = BatchOutputs(0 if self._masks else len(model.alphabet), 0)
-        need = batch_bytes(model.config, length * copies, model.dtype.itemsize, outputs)
-        smaller = "use --dtype bfloat16 or a smaller model"
-        if copies == 1:
-            return UnitMemory(need, described(entries[protein]), smaller)
-        budget = self.options.budget
-        return UnitMemory(
-            need,
-            f"a batch of {length * copies:,} tokens of masked copies",
-            f"lower --tokens-per-batch (now {budget:,}), {smaller}",
-        )
-
-    @property
-    def _masks(self) -> bool:
-        return self.options.strategy != "wt-marginals"
-
-    def _chunks(self, protein: int, length: int, first: int, places: int, total: int) -> Iterator[Unit]:
-        """Units for `places` positions of a protein of `length` residues: rows first..first + places of the array."""
-        size = max(1, self.options.budget // (length + 2)) if self._masks else max(1, places)
-        for start in range(first, first + places, size):
-            stop = min(start + size, first + places)
-            yield Unit(protein, protein + 1, StageProgress("score", stop, total, "positions"), start, stop)
-
-    def _log_p(self, sequence: str, positions: Sequence[int]) -> NDArray[np.float32]:
-        options = self.options
-        return position_log_probabilities(
-            self.model.language_model, sequence, positions, masked=self._masks,
-            attend=attend_with(options.method), budget=options.budget,
-        )  # fmt: skip
-
-
-@dataclass
-class VariantJob(_ScoreJob):
-    """Scores of the variants in a table, by marginals: one row for each mutated position of each protein."""
-
-    variants: VariantTable
-
-    @property
-    def key(self) -> dict[str, Any]:
-        table = self.variants.table
-        text = json.dumps([table.columns, table.rows, self.variants.column, self.variants.protein_column])
-        return job_key(self.model, self.source.survey, self._options | {
-            "variants_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "on_error": "stop" if self.variants.problems is None else "skip", "column": self.column,
-        })  # fmt: skip
-
-    @cached_property
-    def column(self) -> str:
-        """The name of the column of scores."""
-        return self.variants.new_column(self.model.name, self.options.strategy)
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """The first row of each protein's group, and the end of the last."""
-        return [0, *np.cumsum([len(group.positions) for group in self.variants.groups]).tolist()]
-
-    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
-        for group, (start, stop) in zip(self.variants.groups, pairwise(self.starts), strict=True):
-            yield from self._chunks(group.protein, len(group.sequence), start, stop - start, self.starts[-1])
-
-    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
-        place = int(np.searchsorted(self.starts, unit.start, "right")) - 1
-        first = self.starts[place]
-        positions = self.variants.groups[place].positions[unit.start - first : unit.stop - first]
-        yield "log_p", unit.start, self._log_p(texts[0], positions)
-
-    def finish(self, folder: ResultFolder) -> list[Path]:
-        table = folder.arrays["log_p"].read(self.starts[-1])
-        cells = [""] * len(self.variants.table.rows)
-        for place, group in enumerate(self.variants.groups):
-            for row, score in zip(group.rows, self._scores(place, group, table), strict=True):
-                cells[row] = f"{score:.6f}"
-        columns: dict[str, Sequence[str]] = {self.column: cells}
-        if self.variants.problems is not None:
-            columns[PROBLEM] = self.variants.problems
-        return [_written(folder, write_delimited(self.variants.table, columns))]
-
-    def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
-        rows = table[self.starts[place] : self.starts[place + 1]]
-        return marginal_scores(self.model.language_model, rows, group.positions, group.variants)
-
-
-@dataclass
-class PseudoPplJob(VariantJob):
-    """Scores of variants by pseudo-log-likelihood: a row for each residue of each variant."""
-
-    @property
-    def specs(self) -> list[ArraySpec]:
-        return [ArraySpec("log_p", "place", ())]
-
-    @cached_property
-    def owners(self) -> list[tuple[int, int]]:
-        """Group, and number within the group, of each variant, in the order of the rows."""
-        groups = self.variants.groups
-        return [(place, number) for place, group in enumerate(groups) for number in range(len(group.variants))]
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """The first row of each variant, and the end of the last."""
-        lengths = [len(self.variants.groups[place].sequence) for place, _ in self.owners]
-        return [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
-
-    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
-        for (place, _), (start, stop) in zip(self.owners, pairwise(self.starts), strict=True):
-            yield from self._chunks(
-                self.variants.groups[place].protein, stop - start, start, stop - start, self.starts[-1]
-            )
-
-    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
-        variant = int(np.searchsorted(self.starts, unit.start, "right")) - 1
-        place, number = self.owners[variant]
-        mutated = mutate(texts[0], self.variants.groups[place].variants[number])
-        positions = range(unit.start - self.starts[variant], unit.stop - self.starts[variant])
-        alphabet = self.model.language_model.alphabet
-        tokens = alphabet.encode(mutated)
-        truth = tokens[alphabet.residues(len(tokens))][positions.start : positions.stop]
-        yield "log_p", unit.start, self._log_p(mutated, positions)[np.arange(len(truth)), truth]
-
-    def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
-        numbers = [number for number, (owner, _) in enumerate(self.owners) if owner == place]
-        sums = [table[self.starts[number] : self.starts[number + 1]].sum(dtype=np.float64) for number in numbers]
-        return np.array(sums, np.float64)
-
-
-@dataclass
-class SubstitutionJob(_ScoreJob):
-    """Scores of all L x 20 substitutions of one protein; `figure`: also as a heat map."""
-
-    figure: bool = False
-
-    @property
-    def key(self) -> dict[str, Any]:
-        # a figure names the model
-        drawn = {"figure": self.model.name} if self.figure else {}
-        return job_key(self.model, self.source.survey, self._options | {"variants": "all"} | drawn)
-
-    def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
-        length = self.source.survey.entries[0].length
-        return self._chunks(0, length, 0, length, length)
-
-    def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
-        yield "log_p", unit.start, self._log_p(texts[0], range(unit.start, unit.stop))
-
-    def finish(self, folder: ResultFolder) -> list[Path]:
-        (sequence,) = self.source.sequences()
-        alphabet = self.model.language_model.alphabet
-        table: NDArray[Any] = folder.arrays["log_p"].read(len(sequence))
-        wild = np.array([alphabet.number(residue) for residue in sequence])
-        scores = table[:, alphabet.standard] - table[np.arange(len(sequence)), wild][:, None]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["position", "wild_type", *STANDARD])
-        for place, (residue, row) in enumerate(zip(sequence, scores, strict=True)):
-            writer.writerow([place + self.options.offset, residue, *(f"{value:.6f}" for value in row)])
-        files = [_written(folder, text.getvalue())]
-        if self.figure:
-            title = ", ".join(filter(None, (self.source.survey.entries[0].id, self.model.name, self.options.strategy)))
-            result_path = folder.work / FIGURE
-            save_substitutions(scores, sequence, result_path, title=title, first=self.options.offset)
-            files.append(folder.place(result_path))
-        return files
-
-
-def _written(folder: ResultFolder, text: str) -> Path:
-    result_path = folder.work / FILE
-    write_whole(result_path, text.encode())
-    return folder.place(result_path)
 
 
 def score(
     proteins: Proteins,
     variants: str | Path | Sequence[str] | None = None,
     *,
-    model: str | Path | MaskedLM = "tiny",
+    model: str | Path | MaskedLM | Sequence[str | Path | MaskedLM] = "tiny",
     output: str | Path | None = None,
     scoring_strategy: str = "masked-marginals",
     mutation_col: str = "mutant",
@@ -298,7 +52,8 @@ def score(
         proteins: as `longlens.embed` takes them.
         variants: a CSV or TSV file with a column of variants, or a list of them: "K2A", "K2A:T3S", "p.Lys2Ala", "WT".
             None: all substitutions of one protein.
-        model: a model, or what `longlens.load` takes.
+        model: a model, or what `longlens.load` takes; a list of several, such as ESM-1v's five: a column for each and
+            one of their means, which is the result, or the mean of their matrices.
         output: a CSV file, with its manifest beside it; an interrupted job continues. None: no file.
         scoring_strategy: "masked-marginals", "wt-marginals" or "pseudo-ppl" (`longlens.jobs.score`).
         mutation_col, protein_col: columns of the variants and, where there are several proteins, of their ids.
@@ -317,6 +72,10 @@ def score(
     """
     options = ScoreOptions(scoring_strategy, str(method), tokens_per_batch, offset_idx)
     _check_request(proteins, variants, output, scoring_strategy, on_error, figure)
+    if isinstance(model, list | tuple) and (not model or figure):
+        raise InputError(
+            "a figure is drawn of one model's scores" if model else "expected at least one model, got none"
+        )
     with threads_set(threads), open_proteins(proteins) as source:
         table = None
         if variants is None:
@@ -327,28 +86,46 @@ def score(
                 variants, source, mutation_col=mutation_col, protein_col=protein_col, offset=offset_idx,
                 skip_errors=on_error == "skip",
             )  # fmt: skip
-        loaded = load_model(model, dtype, device, max_memory)
-        # raises its error before a folder is made
-        loaded.require_head()
-        info = ModelInfo(loaded, loaded.source)
-        announce(info, source.survey, progress)
         _announce_cleaning(source, progress)
-        limit = memory_limit(loaded, max_memory)
-        if table is None:
-            job: _ScoreJob = SubstitutionJob(info, source, options, limit, figure)
-        else:
-            _refuse_unknown(loaded, table)
-            kind = PseudoPplJob if scoring_strategy == "pseudo-ppl" else VariantJob
-            job = kind(info, source, options, limit, table)
-            # raises its error before a folder is made
-            assert job.column
+        columns: list[str] = []
+
+        def make(of: str | Path | MaskedLM) -> ScoreJob:
+            loaded = load_model(of, dtype, device, max_memory)
+            job = _make_job(loaded, source, table, options, memory_limit(loaded, max_memory), figure, progress)
+            columns.append(job.column if isinstance(job, VariantJob) else "")
+            return job
+
         target = None if output is None else Path(output)
-        beside = {FIGURE: target.with_suffix(".png")} if figure and target is not None else {}
-        data, manifest = run_to_file(job, FILE, target, progress, beside)
-    text = data.decode()
+        if isinstance(model, list | tuple):
+            combine = combine_substitutions
+            if table is not None:
+                combine = partial(combine_variants, table, scoring_strategy, columns)
+            text, manifest = run_models(model, make, FILE, target, progress, combine)
+            column = "" if table is None else mean_column(table, scoring_strategy)
+        else:
+            beside = {FIGURE: target.with_suffix(".png")} if figure and target is not None else {}
+            data, manifest = run_to_file(make(model), FILE, target, progress, beside)  # type: ignore[arg-type]
+            text, column = data.decode(), columns[0]
     if table is None:
         return Substitutions(text, manifest, next(iter(source.sequences())), offset_idx)
-    return Scores(text, manifest, job.column, table)  # type: ignore[attr-defined]
+    return Scores(text, manifest, column, table)
+
+
+def _make_job(
+    loaded: MaskedLM, source: ProteinSource, table: VariantTable | None, options: ScoreOptions, limit: int,
+    figure: bool, progress: ProgressCallback,
+) -> ScoreJob:  # fmt: skip
+    """The job of one model. Raises its errors before a folder is made."""
+    loaded.require_head()
+    info = ModelInfo(loaded, loaded.source)
+    announce(info, source.survey, progress)
+    if table is None:
+        return SubstitutionJob(info, source, options, limit, figure)
+    _refuse_unknown(loaded, table)
+    kind = PseudoPplJob if options.strategy == "pseudo-ppl" else VariantJob
+    job = kind(info, source, options, limit, table)
+    assert job.column
+    return job
 
 
 def _check_request(

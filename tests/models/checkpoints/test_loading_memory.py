@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,13 +17,15 @@ from longlens.models.checkpoints.tensors import REMAP, SafetensorsFile
 from longlens.testing import peak_growths
 
 WIDTH, LAYERS = 1024, 4
+# a layer's tensors lie in different shards, so that all are read alternately
+SHARDS = 7
 # what Python, torch and the files' headers take
 SLACK = 8 * 2**20
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The same 200 MB of float32, as safetensors and as torch writes them; and their values."""
+    """The same 200 MB of float32, as safetensors and as torch writes them, whole and in shards; and their values."""
     root = tmp_path_factory.mktemp("large")
     small = save(esm(LAYERS, 32, 4), root / "small")
     packed, pickled = root / "safetensors", root / "bin"
@@ -42,11 +45,26 @@ def folders(tmp_path_factory):
     tensors = {name: grown(name, tensor) for name, tensor in load_file(small / "model.safetensors").items()}
     save_file(tensors, packed / "model.safetensors")
     torch.save(tensors, pickled / "pytorch_model.bin")
-    return {"safetensors": packed, "bin": pickled}, sum(tensor.numel() for tensor in tensors.values())
+    shards, bins = root / "shards", root / "bin-shards"
+    names = sorted(tensors)
+    for folder, ending, write in (
+        (shards, "safetensors", save_file), (bins, "bin", lambda held, path: torch.save(held, path)),
+    ):  # fmt: skip
+        folder.mkdir()
+        (folder / "config.json").write_text(config)
+        index = {}
+        for number in range(SHARDS):
+            held, file = names[number::SHARDS], f"part-{number}.{ending}"
+            write({name: tensors[name] for name in held}, folder / file)
+            index |= dict.fromkeys(held, file)
+        stem = "model.safetensors" if ending == "safetensors" else "pytorch_model.bin"
+        (folder / f"{stem}.index.json").write_text(json.dumps({"weight_map": index}))
+    written = {"safetensors": packed, "bin": pickled, "shards": shards, "bin-shards": bins}
+    return written, sum(tensor.numel() for tensor in tensors.values())
 
 
 @pytest.mark.memory
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "shards", "bin-shards"])
 def test_the_peak_is_the_weights_and_one_tensor(folders, kind):
     paths, values = folders
     sizes = {"float32": 4, "bfloat16": 2}

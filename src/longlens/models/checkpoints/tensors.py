@@ -47,12 +47,22 @@ class TensorFile(ABC):
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU, in the dtype of the file. Drop it before the next one is read."""
-        if self._touched >= REMAP and self._is_mapped():
-            self._opened, self._touched = None, 0
-            self._opened = self._guarded(self._open)
+        if self._touched >= REMAP:
+            self.remap()
         tensor: Tensor = self._guarded(lambda: self._get(name))
         self._touched += max(LARGE_PAGE, tensor.numel() * tensor.element_size())
         return tensor
+
+    @property
+    def touched(self) -> int:
+        """Bytes that were read since the file was mapped."""
+        return self._touched
+
+    def remap(self) -> None:
+        """Map the file again, which releases the pages that were read."""
+        if self._touched and self._is_mapped():
+            self._opened, self._touched = None, 0
+            self._opened = self._guarded(self._open)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
         try:
@@ -157,8 +167,9 @@ class CheckpointTensors:
 
     def __init__(self, files: Iterable[TensorFile], rename: Callable[[str], str | None] = str) -> None:
         self.infos: dict[str, TensorInfo] = {}
+        self._files = list(files)
         self._places: dict[str, tuple[TensorFile, str]] = {}
-        for file in files:
+        for file in self._files:
             for original, info in file.infos.items():
                 name = rename(original)
                 if name is None:
@@ -174,6 +185,10 @@ class CheckpointTensors:
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU. Drop it before the next one is read."""
         file, original = self._places[name]
+        if sum(other.touched for other in self._files) >= REMAP:
+            # a checkpoint of many shards holds no more than one of a single file
+            for other in self._files:
+                other.remap()
         return file.read(original)
 
 
