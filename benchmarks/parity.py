@@ -57,6 +57,7 @@ def cases() -> list[Case]:
         esm1, esmc, amplify, bert = (
             importlib.import_module(name) for name in ("test_esm1", "test_esmc", "test_amplify", "test_bert_family")
         )
+        t5 = importlib.import_module("t5_peer")
 
     def of_transformers(build: Callable[[], Any]) -> Callable[[Path], Callable[[Any], Any]]:
         def make(folder: Path) -> Callable[[Any], Any]:
@@ -70,12 +71,22 @@ def cases() -> list[Case]:
         amplify.write(folder)
         return lambda tokens: amplify.literal(tokens, amplify.weights())
 
+    def of_t5(name: str) -> Callable[[Path], Callable[[Any], Any]]:
+        def make(folder: Path) -> Callable[[Any], Any]:
+            model = t5.encoder(name)
+            t5.save(model, folder, name)
+            return t5.states_of(t5.in_float64(model))
+
+        return make
+
     return [
         Case("ESM-2", "transformers", of_transformers(lambda: esm_peer.esm(3, 64, 4))),
         Case("ESM-1b", "transformers", of_transformers(lambda: esm1.peer(normed=True))),
         Case("ESM-1v", "transformers", of_transformers(lambda: esm1.peer(normed=False))),
         Case("ESM-C", "transformers", of_transformers(esmc.peer)),
         Case("AMPLIFY", "its formulas", of_amplify),
+        Case("ProtT5", "transformers", of_t5("ProtT5")),
+        Case("Ankh", "transformers", of_t5("Ankh")),
         Case("BERT", "transformers", bert.make),
     ]
 

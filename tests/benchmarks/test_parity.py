@@ -12,6 +12,8 @@ from longlens.models.families.registry import FAMILIES
 PAGE = Path(parity.ROOT) / "docs" / "models.md"
 
 
+# the licence of Ankh's weights, which `load` says
+@pytest.mark.filterwarnings("ignore:.*non-commercial.*:longlens.errors.LonglensWarning")
 @pytest.mark.parametrize("case", parity.cases(), ids=lambda case: case.family)
 def test_each_family_equals_its_reference(case):
     found = parity.measure(case)
@@ -23,7 +25,8 @@ def test_each_family_equals_its_reference(case):
     row = next(
         line for line in PAGE.read_text().splitlines() if line.startswith(f"| {case.family} | {case.reference} |")
     )
-    assert row.count("e-") >= 4
+    # an embedding may be equal to the last bit, and not every family has logits
+    assert row.count("e-") >= (4 if found["float64"].logits is not None else 2)
 
 
 def test_every_listed_family_is_measured():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from longlens.ops.biases import RelativePosition
 from longlens.ops.tiles.scratch import Scratch
 from longlens.ops.tiles.weights import KnownWeights, pair_weights, tile_weights
 
@@ -54,3 +57,25 @@ def test_a_row_without_keys_has_weights_of_zero():
     assert torch.equal(weights[1, 4], torch.zeros(TOKENS))
     sums = weights.sum(-1).index_put((torch.tensor(1), torch.tensor(4)), torch.tensor(1.0))
     torch.testing.assert_close(sums, torch.ones(HEADS, TOKENS))
+
+
+def test_a_bias_of_distances_is_part_of_the_weights():
+    known, _ = problem(torch.float64)
+    bias = RelativePosition(torch.randn(5, 32, dtype=torch.float64), "t5", max_distance=20)
+    heads = torch.tensor([4, 0, 2])
+    place = torch.arange(TOKENS)
+    scores = SCALE * known.query @ known.key.mT + bias.tile(place.unsqueeze(1), place.unsqueeze(0), TOKENS)[heads]
+    biased = replace(known, lse=scores.logsumexp(-1), bias=bias, heads=heads)
+    assert known.factor is not None
+    expected = scores.softmax(-1) * known.factor.view(-1, 1, 1)
+    for rows, columns in ((slice(5, 21), slice(30, 40)), (slice(30, 40), slice(0, 7)), (slice(0, 9), slice(0, 9))):
+        tile = tile_weights(
+            biased.rows(rows), biased.columns(columns), Scratch(torch.device("cpu")), biased.bits(rows, columns)
+        )
+        torch.testing.assert_close(tile, expected[:, rows, columns])
+    i, j = torch.tensor([0, 7, 39, 7]), torch.tensor([3, 7, 0, 1])
+    everything = slice(0, TOKENS)
+    pairs = pair_weights(
+        biased.rows(everything)[:, i], biased.columns(everything)[:, j], biased.pair_bits(i, j)
+    )  # fmt: skip
+    torch.testing.assert_close(pairs, expected[:, i, j])

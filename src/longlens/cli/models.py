@@ -14,9 +14,9 @@ LEGEND = """\
 limit     the most residues of a protein; without one, memory alone limits it
 contacts  own: the weights of its contact head come with it; fitted: after
           `longlens contacts fit`
-Every model has embed, look, plan and context. Names with a / are fetched from
-the Hugging Face hub (pip install 'longlens[hub]'); a folder or file of such a
-model serves as well."""
+Every model has embed, look and plan, and those with surprise have context too.
+Names with a / are fetched from the Hugging Face hub (pip install
+'longlens[hub]'); a folder or file of such a model serves as well."""
 
 # width of the table, in characters; a narrower terminal gets a list
 WIDE = 120
@@ -62,7 +62,7 @@ def _cell(row: dict[str, object], name: str) -> str:
 
 def _table(rows: list[dict[str, object]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    names = [name for name in rows[0] if name not in ("note", "width", "heads")]
+    names = [name for name in rows[0] if name not in ("note", "layers", "width", "heads")]
     for name in names:
         table.add_column(name, no_wrap=True)
     for row in rows:

@@ -21,7 +21,7 @@ from longlens.errors import InputError
 from longlens.jobs.plan import SHARE, BatchOutputs, batch_bytes, free_bytes, parse_bytes
 from longlens.models.encoder import EncoderConfig
 from longlens.models.parts.positions import LearnedPositions, RelativePositions
-from longlens.models.pretrained import choose_device, choose_dtype, read_config
+from longlens.models.pretrained import check_dtype, choose_device, choose_dtype, read_config
 
 MIB = 2**20
 # torch._dynamo, which building a model imports
@@ -75,7 +75,9 @@ class PeakMemory:
 def model_size(name: str | Path, dtype: str = "auto", device: str = "auto") -> ModelSize:
     """The size of a model, from its configuration alone. Arguments and errors: `longlens.load`."""
     chosen = choose_device(device)
-    return ModelSize(read_config(name), choose_dtype(dtype, chosen), chosen)
+    config, precision = read_config(name), choose_dtype(dtype, chosen)
+    check_dtype(config, precision, str(name))
+    return ModelSize(config, precision, chosen)
 
 
 def parameter_count(config: EncoderConfig) -> int:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from longlens.errors import UnsupportedError
 from longlens.ops.attention import attention
+from longlens.ops.biases import Bias
 from longlens.ops.bounds import bounds_of
 from longlens.ops.observe import AttentionCall, ForwardObserver, Observer
 from longlens.ops.registry import resolve_method
@@ -70,9 +71,12 @@ class Layers(ABC):
         self._sums: list[Tensor] = []
         self._weights: list[Tensor] = []
 
-    def add(self, layer: int, query: Tensor, key: Tensor, lse: Tensor, scale: float, before: int = 1) -> None:
+    def add(
+        self, layer: int, query: Tensor, key: Tensor, lse: Tensor, scale: float, before: int = 1,
+        bias: Bias | None = None,
+    ) -> None:  # fmt: skip
         """Take in a layer: query (H, N, D) and key (Hkv, N, D) after rotation, lse (H, N) float32, of all N tokens;
-        the first residue is token `before`."""
+        the first residue is token `before`. `bias`: of distances, which is part of the scores."""
         # chosen on the CPU, where the weights are: an accelerator would have to be waited for
         weight = self.regression.weight[layer].float().cpu()
         # positive weights first: their part is then one sum and the rest another
@@ -85,7 +89,8 @@ class Layers(ABC):
             used = used.to(query.device)
             residues = slice(before, before + self.residues)
             chosen = (query[used, residues], key[shared, residues], lse[used, residues])
-            self._add(_Channels.of(*chosen, scale, weight.to(query.device), positive))
+            known = KnownWeights(*chosen, scale, weight.abs().to(query.device), bias, used)
+            self._add(_Channels(known, weight.to(query.device), positive))
 
     @abstractmethod
     def _add(self, channels: _Channels) -> None:
@@ -186,7 +191,8 @@ class PairFeatures(Layers):
         i, j = self.pairs.T
         everything = slice(0, self.residues)
         queries, keys = channels.known.rows(everything), channels.known.columns(everything)
-        both = pair_weights(queries[:, i], keys[:, j]) + pair_weights(queries[:, j], keys[:, i])
+        both = pair_weights(queries[:, i], keys[:, j], channels.known.pair_bits(i, j))
+        both += pair_weights(queries[:, j], keys[:, i], channels.known.pair_bits(j, i))
         sums = channels.add_tiles(None)
         total = sums.sum(1, keepdim=True)
         expected = torch.where(total > 0, sums[:, i] * sums[:, j] / total, 0.0)
@@ -208,13 +214,6 @@ class _Channels:
     weight: Tensor
     positive: int
 
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor, lse: Tensor, scale: float, weight: Tensor, positive: int) -> _Channels:
-        """Channels of the residues' query and key (h, T, D) and lse (h, T), and of weight (h,), of which the first
-        `positive` are above 0."""
-        known = KnownWeights(query, key, lse, scale, weight.abs())
-        return cls(known, weight, positive)
-
     @property
     def residues(self) -> int:
         return self.known.query.shape[1]
@@ -232,7 +231,7 @@ class _Channels:
         for rows in _ranges(residues, ROWS if self.device.type == "cpu" else MANY_ROWS):
             queries = self.known.rows(rows)
             for columns in _ranges(residues, _width(heads, rows, self.device)):
-                weights = tile_weights(queries, keys[:, columns], scratch)
+                weights = tile_weights(queries, keys[:, columns], scratch, self.known.bits(rows, columns))
                 sums[:, rows] += weights.sum(2)
                 sums[:, columns] += weights.sum(1)
                 if total is not None:
@@ -247,8 +246,10 @@ class _Channels:
         for columns in _ranges(total.shape[1], _width(heads, rows, self.device)):
             place = slice(rows.start + columns.start, rows.start + columns.stop)
             part = total[:, columns]
-            self._add_signed(part, tile_weights(queries, self.known.columns(place), scratch))
-            self._add_signed(part, tile_weights(keys, self.known.rows(place), scratch))
+            ahead, back = self.known.bits(rows, place), self.known.bits(place, rows)
+            self._add_signed(part, tile_weights(queries, self.known.columns(place), scratch, ahead))
+            back = None if back is None else back.mT
+            self._add_signed(part, tile_weights(keys, self.known.rows(place), scratch, back))
 
     def _add_signed(self, total: Tensor, weights: Tensor) -> None:
         """Add sum_h w p, given |w| p (h, m, n), to `total` (m, n)."""
@@ -305,27 +306,29 @@ class _ContactForward(ForwardObserver):
         _refuse_other_than_exact(call)
         scale = call.settings.get("scale")
         scale = call.query.shape[3] ** -0.5 if scale is None else scale
-        maps, before = self.observer.maps, self.observer.before
+        maps, before, bias = self.observer.maps, self.observer.before, call.settings.get("bias")
         if self.observer.lengths is not None:
             for row, (contact_map, length) in enumerate(zip(maps, self.observer.lengths, strict=True)):
                 query, key = call.query[row : row + 1, :, :length], call.key[row : row + 1, :, :length]
-                row_lse = log_sum_exp(query, key, scale=scale)[0]
-                contact_map.add(call.layer, query[0], key[0], row_lse, scale, before)
+                row_lse = log_sum_exp(query, key, scale=scale, bias=bias)[0]
+                contact_map.add(call.layer, query[0], key[0], row_lse, scale, before, bias)
             return
         packed, lse = call.settings["cu_seqlens"], call.lse
         if lse is None:
-            lse = log_sum_exp(call.query, call.key, scale=scale, cu_seqlens=packed)
+            lse = log_sum_exp(call.query, call.key, scale=scale, cu_seqlens=packed, bias=bias)
         for contact_map, (start, stop) in zip(maps, pairwise(bounds_of(packed)), strict=True):
             place = slice(start, stop)
             query, key = call.query[0, :, place], call.key[0, :, place]
-            contact_map.add(call.layer, query, key, lse[0, :, place], scale, before)
+            contact_map.add(call.layer, query, key, lse[0, :, place], scale, before, bias)
 
 
 def _refuse_other_than_exact(call: AttentionCall) -> None:
-    """The weights are computed from queries and keys alone: nothing else may decide them."""
+    """The weights are computed from queries, keys and a bias of distances: nothing else may decide them."""
     method = resolve_method(call.settings.get("method") or "exact")
-    others = ("attn_mask", "bias", "softcap", "sinks")
+    others = ("attn_mask", "softcap", "sinks")
     wrong = [name for name in others if call.settings.get(name) is not None]
+    bias = call.settings.get("bias")
+    wrong += ["bias"] if bias is not None and not (isinstance(bias, Bias) and bias.by_distance) else []
     wrong += ["is_causal"] if call.settings.get("is_causal") else []
     if method.name != "exact" or wrong:
         raise UnsupportedError(

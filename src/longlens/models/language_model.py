@@ -102,6 +102,12 @@ class MaskedLM(nn.Module):
 
     def require_head(self) -> MaskedLMHead:
         """The language model's head. Raises `InputError` if there is none."""
+        if self.head is None and self.config.head is None:
+            raise InputError(
+                f"expected a model with a language model's head, got {self.source}, an encoder whose training had a "
+                "decoder (T5): it gives vectors and attention, but no logits, surprise or scores; use a masked "
+                "language model, such as ESM-2"
+            )
         if self.head is None:
             raise InputError(
                 f"expected a model with a language model's head, got {self.source}, which gives vectors and attention "

@@ -6,6 +6,7 @@ The formats are in `longlens.models.checkpoints`.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from longlens.errors import CheckpointError
+from longlens.errors import CheckpointError, LonglensWarning
 from longlens.models.checkpoints.antiberty import read_antiberty
 from longlens.models.checkpoints.build import build
 from longlens.models.checkpoints.checkpoint import Checkpoint
@@ -23,8 +24,10 @@ from longlens.models.checkpoints.folder_format import read_folder
 from longlens.models.checkpoints.hub import fetch, fetch_config
 from longlens.models.encoder import EncoderConfig
 from longlens.models.families.esm2 import TRANSFORMERS_ESM
+from longlens.models.families.t5 import FLOAT16
 from longlens.models.language_model import MaskedLM
 from longlens.models.parts.norm import Norm
+from longlens.models.parts.positions import RelativePositions
 
 TINY = Path(__file__).parent / "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,7 +41,8 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
 
     Checkpoints without a language model's head (`EsmModel`, `EsmForSequenceClassification`,
     `EsmForTokenClassification`, with and without the `esm.` prefix; BERT likewise) give vectors and attention; asking
-    such a model for logits raises `InputError`. Classifiers that were fine-tuned on top are ignored.
+    such a model for logits raises `InputError`. Classifiers that were fine-tuned on top are ignored, and so are the
+    decoder and head of a T5.
 
     Args:
         name_or_path: "tiny" (inside this package); "antiberty" (from the installed package of that name); a folder in
@@ -48,13 +52,19 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
         dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU that has it, float32 otherwise.
         device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
 
+    Warns by `LonglensWarning` of a licence that restricts the use of the weights (Ankh).
+
     Raises:
-        CheckpointError: no such model, another architecture, broken files, or weights that are not those of the
-            configuration: each tensor that is missing, extra or of another shape is named.
+        CheckpointError: no such model, another architecture, broken files, float16 for a T5, or weights that are not
+            those of the configuration: each tensor that is missing, extra or of another shape is named.
     """
     chosen = choose_device(device)
     precision = choose_dtype(dtype, chosen)
-    return build(_read(name_or_path), precision, chosen)
+    checkpoint = _read(name_or_path)
+    check_dtype(checkpoint.config, precision, checkpoint.source)
+    if checkpoint.notice:
+        warnings.warn(f"{checkpoint.source}: {checkpoint.notice}", LonglensWarning, stacklevel=2)
+    return build(checkpoint, precision, chosen)
 
 
 def read_config(name_or_path: str | Path) -> EncoderConfig:
@@ -80,6 +90,12 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise CheckpointError(f"expected dtype auto, {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]
+
+
+def check_dtype(config: EncoderConfig, dtype: torch.dtype, source: str) -> None:
+    """Raise `CheckpointError` for a dtype in which a model of this configuration would give no numbers."""
+    if dtype == torch.float16 and isinstance(config.positions, RelativePositions):
+        raise CheckpointError(f"{source}: expected another dtype than float16: {FLOAT16}")
 
 
 def refuse_unsavable(model: MaskedLM) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,10 @@ class Bias(ABC):
     def row(self, index: int) -> Bias:
         """The bias for batch row `index` alone."""
         return self
+
+    def of_heads(self, heads: Sequence[int]) -> Bias | None:
+        """The bias for some query heads alone, or None where that is not a bias of this kind."""
+        return None
 
     def check(self, heads: int) -> None:
         """Raise `MaskError` unless the bias fits `heads` query heads."""
@@ -168,6 +173,9 @@ class RelativePosition(Bias):
 
     def with_parameters(self, parameters: tuple[Tensor, ...]) -> Bias:
         return RelativePosition(parameters[0], self.kind, self.max_distance)
+
+    def of_heads(self, heads: Sequence[int]) -> Bias:
+        return RelativePosition(self.table[list(heads)], self.kind, self.max_distance)
 
     def accumulate(self, grads: tuple[Tensor, ...], d_tile: Tensor, q: Tensor, k: Tensor, n: int) -> None:
         d_tile = d_tile.sum(0)

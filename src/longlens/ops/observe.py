@@ -57,10 +57,13 @@ class AttentionCall:
         chosen = list(heads)
         shared = [head // groups for head in chosen]
         settings = dict(self.settings)
-        if isinstance(settings.get("bias"), Bias):
-            raise UnsupportedError(
-                f"layer {self.layer} ({self.name}): a bias rule is of all heads; look at all of them"
-            )
+        bias = settings.get("bias")
+        if isinstance(bias, Bias):
+            settings["bias"] = bias.of_heads(chosen)
+            if settings["bias"] is None:
+                raise UnsupportedError(
+                    f"layer {self.layer} ({self.name}): a bias of this kind is of all heads; look at all of them"
+                )
         for name in ("attn_mask", "bias"):
             tensor = settings.get(name)
             if isinstance(tensor, Tensor) and tensor.ndim == 4 and tensor.shape[1] > 1:

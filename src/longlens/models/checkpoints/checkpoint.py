@@ -15,6 +15,7 @@ class Checkpoint:
     """The source, the tensors under the names of their format, and what these names mean.
 
     `predicts`: whether the head of a masked language model is required; otherwise it is optional.
+    `notice`: a warning for who loads it.
     """
 
     source: str
@@ -23,3 +24,4 @@ class Checkpoint:
     config: EncoderConfig
     alphabet: Alphabet
     predicts: bool = True
+    notice: str = ""

@@ -35,7 +35,8 @@ def read_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: expected {config.vocabulary} tokens in its vocabulary, got {len(alphabet)}")
     predicts = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in class_names(entries))
     tensors, names = read_tensors(folder, family.layouts)
-    return Checkpoint(str(folder), tensors, names, config, alphabet, predicts and config.head is not None)
+    predicts = predicts and config.head is not None
+    return Checkpoint(str(folder), tensors, names, config, alphabet, predicts, family.notice)
 
 
 def read_tensors(folder: Path, layouts: Sequence[TensorNames]) -> tuple[CheckpointTensors, TensorNames]:

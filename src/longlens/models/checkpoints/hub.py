@@ -9,10 +9,11 @@ from pathlib import Path
 from longlens.errors import CheckpointError
 from longlens.models.checkpoints.configuration import encoder_config, read_json
 from longlens.models.encoder import EncoderConfig
+from longlens.models.families.pieces import FILES as TOKENIZER_FILES
 
 _SMALL_FILES = ["config.json", "vocab.txt"]
 # the hub's other formats of the same weights are not fetched
-_FILES = [*_SMALL_FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"]
+_FILES = [*_SMALL_FILES, *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"]
 # names of fair-esm, which lack the organisation that names on the hub have
 _FAIR_ESM = re.compile(r"esm2_t\d+_\w+")
 

@@ -43,8 +43,8 @@ class Family:
 
     `recognises`: whether the entries of a config.json are this family's. `config`: its encoder; raises
     `CheckpointError`. `layouts`: the names of its tensors, in each kind of checkpoint that there is. `alphabet`: of a
-    folder. `known`: its published models. `predicts`: whether it has a
-    language model's head. `note`: what a user of any of its models should know.
+    folder. `known`: its published models. `predicts`: whether it has a language model's head. `note`: what a user of
+    any of its models should know. `notice`: what loading one says as a warning, such as a licence.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Family:
     known: tuple[Known, ...] = ()
     predicts: bool = True
     note: str = ""
+    notice: str = ""
 
 
 def modern_name(name: str) -> str:
