@@ -109,15 +109,19 @@ def page_text(data: dict[str, Any]) -> str:
     head = ["tokens", *(f"{name}: {what}" for name in CONTENDERS for what in ("time", "memory")), "largest difference"]
     lines = []
     for length in dict.fromkeys(row["length"] for row in data["rows"]):
-        cells, apart = [], ""
+        cells, largest = [], max(
+            (row for row in data["rows"] if row["length"] == length and "apart" in row),
+            key=lambda row: row["apart"], default=None,
+        )  # fmt: skip
         for row in (row for row in data["rows"] if row["length"] == length):
             if "not_run" in row:
                 cells += ["-", "-"]
                 continue
             cells += [harness.show_seconds(row["median_s"]), harness.show_bytes(row["growth_mib"] * harness.MIB)]
-            if "apart" in row:
-                beginning = f" (the first {row['compared']:,} tokens)" if "compared" in row else ""
-                apart = max(apart, f"{row['apart']:.1e}{beginning}")
+        apart = ""
+        if largest is not None:
+            beginning = f" (the first {largest['compared']:,} tokens)" if "compared" in largest else ""
+            apart = f"{largest['apart']:.1e}{beginning}"
         lines.append([f"{length:,}", *cells, apart])
     return (
         f"{harness.machine_line(machine)}, {data['threads']} threads, float32; torch {machine['packages']['torch']}, "
