@@ -127,8 +127,8 @@ def page_text(data: dict[str, Any]) -> str:
         f"{harness.machine_line(machine)}, {data['threads']} threads, float32; torch {machine['packages']['torch']}, "
         f"transformers {machine['packages']['transformers']}. A GPT-2 of 12 layers, width 768, 12 heads and 50,257 "
         f'tokens, with 131,072 positions and random weights. Memory is what the process takes beyond the weights. "-": '
-        f"not run within {data['gib']:g} GiB. The difference is that of single surprises, in nats.\n\n"
-        + harness.table(head, lines)
+        f"not run within {data['gib']:g} GiB. The difference is that of single surprises, in nats. "
+        "Other work ran on this machine at times, most during the longest text.\n\n" + harness.table(head, lines)
     )
 
 
