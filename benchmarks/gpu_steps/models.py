@@ -27,7 +27,8 @@ def run_lens(setup: Setup) -> None:
         "top 8 keys": (TopKeys(8),),
         "map in 256 x 256 cells": (Pooled(256),),
     }
-    for dtype in setup.pick(("bfloat16", "float32"), ("float32",)):
+    setup.measure("launches of a scan", lambda: launches(setup))
+    for dtype in setup.pick(("float32", "bfloat16"), ("float32",)):
         shapes = ((8, 20, 1024, 32), (1, 20, 8192, 64), (1, 8, 32768, 64))
         for shape in setup.pick(shapes, ((1, 2, 64, 16),)):
             query, key, value = (setup.draw(*shape, dtype=dtype, seed=seed) for seed in (0, 1, 2))
@@ -45,7 +46,6 @@ def run_lens(setup: Setup) -> None:
                 },
                 base="SDPA", rounds=5,
             )  # fmt: skip
-    setup.measure("launches of a scan", lambda: launches(setup))
 
 
 def launches(setup: Setup) -> dict[str, Any]:
@@ -112,6 +112,8 @@ def run_embedding(setup: Setup) -> None:
             rounds=5, tokens=int(packed.cu_seqlens[-1]), proteins=len(texts),
         )  # fmt: skip
 
+        setup.measure(f"ESM-2 {name}, kernels", lambda call=whole: profiled(setup, call))
+
         def plain(some: Any = some, model: Any = model) -> object:
             with torch.inference_mode():
                 return model(some).last
@@ -124,7 +126,6 @@ def run_embedding(setup: Setup) -> None:
             f"ESM-2 {name}, bfloat16, watched", {"packed": lambda: plain, "with the standard set": lambda: watched},
             base="packed", rounds=3, tokens=int(some.cu_seqlens[-1]), proteins=len(few),
         )  # fmt: skip
-        setup.measure(f"ESM-2 {name}, kernels", lambda call=whole: profiled(setup, call))
         setup.measure(f"ESM-2 {name}, peak", lambda call=whole: {"growth_mib": setup.growth(call) / 2**20})
         del model, packed, alone, some
 

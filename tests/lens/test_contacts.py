@@ -208,7 +208,7 @@ def test_blocks_of_a_gpu_take_few_launches(tmp_path, monkeypatch):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_gives_the_maps_of_a_cpu(tmp_path):
-    ours = load(save(peer(3, 64, 4), tmp_path))
+    ours = load(save(peer(3, 64, 4), tmp_path), device="cpu")
     proteins = [protein(length, length) for length in (5, 300, 1500)]
     # maps are made when they are asked for: before the model moves
     wanted = list(ours.predict_contacts(proteins))

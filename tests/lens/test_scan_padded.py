@@ -174,6 +174,7 @@ def test_groups_waste_little_and_are_few():
     for group in groups:
         longest = max(lengths[number] for number in group)
         assert sum(longest**2 - lengths[number] ** 2 for number in group) * 20 <= most
+        assert longest * len(group) <= 2 * sum(lengths[number] for number in group) + padded.FREE
     assert len(groups) < 120
     assert len(sequences_together([300] * 500, 20, most)) == 1
 

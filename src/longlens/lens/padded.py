@@ -33,6 +33,8 @@ class ScanShape:
 # on a CPU scores and what is made of them stay in the second-level cache; on a GPU they take 128 MiB, several times
 SHAPES = {"cpu": ScanShape(64, 2**20, together=False)}
 ACCELERATOR = ScanShape(1024, 2**25, together=True)
+# tokens of padding that are not counted
+FREE = 4096
 
 
 def scan_shape(device_type: str) -> ScanShape:
@@ -47,18 +49,17 @@ def serves_together(method: Method, inputs: Inputs) -> bool:
 
 
 def sequences_together(lengths: Sequence[int], heads: int, most: int) -> list[list[int]]:
-    """Numbers of the sequences that go together, the longest first: padding costs each group at most `most` scores.
-
-    So a group is never much larger than its tokens, and there are more groups only where there are more scores.
-    """
+    """Numbers of the sequences that go together, the longest first: padding costs each group at most `most` scores,
+    and, some thousand apart, no more tokens than it has."""
     groups: list[list[int]] = []
-    longest = waste = 0
+    longest = waste = tokens = 0
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
-        more = (longest**2 - lengths[number] ** 2) * heads
-        if not groups or waste + more > most:
+        length = lengths[number]
+        more = (longest**2 - length**2) * heads
+        if not groups or waste + more > most or (len(groups[-1]) + 1) * longest > 2 * (tokens + length) + FREE:
             groups.append([])
-            longest, waste, more = lengths[number], 0, 0
-        waste += more
+            longest, waste, tokens, more = length, 0, 0, 0
+        waste, tokens = waste + more, tokens + length
         groups[-1].append(number)
     return groups
 

@@ -57,6 +57,15 @@ class Request:
         sinks = None if self.sinks is None else self.sinks.to(dtype)
         return replace(self.on(*(tensor.to(dtype) for tensor in self.tensors)), sinks=sinks)
 
+    def to(self, device: str) -> Request:
+        """The same request with its tensors on a device."""
+        moved: dict[str, Any] = {
+            item.name: value.to(device)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **moved)
+
     def inputs(self) -> Inputs:
         """The request as the library's own checked inputs."""
         return check_inputs(

@@ -82,6 +82,7 @@ def run_conformance(
     checks: Collection[str] | None = None,
     memory_lengths: tuple[int, int] = MEMORY_LENGTHS,
     name: str | None = None,
+    device: str = "cpu",
 ) -> ConformanceReport:
     """Run an attention function through the suite.
 
@@ -94,6 +95,8 @@ def run_conformance(
         checks: names of the checks to run, out of `check_names()`; None means all.
         memory_lengths: N and 2 N of the memory checks.
         name: the name of the function in the report.
+        device: where the function gets its tensors ("cuda"); what it is compared with is float64 on the CPU, and the
+            plain implementation whose rounding sets the tolerance runs there too. Memory is measured on the CPU.
 
     Returns:
         A report with one result for each check. If the function raises an exception, the check fails.
@@ -106,19 +109,19 @@ def run_conformance(
         raise InputError(f"expected checks of {', '.join(check_names())}, got {', '.join(sorted(unknown))}")
     claims = claims or Claims()
     target = target or _target(function)
-    subject = Subject(function, claims, target)
+    subject = Subject(function, claims, target, device)
     selected = [check for check in CHECKS if checks is None or check.name in checks]
     results = [_run(check, subject) for check in selected]
     results += [
         _run_memory(check, subject, memory_lengths) for check in MEMORY_CHECKS if checks is None or check in checks
     ]
-    errors = measure_errors(function, claims) if checks is None else {}
+    errors = measure_errors(function, claims, device) if checks is None else {}
     return ConformanceReport(name or target or repr(function), tuple(results), errors)
 
 
-def measure_errors(function: Callable[..., Any], claims: Claims) -> dict[str, float]:
+def measure_errors(function: Callable[..., Any], claims: Claims, device: str = "cpu") -> dict[str, float]:
     """Relative Frobenius error against softmax attention over all pairs, on standard normal inputs (1, 4, 256, 32)."""
-    subject = Subject(function, claims)
+    subject = Subject(function, claims, device=device)
     errors = {}
     for mode, causal in subject.modes():
         request = subject.draw(1, 4, 256, 32, is_causal=causal)

@@ -23,26 +23,29 @@ class ConformanceError(LonglensError):
 
 @dataclass(frozen=True)
 class Subject:
-    """An attention function and its claims."""
+    """An attention function and its claims. It gets its tensors on `device`; requests and results are on the CPU."""
 
     function: Callable[..., Any]
     claims: Claims
     target: str | None = None
+    device: str = "cpu"
 
     def __call__(self, request: Request) -> Tensor:
         """The function's output, checked for shape and dtype."""
-        output = self.function(*request.tensors, **self._keywords(request))
-        return self._checked(request, output)
+        there = request.to(self.device)
+        output = self.function(*there.tensors, **self._keywords(there))
+        return self._checked(request, output).cpu()
 
     def with_lse(self, request: Request) -> tuple[Tensor, Tensor]:
         """Output and log-sum-exp."""
         assert self.claims.lse is not None
-        output = self.function(*request.tensors, **self._keywords(request), **{self.claims.lse: True})
+        there = request.to(self.device)
+        output = self.function(*there.tensors, **self._keywords(there), **{self.claims.lse: True})
         if not isinstance(output, tuple) or len(output) != 2:
             raise ConformanceError(f"expected (output, lse) with {self.claims.lse}=True, got {type(output).__name__}")
         if output[1].shape != request.query.shape[:3]:
             raise ConformanceError(f"expected lse {tuple(request.query.shape[:3])}, got {tuple(output[1].shape)}")
-        return self._checked(request, output[0]), output[1]
+        return self._checked(request, output[0]).cpu(), output[1].cpu()
 
     def _keywords(self, request: Request) -> dict[str, Any]:
         claims = self.claims
@@ -100,7 +103,8 @@ class Subject:
         """Twice the error of a plain implementation in the request's dtype; a correctly rounded result always passes.
 
         The plain implementation is the definition, where it computes in the dtype it is given, and otherwise softmax
-        attention step by step over the same pattern, held to its own float64 form. `gradient`: of the gradients.
+        attention step by step over the same pattern, on the function's own device, held to its own float64 form.
+        `gradient`: of the gradients.
 
         There is nothing beyond float64 to measure float64 with. There it is float32's limit scaled by the epsilons,
         with three bits of allowance, since the definition is then rounded as well and float32's rounding only a guide.
@@ -119,7 +123,8 @@ class Subject:
         return factor * max(2 * error, torch.finfo(dtype).eps / 2)
 
     def _plain_softmax(self, request: Request) -> Tensor:
-        return plain_softmax(request, self.claims)
+        # another device multiplies and adds in another order: what rounding explains is what it does there
+        return plain_softmax(request.to(self.device), self.claims).cpu()
 
     def _exact_softmax(self, request: Request) -> Tensor:
         return softmax_definition(

@@ -27,6 +27,10 @@ from longlens.ops.tiles.kernel import TileKernel, dropout_seed, head_groups, is_
 from longlens.ops.tiles.problem import TiledProblem
 from longlens.ops.tiles.scratch import Scratch
 
+# numbers of a gradient that are widened at a time, on an accelerator
+AT_ONCE = 2**20
+WHOLE = ("cpu",)
+
 
 def backward(
     problem: TiledProblem,
@@ -76,7 +80,7 @@ class _Gradients:
         self.lse = self.u = None
         if lse is not None:
             self.lse = lse.flatten(0, 1)
-            u = torch.linalg.vecdot(self.d_out.to(wide), o.to(wide))
+            u = row_products(self.d_out, o)
             self.u = u if d_lse is None else u - d_lse.flatten(0, 1)
 
     def add_tile(self, kernel: TileKernel, tile: Tile, plain: bool) -> None:
@@ -121,6 +125,24 @@ class _Gradients:
         empty = self.lse == -torch.inf
         share = (sinks.unsqueeze(-1) - self.lse.masked_fill(empty, 0.0)).exp_().masked_fill_(empty, 0.0)
         return -(share * self.u).sum(1).unflatten(0, (self.query.shape[0], -1)).sum(0).to(self.sinks.dtype)
+
+
+def at_once(tensor: Tensor) -> int:
+    """Rows of (heads, rows, x) that are widened at a time on an accelerator."""
+    return AT_ONCE // max(1, tensor.shape[0] * tensor.shape[2])
+
+
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """The products of rows, (heads, rows, x) and alike -> (heads, rows), wide.
+
+    On an accelerator some rows at a time: wide copies of both, and their products, would be the most that the pass
+    holds, and a pattern whose rows need no log-sum-exp up to some length would take far more memory beyond it.
+    """
+    wide = wide_dtype(left.dtype)
+    rows = left.shape[1] if left.device.type in WHOLE else at_once(left)
+    pairs = zip(*(tensor.split(max(1, rows), 1) for tensor in (left, right)), strict=True)
+    parts = [torch.linalg.vecdot(some.to(wide), others.to(wide)) for some, others in pairs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _of_rows(tensor: Tensor | None, kernel: TileKernel) -> Tensor:
