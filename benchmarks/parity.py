@@ -54,8 +54,8 @@ def cases() -> list[Case]:
     """Every family that `longlens models` lists, by its name there."""
     with tests_on_path():
         peer, esm_peer = importlib.import_module("family_peer"), importlib.import_module("esm_peer")
-        esm1, esmc, amplify, bert = (
-            importlib.import_module(name) for name in ("test_esm1", "test_esmc", "test_amplify", "test_bert_family")
+        esm1, esmc, amplify, bert, saprot = (
+            importlib.import_module(f"test_{name}") for name in ("esm1", "esmc", "amplify", "bert_family", "saprot")
         )
         t5 = importlib.import_module("t5_peer")
 
@@ -81,6 +81,7 @@ def cases() -> list[Case]:
 
     return [
         Case("ESM-2", "transformers", of_transformers(lambda: esm_peer.esm(3, 64, 4))),
+        Case("SaProt", "transformers", saprot.write),
         Case("ESM-1b", "transformers", of_transformers(lambda: esm1.peer(normed=True))),
         Case("ESM-1v", "transformers", of_transformers(lambda: esm1.peer(normed=False))),
         Case("ESM-C", "transformers", of_transformers(esmc.peer)),

@@ -18,8 +18,8 @@ PAGE = Path(parity.ROOT) / "docs" / "models.md"
 def test_each_family_equals_its_reference(case):
     found = parity.measure(case)
     for value in (found["float64"].embedding, found["float64"].layers, found["float64"].logits or 0.0):
-        # sums and angles that are rounded to float32, as the page says
-        assert value < (1e-7 if case.family in ("BERT", "ESM-2") else 1e-12)
+        # parts that are rounded to float32, as the page says
+        assert value < (1e-6 if case.family in ("BERT", "ESM-2", "SaProt") else 1e-12)
     for value in (found["float32"].embedding, found["float32"].layers, found["float32"].logits or 0.0):
         assert value < 1e-5
     row = next(

@@ -56,6 +56,7 @@ def test_parameters_that_are_listed_are_those_of_the_sizes():
     """What a family's reader makes of a configuration with the listed sizes has about the listed parameters."""
     entries = {
         "ESM-2": ("esm", {"position_embedding_type": "rotary", "vocab_size": 33}, 4),
+        "SaProt": ("esm", {"position_embedding_type": "rotary", "vocab_size": 446}, 4),
         "ESM-1b/ESM-1v": ("esm", {"vocab_size": 33}, 4),
         "AMPLIFY": ("AMPLIFY", {"vocab_size": 27}, 4),
         "ESM-C": ("esmc", {"vocab_size": 64}, 8 / 3),

@@ -17,6 +17,7 @@ from longlens.cli.options import (
     method_option,
     model_options,
     on_error_option,
+    reading_options,
     surprise_option,
     tokens_per_batch_option,
     warn_of_default_model,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @on_error_option
 @model_options
 @method_option
+@reading_options
 def embed(
     fasta: tuple[str, ...],
     output: Path,
@@ -59,6 +61,9 @@ def embed(
     device: str,
     threads: int | None,
     method: str,
+    structures: tuple[Path, ...],
+    min_plddt: float | None,
+    rare_as_x: bool,
 ) -> int:
     """Compute vectors, logits and surprise of the proteins in FASTA files ("-" is standard input), plain or compressed.
 
@@ -75,7 +80,7 @@ def embed(
             as_paths(fasta), model=model, output=output, include=include, layers=layers, surprise=surprise,
             format=format_, array_dtype=array_dtype, method=method, tokens_per_batch=tokens_per_batch,
             max_memory=max_memory, on_error=on_error, dtype=dtype, device=device, threads=choose_threads(threads),
-            progress=progress,
+            structures=structures or None, min_plddt=min_plddt, rare_as_x=rare_as_x, progress=progress,
         )  # fmt: skip
     _summary(embeddings, masked=surprise == "masked")
     return SKIPPED if embeddings.skipped else 0

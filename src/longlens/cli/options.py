@@ -99,6 +99,21 @@ def _with_model(model: Decorator, function: Callable[..., Any]) -> Callable[...,
     return function
 
 
+def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--structures, --min-plddt, --rare-as-x: how a model reads the proteins."""
+    wrap: list[Decorator] = [
+        click.option("--structures", multiple=True, type=click.Path(path_type=Path), metavar="PATH",
+                     help="For SaProt: structures (PDB, mmCIF), a folder of them, or a FASTA file of structure "
+                     "letters; may be given several times."),
+        click.option("--min-plddt", type=float, default=None,
+                     help="Take the structure of a residue with a lower pLDDT as unknown (SaProt's authors: 70)."),
+        click.option("--rare-as-x", is_flag=True, help="Read U, Z, O and B as X, as ProtBert's authors do."),
+    ]  # fmt: skip
+    for decorator in reversed(wrap):
+        function = decorator(function)
+    return function
+
+
 method_option = click.option(
     "--method", default="exact", show_default=True, help="Method of attention; see `longlens methods`."
 )

@@ -13,6 +13,7 @@ from longlens.cli.options import (
     choose_threads,
     max_memory_option,
     method_option,
+    reading_options,
     several_models_options,
     warn_of_default_model,
 )
@@ -55,6 +56,7 @@ from longlens.cli.progress import shown_progress
 @max_memory_option
 @several_models_options
 @method_option
+@reading_options
 def score(
     variants: Path | None,
     fasta: Path | None,
@@ -76,6 +78,9 @@ def score(
     device: str,
     threads: int | None,
     method: str,
+    structures: tuple[Path, ...],
+    min_plddt: float | None,
+    rare_as_x: bool,
 ) -> int:
     """Score the variants of a CSV or TSV file, plain or compressed ("-" is standard input): the output has its columns
     and a column of scores, named after the model.
@@ -89,6 +94,8 @@ def score(
     if proteingym is not None:
         if variants is not None or everything or figure or fasta is not None or sequence is not None or protein_col:
             raise click.UsageError("expected --proteingym without other variants, proteins and figures")
+        if structures or min_plddt is not None or rare_as_x:
+            raise click.UsageError("expected --proteingym without --structures, --min-plddt and --rare-as-x")
         if output is None:
             raise click.UsageError("expected a folder for the results of --proteingym: -o FOLDER")
         return max(_score_assays(
@@ -114,7 +121,8 @@ def score(
             scoring_strategy=scoring_strategy, mutation_col=mutation_col, protein_col=protein_col,
             offset_idx=offset_idx, on_error=on_error, tokens_per_batch=tokens_per_batch, figure=figure,
             max_memory=max_memory, method=method, dtype=dtype, device=device,
-            threads=choose_threads(threads), progress=progress,
+            threads=choose_threads(threads), structures=structures or None, min_plddt=min_plddt, rare_as_x=rare_as_x,
+            progress=progress,
         )  # fmt: skip
     if output is None:
         sys.stdout.write(scores.text)

@@ -199,6 +199,8 @@ class Alphabet:
     pad: int = field(default=0)
     # between chains of a complex (ESM-C)
     chain_break: int | None = None
+    # the residue that U, Z, O and B are read as; themselves where None
+    rare_as: str | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -247,6 +249,19 @@ class Alphabet:
             )
         return out
 
+    def masked(self, token: int) -> int:
+        """The token that hides `token`. Raises `InputError` if the model has none."""
+        return self.require_mask()
+
+    def by_residue(self, log_p: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log-probabilities (P, V) of tokens with those of residues in the columns that `number` gives."""
+        return log_p
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What was chosen of how sequences are read, for the key and the manifest of a job; empty by default."""
+        return {} if self.rare_as is None else {"rare_as": self.rare_as}
+
     def require_mask(self) -> int:
         """The number of the mask token. Raises `InputError` if the model has none."""
         if self.mask is None:
@@ -270,7 +285,9 @@ class Alphabet:
     def _table(self) -> NDArray[np.int64]:
         """Token number of each ASCII code; -1 for characters that are not residues."""
         kept = _KEPT if self.chain_break is None else _KEPT | {CHAIN_BREAK}
-        return np.array([self.number(chr(code)) if chr(code) in kept else -1 for code in range(128)], dtype=np.int64)
+        rare = "" if self.rare_as is None else RARE
+        as_read = ((chr(code), self.rare_as if chr(code) in rare else chr(code)) for code in range(128))
+        return np.array([self.number(read or "") if raw in kept else -1 for raw, read in as_read], dtype=np.int64)
 
 
 ESM = Alphabet(

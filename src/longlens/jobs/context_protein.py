@@ -37,8 +37,10 @@ class ProteinContext:
 
     def __init__(self, model: MaskedLM, sequence: str, budget: int = 16_384) -> None:
         model.require_head()
-        self.model, self.budget, self.mask = model, budget, model.alphabet.require_mask()
+        self.model, self.budget = model, budget
         self.tokens = model.alphabet.encode(sequence)
+        # the token that hides each token
+        self.hiding = np.array([model.alphabet.masked(int(token)) for token in self.tokens])
         self.labels: Sequence[str] = tuple(model.alphabet.tokens[number] for number in self.tokens.tolist())
         self.special = np.ones(len(self.tokens), bool)
         self.special[model.alphabet.residues(len(self.tokens))] = False
@@ -97,7 +99,7 @@ class ProteinContext:
             self.passes.pieces += sum(stop - start for start, stop in pieces[part])
             for target, (start, stop) in zip(targets[part], pieces[part], strict=True):
                 copy = self.tokens[start:stop].copy()
-                copy[target - start] = self.mask
+                copy[target - start] = self.hiding[target]
                 copies.append(copy)
             packed = pack(copies).to(self.model.device)
             offsets = [target - start for target, (start, _) in zip(targets[part], pieces[part], strict=True)]
@@ -114,7 +116,7 @@ class ProteinContext:
     def _read(self, targets: Sequence[int], attend: Any) -> Tensor:
         """(T,): surprise of each target, masked in a copy of its own."""
         copies = np.repeat(self.tokens[None], len(targets), 0)
-        copies[np.arange(len(targets)), list(targets)] = self.mask
+        copies[np.arange(len(targets)), list(targets)] = self.hiding[list(targets)]
         packed = pack(copies).to(self.model.device)
         rows = packed.cu_seqlens[:-1].long() + torch.tensor(list(targets), device=self.model.device)
         return self._surprise(self.model(packed, attend=attend).last[rows], targets)

@@ -24,6 +24,7 @@ from longlens.jobs.inference import ResidueIndex, masked_predictions, residue_pr
 from longlens.jobs.inputs import Proteins, ProteinSource, SequenceReader, as_words, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.model_inputs import Structures, prepare_model
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import BatchOutputs, batch_bytes, batch_tokens, largest_batch, make_batches
 from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
@@ -241,6 +242,9 @@ def embed(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    structures: Structures | None = None,
+    min_plddt: float | None = None,
+    rare_as_x: bool = False,
     progress: ProgressCallback = only_warnings,
 ) -> Embeddings:
     """Vectors, logits and surprise of proteins, in memory linear in their length.
@@ -265,6 +269,10 @@ def embed(
         on_error: "stop", or "skip": records that cannot be read are listed in the table.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
+        structures: for SaProt, the proteins' structures: PDB or mmCIF files, folders of them, FASTA files of structure
+            letters by id, or letters by sequence. None: all are unknown.
+        min_plddt: structure letters of residues with a lower pLDDT are unknown.
+        rare_as_x: read U, Z, O and B as X, as ProtBert's authors do.
         progress: is called with each event of the job; the default passes warnings on as `LonglensWarning`.
 
     Raises:
@@ -276,6 +284,7 @@ def embed(
     )  # fmt: skip
     with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
         loaded = load_model(model, dtype, device, max_memory)
+        loaded = prepare_model(loaded, source, structures, min_plddt, rare_as_x=rare_as_x)
         if options.predicts:
             # raises its error before a folder is made
             loaded.require_head()

@@ -81,7 +81,7 @@ def _masked_hidden(
     before = model.alphabet.before
     for place in places:
         copy = sequences[place.sequence].copy()
-        copy[place.residue + before] = model.alphabet.require_mask()
+        copy[place.residue + before] = model.alphabet.masked(int(copy[place.residue + before]))
         copies.append(copy)
     packed = pack(copies).to(model.device)
     inside = torch.tensor([place.residue + before for place in places], device=model.device)

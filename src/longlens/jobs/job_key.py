@@ -29,7 +29,7 @@ def job_key(model: ModelInfo, survey: Survey, options: dict[str, Any]) -> dict[s
     """The key of a job: everything that decides its results, as plain JSON."""
     return {
         "inputs": survey.inputs,
-        "model": {"sha256": model.sha256, "dtype": model.dtype},
+        "model": {"sha256": model.sha256, "dtype": model.dtype} | model.reading,
         "options": options,
         "versions": versions(),
     }
@@ -77,6 +77,12 @@ class ModelInfo:
         return self._parameter.device
 
     @property
+    def reading(self) -> dict[str, dict[str, str]]:
+        """How the model reads sequences, where that was chosen."""
+        settings = self.module.alphabet.settings if isinstance(self.module, MaskedLM) else {}
+        return {"reading": settings} if settings else {}
+
+    @property
     def _parameter(self) -> torch.Tensor:
         return next(parameter for parameter in self.module.parameters())
 
@@ -89,7 +95,7 @@ class ModelInfo:
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def described(self) -> dict[str, str]:
+    def described(self) -> dict[str, Any]:
         """For a manifest."""
         path = Path(self.source)
         return {
@@ -97,7 +103,7 @@ class ModelInfo:
             "source": str(path.resolve()) if path.exists() else self.source,
             "sha256": self.sha256,
             "dtype": self.dtype,
-        }
+        } | self.reading
 
 
 def model_name(source: str) -> str:

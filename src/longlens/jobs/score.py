@@ -73,11 +73,13 @@ def position_log_probabilities(
             for chunk in _chunks(positions, max(1, budget // len(tokens))):
                 places = [ResidueIndex(0, position) for position in chunk]
                 parts.append(masked_log_probabilities(model, [tokens], places, attend).cpu().numpy())
-            return np.concatenate(parts) if parts else np.empty((0, len(model.alphabet)), np.float32)
+            whole = np.concatenate(parts) if parts else np.empty((0, len(model.alphabet)), np.float32)
+            return model.alphabet.by_residue(whole)
         packed = model.pack([sequence])
         hidden = model(packed, attend=attend).last[residue_rows(packed, model.alphabet)]
         indices = torch.tensor(list(positions), dtype=torch.int64, device=hidden.device)
-        return torch.cat([log_p for _, log_p in model.log_probabilities(hidden[indices])]).cpu().numpy()
+        log_p = torch.cat([part for _, part in model.log_probabilities(hidden[indices])])
+        return model.alphabet.by_residue(log_p.cpu().numpy())
 
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

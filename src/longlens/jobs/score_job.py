@@ -10,6 +10,7 @@ from longlens.errors import InputError
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo
 from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.model_inputs import Structures, prepare_model
 from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import announce
 from longlens.jobs.score import refuse_unknown
@@ -41,6 +42,9 @@ def score(
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    structures: Structures | None = None,
+    min_plddt: float | None = None,
+    rare_as_x: bool = False,
     progress: ProgressCallback = only_warnings,
 ) -> Scores | Substitutions:
     """Zero-shot effects of variants from a model's predictions; higher is better tolerated.
@@ -65,6 +69,8 @@ def score(
         method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
         threads: number of PyTorch's threads; None does not change it.
+        structures, min_plddt, rare_as_x: as `longlens.embed` takes them. SaProt's probability of a residue is the sum
+            over its structure letters, and a hidden residue keeps its own.
         progress: is called with each event of the job; the default passes warnings on as `LonglensWarning`.
 
     Raises:
@@ -91,6 +97,7 @@ def score(
 
         def make(of: str | Path | MaskedLM) -> ScoreJob:
             loaded = load_model(of, dtype, device, max_memory)
+            loaded = prepare_model(loaded, source, structures, min_plddt, rare_as_x=rare_as_x)
             job = _make_job(loaded, source, table, options, memory_limit(loaded, max_memory), figure, progress)
             columns.append(job.column if isinstance(job, VariantJob) else "")
             return job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from itertools import pairwise
 
 import torch
@@ -71,6 +72,12 @@ class MaskedLM(nn.Module):
         with torch.inference_mode(False):
             bounds = torch.cat([packed.cu_seqlens, breaks.int()]).sort().values
         return packed._replace(chains=bounds).to(self.device)
+
+    def with_alphabet(self, alphabet: Alphabet) -> MaskedLM:
+        """This model, with the same parameters in memory, reading sequences by another alphabet of the same tokens."""
+        other = copy(self)
+        other.alphabet = alphabet
+        return other
 
     def forward(
         self,

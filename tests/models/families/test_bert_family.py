@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from transformers import BertConfig, BertForMaskedLM
 
+import longlens
 from family_peer import PROTEINS, differences, load_float64, of_transformers, randomise
 from longlens.models.pretrained import load
 
@@ -29,3 +31,15 @@ def test_every_layer_equals_transformers(tmp_path):
     # the vector of token type 0 is added to the positions, which are read from float32
     assert max(differences(ours, packed, states)) < 1e-7
     assert max(differences(load(tmp_path, dtype="float32"), packed, states)) < 1e-5
+
+
+def test_rare_residues_are_read_as_x_where_that_is_asked_for(tmp_path):
+    make(tmp_path)
+    plain = longlens.embed({"a": "MKUZOBX"}, model=tmp_path, include=["per-tok"])
+    read = longlens.embed({"a": "MKUZOBX"}, model=tmp_path, include=["per-tok"], rare_as_x=True)
+    as_x = longlens.embed({"a": "MKXXXXX"}, model=tmp_path, include=["per-tok"])
+    assert np.array_equal(read["a"], as_x["a"])
+    assert not np.allclose(plain["a"], as_x["a"])
+    assert read.manifest["model"]["reading"] == {"rare_as": "X"}
+    assert "reading" not in plain.manifest["model"]
+    assert plain.manifest["job"]["model"] != read.manifest["job"]["model"]

@@ -14,9 +14,10 @@ from longlens.models.families.esm2 import ESM2
 from longlens.models.families.esmc import ESMC
 from longlens.models.families.family import Family
 from longlens.models.families.others import other_named
+from longlens.models.families.saprot import SAPROT
 from longlens.models.families.t5 import ANKH, PROTT5
 
-FAMILIES: tuple[Family, ...] = (ESM2, ESM1, ESMC, AMPLIFY, PROTT5, ANKH, BERT)
+FAMILIES: tuple[Family, ...] = (SAPROT, ESM2, ESM1, ESMC, AMPLIFY, PROTT5, ANKH, BERT)
 
 
 def family_of(entries: Mapping[str, Any], where: str) -> Family:
