@@ -11,7 +11,7 @@ from esm_peer import protein
 from longlens.errors import InputError, SequenceError
 from longlens.finetuning import similarity
 from longlens.finetuning.comparison import Comparison, refuse_missing
-from longlens.finetuning.similarity import aligned_pairs, greedy_clusters, identity, nearest
+from longlens.finetuning.similarity import WordIndex, aligned_pairs, greedy_clusters, identity, nearest
 from longlens.finetuning.splits import choose_kind, make_split, read_clusters
 from longlens.finetuning.targets import CAP, class_weights, make_targets, parse_task
 from longlens.io.fasta import FastaRecord
@@ -57,6 +57,23 @@ def test_long_pairs_are_estimated_without_a_matrix(monkeypatch):
     exact = identity(a, b)
     monkeypatch.setattr(similarity, "CELLS", 1000)
     assert identity(a, b) == pytest.approx(exact, abs=0.03)
+
+
+@pytest.mark.parametrize(("length", "found_at_least"), [(80, 0.7), (150, 0.85), (300, 0.95), (700, 0.95)])
+def test_the_filter_finds_distant_relatives_and_few_others(length, found_at_least):
+    draw = random.Random(length)
+    found, others = [], []
+    for seed in range(40):
+        ancestor = "".join(draw.choices(STANDARD, k=length))
+        relative = mutated(ancestor, 0.65, seed)
+        index = WordIndex()
+        index.add(0, ancestor)
+        if identity(ancestor, relative) >= 0.3:
+            found.append(index.candidates(relative) == [0])
+        others.append(index.candidates("".join(draw.choices(STANDARD, k=length))) == [0])
+    assert len(found) >= 10
+    assert np.mean(found) >= found_at_least
+    assert np.mean(others) < 0.1
 
 
 def test_families_are_clusters(families):
