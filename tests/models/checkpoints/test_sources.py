@@ -13,7 +13,7 @@ from longlens.errors import CheckpointError
 from longlens.models.pretrained import load, read_config
 
 
-@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm2_t33_650M_UR50D"])
+@pytest.mark.parametrize("name", ["esm2_t6_8M_UR50D", "esm1b_t33_650M_UR50S", "esm1v_t33_650M_UR90S_1"])
 def test_the_organisation_is_hinted_at_for_names_of_fair_esm(name):
     with pytest.raises(CheckpointError, match=f"is called facebook/{name}"):
         load(name)

@@ -15,7 +15,7 @@ _SMALL_FILES = ["config.json", "vocab.txt"]
 # the hub's other formats of the same weights are not fetched
 _FILES = [*_SMALL_FILES, *TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"]
 # names of fair-esm, which lack the organisation that names on the hub have
-_FAIR_ESM = re.compile(r"esm2_t\d+_\w+")
+_FAIR_ESM = re.compile(r"esm(2|1b|1v)_t\d+_\w+")
 
 
 def fetch(name: str) -> Path:
