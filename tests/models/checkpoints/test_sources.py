@@ -63,7 +63,7 @@ def test_another_architecture_of_the_hub_is_refused_before_its_weights_are_fetch
     folder, fetched = hub
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaModel"]}))
     with pytest.raises(
-        CheckpointError, match=r"somebody/model: expected ESM-2, .* got model_type 'llama' \(LlamaModel\)"
+        CheckpointError, match=r"somebody/model: expected SaProt, ESM-2, .* got model_type 'llama' \(LlamaModel\)"
     ):
         load("somebody/model")
     assert fetched == [["config.json", "vocab.txt"]]
