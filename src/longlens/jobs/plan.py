@@ -14,6 +14,7 @@ import torch
 from longlens.errors import InputError
 from longlens.models.encoder import CHUNK, EncoderConfig, Layer, Places, attend_with
 from longlens.models.language_model import CHUNK as LOGITS_CHUNK
+from longlens.models.parts.positions import RelativePositions
 from longlens.models.rotary import Rotary
 
 # the scores of attention's tiles, and their temporaries
@@ -42,7 +43,9 @@ def batch_bytes(config: EncoderConfig, tokens: int, element: int, outputs: Batch
     stream = tokens * config.width * element
     stored = stream * outputs.layers + 3 * tokens * config.head_width * 4 + 2 * tokens * outputs.residue_values * 4
     mixed = tokens * config.inner * element
-    attending = stream + (3 + 2) * mixed
+    # a bias of distances takes the queries in reverse order (`longlens.ops.exact.diagonals`)
+    reversed_too = isinstance(config.positions, RelativePositions)
+    attending = stream + (3 + 2 + reversed_too) * mixed
     wide = config.feed.activations * config.feed_forward
     feeding = stream + mixed + min(tokens, CHUNK) * (wide + 4 * config.width) * element
     predicting = stream + min(tokens, LOGITS_CHUNK) * 4 * (config.vocabulary + config.width) * 4

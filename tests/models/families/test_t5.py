@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
+import t5_pass
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -13,9 +15,12 @@ import longlens
 from family_peer import PROTEINS, differences, load_float64
 from longlens.errors import CheckpointError, InputError, LonglensWarning
 from longlens.jobs.memory import model_size, parameter_count
+from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.models.families.entries import ConfigEntries
 from longlens.models.families.t5 import ANKH, PROT_T5, PROTT5
 from longlens.models.pretrained import load, read_config
+from longlens.testing import peak_growths
+from longlens.testing.memory import LINEAR
 from t5_peer import (
     SHAPES,
     encoder,
@@ -254,3 +259,18 @@ def test_parameters_that_are_listed_are_those_of_the_sizes():
             number, unit = known.parameters.split()
             config = family.config(ConfigEntries(entries, known.name))
             assert parameter_count(config) == pytest.approx(float(number) * {"M": 1e6, "B": 1e9}[unit], rel=0.05)
+
+
+@pytest.mark.memory
+def test_growth_is_linear_and_within_the_plan():
+    """The scores of one layer of transformers' own would take 1 GiB at the larger length."""
+    lengths = (4096, 8192)
+    growths = peak_growths(
+        "t5_pass:encode", [{"length": length} for length in lengths], path=[str(Path(__file__).parent)],
+        warm_up={"length": 256}, runs=1,
+    )  # fmt: skip
+    assert growths[1] <= LINEAR * growths[0]
+    planned = [batch_bytes(t5_pass.CONFIG, length, 4, BatchOutputs(0, 0)) for length in lengths]
+    assert growths[1] <= planned[1]
+    # what is planned for each further token, without what any length takes
+    assert growths[1] - growths[0] <= planned[1] - planned[0]
