@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class Bias(ABC):
     def at(self, distance: Tensor) -> Tensor:
         """The bias (H, n) of distances (n,), key position minus query position; differentiable in `parameters()`."""
         raise NotImplementedError
+
+    def between(self, low: int, high: int) -> Tensor:
+        """`at` of the distances `low`..`high`, on a CPU."""
+        return self.at(torch.arange(low, high + 1))
 
     @abstractmethod
     def tile(self, q: Tensor, k: Tensor, n: int) -> Tensor:
@@ -125,20 +130,7 @@ class RelativePosition(Bias):
 
     def bucket(self, distance: Tensor) -> Tensor:
         """The bucket of each key position minus query position."""
-        buckets = self.table.shape[1]
-        if self.kind == "clip":
-            reach = buckets // 2
-            return distance.clamp(-reach, reach) + reach
-        ahead = torch.zeros_like(distance)
-        back = (-distance).clamp(min=0)
-        if self.kind == "t5":
-            buckets //= 2
-            ahead, back = (distance > 0).long() * buckets, distance.abs()
-        exact = buckets // 2
-        far = exact + (
-            torch.log(back.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (buckets - exact)
-        ).long().clamp(max=buckets - exact - 1)
-        return ahead + torch.where(back < exact, back, far)
+        return _bucket(self.kind, self.table.shape[1], self.max_distance, distance)
 
     @property
     def by_distance(self) -> bool:
@@ -149,15 +141,15 @@ class RelativePosition(Bias):
         buckets = self.table.shape[1]
         if self.kind == "clip":
             return buckets // 2
-        exact = buckets // (4 if self.kind == "t5" else 2)
-        if exact < 1 or self.max_distance <= exact:
-            return None
-        # T5's last bucket begins before `max_distance`, and from there on nothing changes
-        back = self.bucket(-torch.arange(self.max_distance + 1))
-        return int((back != back[-1]).sum())
+        return _reach_of_t5(self.kind, buckets, self.max_distance)
 
     def at(self, distance: Tensor) -> Tensor:
         return self.table[:, self.bucket(distance)]
+
+    def between(self, low: int, high: int) -> Tensor:
+        if high - low >= _KEPT:
+            return super().between(low, high)
+        return self.table[:, _buckets_between(self.kind, self.table.shape[1], self.max_distance, low, high)]
 
     def tile(self, q: Tensor, k: Tensor, n: int) -> Tensor:
         first, last = _consecutive(q.reshape(-1)), _consecutive(k.reshape(-1))
@@ -219,6 +211,44 @@ def skewed(upright: Tensor, columns: int) -> Tensor:
     return upright.as_strided(
         (heads, rows, columns), (rows * width, max(1, width - 1), 1), upright.storage_offset() + rows - 1
     )
+
+
+# distances whose buckets are kept from one call to the next: a pack has many sequences, and a model many layers
+_KEPT = 1024
+
+
+def _bucket(kind: str, buckets: int, max_distance: int, distance: Tensor) -> Tensor:
+    """The bucket of each distance: `RelativePosition.bucket`."""
+    if kind == "clip":
+        reach = buckets // 2
+        return distance.clamp(-reach, reach) + reach
+    ahead = torch.zeros_like(distance)
+    back = (-distance).clamp(min=0)
+    if kind == "t5":
+        buckets //= 2
+        ahead, back = (distance > 0).long() * buckets, distance.abs()
+    exact = buckets // 2
+    far = exact + (
+        torch.log(back.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
+    ).long().clamp(max=buckets - exact - 1)
+    return ahead + torch.where(back < exact, back, far)
+
+
+@lru_cache(256)
+def _buckets_between(kind: str, buckets: int, max_distance: int, low: int, high: int) -> Tensor:
+    # a tensor of inference mode could not be part of a later graph
+    with torch.inference_mode(False):
+        return _bucket(kind, buckets, max_distance, torch.arange(low, high + 1))
+
+
+@lru_cache(256)
+def _reach_of_t5(kind: str, buckets: int, max_distance: int) -> int | None:
+    """T5's last bucket begins before `max_distance`, and from there on nothing changes."""
+    exact = buckets // (4 if kind == "t5" else 2)
+    if exact < 1 or max_distance <= exact:
+        return None
+    back = _bucket(kind, buckets, max_distance, -torch.arange(max_distance + 1))
+    return int((back != back[-1]).sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ def attend(inputs: Inputs) -> AttentionOutput:
     reach = inputs.bias.reach
     low, high = (lowest, highest) if reach is None else (max(lowest, -reach), min(highest, reach))
     high = 0 if inputs.causal else high
-    near = inputs.bias.at(torch.arange(low, high + 1)).to(wide_dtype(inputs.query.dtype))
+    near = inputs.bias.between(low, high).to(wide_dtype(inputs.query.dtype))
     plan = Plan(inputs.scale, inputs.causal, inputs.key_mask, lowest, highest, low, high)
     output, lse = _Toeplitz.apply(inputs.query, inputs.key, inputs.value, near, plan)
     return AttentionOutput(output, lse if inputs.need_lse else None)
