@@ -234,7 +234,7 @@ def test_which_packs_run_one_by_one():
 def test_explain_knows_the_paths():
     said = longlens.explain((1, 4, 81, 8), device="cuda", dtype=torch.bfloat16, cu_seqlens=BOUNDS)
     assert said.path == "packed"
-    assert set(said.why_not) == {"sdpa", "blockwise", "flex", "math"}
+    assert set(said.why_not) == {"sdpa", "toeplitz", "blockwise", "flex", "math"}
     assert longlens.explain((1, 4, 81, 8), device="cuda", return_lse=True).path == "sdpa"
     said = longlens.explain((1, 4, 81, 8), device="cuda", return_lse=True, requires_grad=True)
     assert said.path == "blockwise"
