@@ -8,6 +8,8 @@ from longlens.lens.deletion import LEAST, DeletionSums
 from longlens.ops.observe import AttentionCall
 from longlens.ops.sparse.window import Window
 
+# one that takes nearly all of the mass, and one that takes hardly any
+SINKS = torch.tensor([1.0, 9.0, -30.0, 4.0], dtype=torch.float64)
 SPANS = [(0, 5), (3, 9), (100, 101), (20, 120), (0, 150)]
 
 
@@ -22,7 +24,15 @@ def _call(dtype=torch.float64, tokens=150, heads=4, groups=1, **settings):
         q = torch.arange(tokens)
         allowed = allowed & settings["attn_mask"].allowed(q[:, None], q[None], tokens)
     wide_key, wide_value = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
-    scores = (0.4 * query @ wide_key.transpose(2, 3)).masked_fill(~allowed, -torch.inf)
+    scores = 0.4 * query @ wide_key.transpose(2, 3)
+    if "softcap" in settings:
+        scores = settings["softcap"] * torch.tanh(scores / settings["softcap"])
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    if "sinks" in settings:
+        # the last key is the sink, whose value is 0
+        sink = settings["sinks"].view(-1, 1, 1).expand(2, -1, tokens, 1)
+        scores = torch.cat([scores, sink], 3)
+        wide_value = torch.nn.functional.pad(wide_value, (0, 0, 0, 1))
     output = scores.softmax(-1) @ wide_value
     call = AttentionCall(
         0, "layer", query, key, value, output, {"scale": 0.4, "method": "exact", **settings}, output_gradient=gradient
@@ -39,15 +49,20 @@ def _dense(scores, value, gradient, output, span, reader, kept):
     left = (scores.softmax(-1) * ~hidden).sum(-1)
     without = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value
     change = (gradient * (without - output)).sum(-1)
-    rows = torch.ones(scores.shape[-1], dtype=torch.bool)
+    rows = torch.ones(scores.shape[-2], dtype=torch.bool)
     rows[slice(*span)] = False
     rows[reader] = True
     return torch.where((left < LEAST) | ~rows, 0.0, change).sum()
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"is_causal": True}, {"is_causal": True, "groups": 2}, {"attn_mask": Window(40)}], ids=str
-)
+    "settings",
+    [
+        {}, {"is_causal": True}, {"is_causal": True, "groups": 2}, {"attn_mask": Window(40)}, {"softcap": 1.5},
+        {"sinks": SINKS}, {"sinks": SINKS, "softcap": 1.5, "is_causal": True, "groups": 2},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_sums_equal_the_dense_definition(settings):
     call, scores, value = _call(**settings)
     readers, kept = [4, 50], [4, -1]
@@ -57,7 +72,7 @@ def test_sums_equal_the_dense_definition(settings):
     per_pair = weights * (
         (call.output_gradient * call.output).sum(-1, keepdim=True) - call.output_gradient @ value.transpose(2, 3)
     )
-    torch.testing.assert_close(sums.keys, per_pair.sum((1, 2)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sums.keys, per_pair.sum((1, 2))[:, :150], rtol=1e-10, atol=1e-10)
     expected = [
         [
             _dense(scores[row], value[row], call.output_gradient[row], call.output[row], span, readers[row], kept[row])

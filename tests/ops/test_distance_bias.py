@@ -10,7 +10,7 @@ import torch
 from compare import check, make
 
 import longlens as ll
-from longlens.errors import UnsupportedError
+from longlens.errors import MaskError, UnsupportedError
 from longlens.ops import fused_cpu
 from longlens.ops.biases import Bias, diagonal_sums
 from longlens.ops.exact import diagonals, distance_gradient
@@ -59,6 +59,15 @@ def test_output_and_gradients_are_the_definitions(name, queries, keys, causal, b
     assert ll.explain(query, key, value, bias=bias, is_causal=causal).path == "toeplitz"
     # the log-sum-exp has no gradient on this path, so `check` takes the tiles for that half
     check("exact", query, key, value, bias=bias, is_causal=causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["clip", "T5"])
+def test_a_scale_of_zero_leaves_the_bias_alone(name, causal, blocks):
+    query, key, value = make(2, 4, 2, 70, 70, 8)
+    bias = BIASES[name]()
+    assert ll.explain(query, key, value, bias=bias, is_causal=causal, scale=0.0).path == "toeplitz"
+    check("exact", query, key, value, bias=bias, is_causal=causal, scale=0.0)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -310,3 +319,11 @@ def test_growth_is_linear_and_as_predicted():
             bias=ll.RelativePosition(torch.zeros(2, 32), "t5"), key_mask=case["masked"], requires_grad=case["backward"],
         ).peak_bytes  # fmt: skip
         assert predicted / 2 <= large <= 2 * predicted, case
+
+
+@pytest.mark.parametrize(("buckets", "kind", "most"), [(2, "t5", 2), (3, "t5", 128), (1, "t5-causal", 8),
+                                                       (8, "t5", 2), (8, "t5-causal", 4)])  # fmt: skip
+def test_buckets_that_t5_has_no_formula_for_are_refused(buckets, kind, most):
+    with pytest.raises(MaskError, match=rf"expected at least \d buckets .* got {buckets} buckets and {most}"):
+        ll.RelativePosition(torch.zeros(2, buckets), kind, most)
+    ll.RelativePosition(torch.zeros(2, 4), kind, 128).bucket(torch.arange(-200, 200))

@@ -242,7 +242,19 @@ def test_explain_knows_the_paths():
     assert longlens.explain((1, 4, 81, 8), cu_seqlens=BOUNDS).path == "sdpa"
 
 
-def test_boundaries_are_read_once_and_again_when_written_to():
+def test_boundaries_on_a_cpu_are_read_each_time():
+    array = BOUNDS.numpy().copy()
+    bounds = torch.from_numpy(array)
+    assert bounds_of(bounds) == tuple(array.tolist())
+    # writing through NumPy or .data changes no version
+    array[1] = 2
+    assert bounds_of(bounds)[1] == 2
+    bounds.data[1] = 3
+    assert bounds_of(bounds)[1] == 3
+
+
+def test_boundaries_on_an_accelerator_are_read_once_and_again_when_written_to(monkeypatch):
+    monkeypatch.setattr("longlens.ops.bounds._is_kept", lambda bounds: not bounds.is_inference())
     bounds = BOUNDS.clone()
     assert bounds_of(bounds) == tuple(BOUNDS.tolist())
     assert bounds_of(bounds) is bounds_of(bounds)

@@ -86,11 +86,12 @@ def test_threads_of_ours_leave_pytorch_as_it_was(method):
         ((2, 4, 2, 70, 70, 16, 16), {}),
         ((1, 2, 2, 70, 70, 16, 16), {"is_causal": True}),
         ((1, 2, 2, 70, 70, 16, 16), {"is_causal": True, "scale": -0.7}),
+        ((1, 2, 2, 70, 70, 16, 16), {"is_causal": True, "scale": 0.0}),
         ((2, 4, 1, 30, 70, 8, 16), {}),
         ((1, 2, 2, 30, 70, 16, 8), {"scale": -0.7}),
         ((2, 4, 2, 70, 70, 16, 16), {"key_mask": torch.rand(2, 70) > 0.5}),
     ],
-    ids=["grouped", "causal", "causal, negative scale", "narrow keys", "narrow values", "key mask"],
+    ids=["grouped", "causal", "causal, negative scale", "causal, scale 0", "narrow keys", "narrow values", "key mask"],
 )
 def test_log_sum_exp_comes_from_the_fused_kernel(dtype, shape, arguments):
     query, key, value = (tensor.detach().to(dtype) for tensor in make(*shape))

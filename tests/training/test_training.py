@@ -60,6 +60,14 @@ def test_measuring_masks_all_that_it_asks_about():
     assert int((masked.packed.tokens == ESM.mask).sum()) == len(masked.places)
 
 
+def test_masking_keeps_the_chains_of_a_complex():
+    packed = pack([ESM.encode(protein(50, 1))])
+    chains = torch.tensor([0, 20, 52], dtype=torch.int32)
+    masked = mask_tokens(packed._replace(chains=chains), ESM, torch.Generator().manual_seed(0))
+    assert masked.packed.chains is chains
+    assert masked.packed.cu_seqlens is packed.cu_seqlens
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_crops_are_stretches_of_proteins_and_every_protein_comes_by(joined):
     source = proteins()

@@ -65,12 +65,22 @@ class CleanedProtein:
         return len(self.sequence)
 
 
-def clean_protein(raw: str, record: str = "the sequence") -> CleanedProtein:
+def clean_protein(raw: str, record: str = "the sequence", *, chains: bool = False) -> CleanedProtein:
     """The sequence in upper case, without blanks, gaps and trailing stops, and with J and inner stops replaced by X.
 
-    Raises `SequenceError` for an empty sequence and for any other character; the message names `record`, the position
-    (from 1, blanks not counted) and the character.
+    `chains`: it may be a complex, whose chains, cleaned one by one, keep `CHAIN_BREAK` between them.
+
+    Raises `SequenceError` for an empty sequence or chain and for any other character; the message names `record`, the
+    chain of several, the position (from 1, blanks not counted) and the character.
     """
+    if chains and CHAIN_BREAK in raw:
+        parts = [
+            clean_protein(part, f"{record}, chain {number}") for number, part in enumerate(raw.split(CHAIN_BREAK), 1)
+        ]
+        return CleanedProtein(
+            CHAIN_BREAK.join(part.sequence for part in parts), sum(part.substituted for part in parts),
+            sum(part.gaps for part in parts),
+        )  # fmt: skip
     letters = raw.translate(_DROP_BLANKS)
     sequence = letters.upper() if letters.isascii() else letters
     unknown = set(sequence) - _KEPT
@@ -100,7 +110,7 @@ def _refuse(letters: str, record: str) -> None:
     )
 
 
-def clean_proteins(sequences: str | Iterable[str]) -> list[str]:
+def clean_proteins(sequences: str | Iterable[str], *, chains: bool = False) -> list[str]:
     """The cleaned sequences of one protein (a string) or of several, as `clean_protein` cleans them.
 
     Warns if residues were replaced by X or gaps were left out, since positions then differ from those of the input.
@@ -113,7 +123,7 @@ def clean_proteins(sequences: str | Iterable[str]) -> list[str]:
     for number, raw in enumerate([sequences] if isinstance(sequences, str) else sequences, 1):
         if not isinstance(raw, str):
             raise SequenceError(f"sequence {number}: expected a string of residues, got {type(raw).__name__}")
-        protein = clean_protein(raw, f"sequence {number}")
+        protein = clean_protein(raw, f"sequence {number}", chains=chains)
         if protein.gaps:
             warnings.warn(
                 f"sequence {number}: {protein.gaps} gaps were left out; positions count without them", stacklevel=3

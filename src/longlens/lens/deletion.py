@@ -4,15 +4,17 @@ For a number s, such as the surprise of one token, with attention weights A, val
 layer and head, and queries i:
 
     a_j  = sum_i A_ij g_i . (o_i - v_j)                                    single keys, the linear form
-    d(S) = sum_i g_i . (o_i^-S - o_i) = sum_i sum_{j not in S} A_ij g_i . (v_j - o_i) / (1 - m_i)
-    o_i^-S = sum_{j not in S} A_ij v_j / (1 - m_i),   m_i = sum_{j in S} A_ij
+    d(S) = sum_i g_i . (o_i^-S - o_i)
+         = sum_i (sum_{j not in S} A_ij g_i . (v_j - o_i) - s_i g_i . o_i) / (1 - m_i)
+    o_i^-S = sum_{j not in S} A_ij v_j / (1 - m_i),   m_i = sum_{j in S} A_ij,   s_i = 1 - sum_j A_ij
 
 o_i^-S is the output of query i when the keys S are hidden from it and the softmax is taken over the rest: exact within
 one layer, and first order in what follows (attribution patching, Nanda 2023; AtP*, Kramar et al. 2024,
 arXiv:2403.00745). Both are added over layers and heads. a_j is minus the derivative of s by a bias on the scores of key
 j in every layer. In d(S) the queries of S itself are left out, unless s is read there: once S is hidden in every
 layer, nothing reads their outputs. So is a query that S leaves less than `LEAST` of its mass, for which there is no
-such output. What is left is added up itself, so that nothing cancels where S has nearly all of the mass.
+such output. What is left is added up itself, so that nothing cancels where S has nearly all of the mass: 1 - m_i is the
+mass of the keys outside S and s_i, that of an attention sink, which no span hides; 0 without sinks.
 
 One sweep over the tiles of the attention matrix per layer: memory is linear in the length, plus queries of one tile x
 spans.
@@ -158,6 +160,9 @@ class _Deletion(Collector):
         self.kept, self.readers = torch.tensor([kept, list(sums.readers)], dtype=torch.int64, device=device)
         self.keys = torch.zeros(sums.batch, sums.tokens, dtype=torch.float64, device=device)
         self.of_spans = torch.zeros(sums.batch, len(spans), dtype=torch.float64, device=device)
+        sinks: Tensor | None = call.settings.get("sinks")
+        # (H,) logits
+        self.sinks = None if sinks is None else sinks.detach().to(device, torch.float64)
 
     @property
     def name(self) -> str:
@@ -195,11 +200,21 @@ class _Deleted(State[Weights]):
         if (self.heads, self.rows) != (block.heads, rows):
             self._finish()
             self.heads, self.rows = block.heads, rows
-            self.left = p.new_zeros(*p.shape[:2], len(own.starts), dtype=torch.float64)
-            self.gain = torch.zeros_like(self.left)
+            sink = self._sink(block)
+            self.left = sink.expand(*p.shape[:2], len(own.starts)).clone()
+            self.gain = -slope * self.left
         kept = own.kept[of_row]
         self.left += _outside(p, keys, own.starts, own.stops, kept)
         self.gain -= _outside(gain, keys, own.starts, own.stops, kept)
+
+    def _sink(self, block: Block) -> Tensor:
+        """The mass (heads, rows, 1) of the sink of each row, float64; 0 without sinks, and in a row without keys."""
+        if self.collector.sinks is None:
+            return block.weights.new_zeros(*block.weights.shape[:2], 1, dtype=torch.float64)
+        of_head = torch.arange(block.heads.start, block.heads.stop, device=block.lse.device) % self.collector.heads
+        lse = block.lse.double()
+        mass = (self.collector.sinks[of_head].unsqueeze(1) - lse).exp()
+        return mass.masked_fill(lse == -torch.inf, 0.0).unsqueeze(2)
 
     def _finish(self) -> None:
         """Add the rows at hand to the spans' sums."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longlens.errors import InputError
-from longlens.io.alphabet import CHAIN_BREAK, Alphabet, clean_proteins
+from longlens.io.alphabet import Alphabet, clean_proteins
 from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, attend_with, pack
 from longlens.models.heads import ContactHead
@@ -54,24 +54,19 @@ class MaskedLM(nn.Module):
         Raises:
             SequenceError: no protein, an empty one, or a character that is not a residue; gives sequence and position.
         """
-        if self.alphabet.chain_break is None:
-            return pack(self.alphabet.encode(sequence) for sequence in clean_proteins(sequences)).to(self.device)
-        return self._pack_complexes([sequences] if isinstance(sequences, str) else list(sequences))
+        cleaned = clean_proteins(sequences, chains=self.alphabet.chain_break is not None)
+        packed = pack(self.alphabet.encode(sequence) for sequence in cleaned)
+        return self.with_chains(packed).to(self.device)
 
-    def _pack_complexes(self, sequences: list[str]) -> Packed:
-        """Sequences whose chains stand apart by `CHAIN_BREAK`, which belongs to the chain before it."""
-        texts = []
-        for sequence in sequences:
-            chains = sequence.split(CHAIN_BREAK) if isinstance(sequence, str) else [sequence]
-            texts.append(CHAIN_BREAK.join(clean_proteins(chains)))
-        packed = pack(self.alphabet.encode(text) for text in texts or clean_proteins([]))
-        if not any(CHAIN_BREAK in text for text in texts):
-            return packed.to(self.device)
-        assert self.alphabet.chain_break is not None
+    def with_chains(self, packed: Packed) -> Packed:
+        """Packed tokens with the boundaries of chains, where any of the sequences has several: they stand apart by
+        `CHAIN_BREAK`, which belongs to the chain before it."""
+        if self.alphabet.chain_break is None or self.alphabet.chain_break not in packed.tokens:
+            return packed
         breaks = packed.tokens.eq(self.alphabet.chain_break).nonzero().squeeze(1) + 1
         with torch.inference_mode(False):
             bounds = torch.cat([packed.cu_seqlens, breaks.int()]).sort().values
-        return packed._replace(chains=bounds).to(self.device)
+        return packed._replace(chains=bounds)
 
     def with_alphabet(self, alphabet: Alphabet) -> MaskedLM:
         """This model, with the same parameters in memory, reading sequences by another alphabet of the same tokens."""

@@ -112,6 +112,9 @@ class RelativePosition(Bias):
     `kind="clip"`: buckets = 2 R + 1, distances clipped to -R..R (Shaw et al. 2018, arXiv:1803.02155, section 3.2).
     `kind="t5"` / `"t5-causal"`: T5's buckets, half exact, half logarithmic up to `max_distance` (Raffel et al. 2020,
     arXiv:1910.10683, section 2.1), for both directions or the past alone. Gradient memory is that of the table.
+
+    Raises `MaskError` for another table or kind, an even number of buckets for "clip", and for T5's kinds without a
+    bucket of one distance or with a `max_distance` that these buckets reach.
     """
 
     table: Tensor
@@ -127,6 +130,18 @@ class RelativePosition(Bias):
             raise MaskError(f"expected kind 'clip', 't5' or 't5-causal', got {self.kind!r}")
         if self.kind == "clip" and self.table.shape[1] % 2 == 0:
             raise MaskError(f"expected an odd number of buckets (2 R + 1) for kind 'clip', got {self.table.shape[1]}")
+        exact = self._exact
+        if self.kind != "clip" and not 1 <= exact < self.max_distance:
+            least = 4 if self.kind == "t5" else 2
+            raise MaskError(
+                f"expected at least {least} buckets for kind {self.kind!r}, and a max_distance above the {exact} that "
+                f"have a bucket of their own, got {self.table.shape[1]} buckets and {self.max_distance}"
+            )
+
+    @property
+    def _exact(self) -> int:
+        """How many distances of one direction have a bucket of their own, in T5's kinds."""
+        return self.table.shape[1] // (4 if self.kind == "t5" else 2)
 
     def bucket(self, distance: Tensor) -> Tensor:
         """The bucket of each key position minus query position."""
@@ -242,11 +257,8 @@ def _buckets_between(kind: str, buckets: int, max_distance: int, low: int, high:
 
 
 @lru_cache(256)
-def _reach_of_t5(kind: str, buckets: int, max_distance: int) -> int | None:
+def _reach_of_t5(kind: str, buckets: int, max_distance: int) -> int:
     """T5's last bucket begins before `max_distance`, and from there on nothing changes."""
-    exact = buckets // (4 if kind == "t5" else 2)
-    if exact < 1 or max_distance <= exact:
-        return None
     back = _bucket(kind, buckets, max_distance, -torch.arange(max_distance + 1))
     return int((back != back[-1]).sum())
 

@@ -1,7 +1,9 @@
 """Boundaries of packed sequences as numbers, read from the device once.
 
 A model gives the same tensor of boundaries to every layer. Reading it back from a GPU waits each time for all the work
-that was queued before, so what was read is kept for as long as the tensor lives and is not written to.
+that was queued before, so what was read is kept for as long as the tensor lives and is not written to, as its version
+tells; writing through `.data` does not change the version, and is not seen. On a CPU nothing is kept: reading waits for
+nothing there, and NumPy's array of the same memory may be written to, which changes no version either.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ _READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def bounds_of(cu_seqlens: Tensor) -> tuple[int, ...]:
     """The boundaries (S + 1,) as integers."""
-    if cu_seqlens.is_inference() or torch.compiler.is_compiling():
-        # such a tensor does not count how often it was written to
+    if not _is_kept(cu_seqlens) or torch.compiler.is_compiling():
         return tuple(cu_seqlens.tolist())
     version = cu_seqlens._version
     seen: tuple[int, tuple[int, ...]] | None = _READ.get(cu_seqlens)
@@ -30,5 +31,10 @@ def bounds_of(cu_seqlens: Tensor) -> tuple[int, ...]:
 
 def know_bounds(cu_seqlens: Tensor, bounds: tuple[int, ...]) -> None:
     """Say what `cu_seqlens` holds, where that is known without reading it."""
-    if not cu_seqlens.is_inference():
+    if _is_kept(cu_seqlens):
         _READ[cu_seqlens] = (cu_seqlens._version, bounds)
+
+
+def _is_kept(cu_seqlens: Tensor) -> bool:
+    # a tensor of inference mode does not count how often it was written to
+    return cu_seqlens.device.type != "cpu" and not cu_seqlens.is_inference()

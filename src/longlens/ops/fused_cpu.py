@@ -22,9 +22,11 @@ def attend_cpu(
     Heads may be grouped. Widths must be equal and numbers within a row adjacent; `mask` is additive, in the query's
     dtype, and broadcasts; rows without keys give 0 and 0. Ask `cpu_serves` first.
     """
+    # the operator scales the -inf of its causal mask too
     if causal and scale < 0:
-        # the operator scales the -inf of its causal mask too
         query, scale = -query, -scale
+    elif causal and scale == 0:
+        query, scale = torch.zeros_like(query), 1.0
     output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=mask, scale=scale
     )

@@ -43,7 +43,7 @@ def mask_tokens(
     strangers = standard[torch.randint(len(standard), (len(tokens),), generator=generator)]
     hidden = torch.where(swapped, strangers, hidden)
     places = chosen.nonzero().squeeze(1)
-    return MaskedBatch(Packed(hidden, packed.cu_seqlens), places, tokens[places])
+    return MaskedBatch(packed._replace(tokens=hidden), places, tokens[places])
 
 
 def masked_loss(model: MaskedLM, masked: MaskedBatch, attend: Attend | None = None) -> Tensor:

@@ -58,6 +58,27 @@ def test_large_logits_and_sure_predictions():
     assert found.surprise_p[2].isnan()
 
 
+@pytest.mark.parametrize("block", [None, 1, 3])
+@pytest.mark.parametrize(
+    ("of_p", "of_q", "infinite"),
+    [
+        ([1.0, 2.0, 0.0, 1.0], [-torch.inf, 2.0, 1.0, 1.0], (True, False)),
+        ([0.0, -torch.inf, 1.0, 3.0], [1.0, 0.0, -torch.inf, 3.0], (True, True)),
+        ([-torch.inf, 1.0, 2.0, 0.0], [-torch.inf, 2.0, 1.0, 0.0], (False, False)),
+        # the other's probability is 0 in float64 too
+        ([1.0, 2.0, -900.0, 0.0], [2.0, 2.0, -torch.inf, 0.0], (False, False)),
+    ],
+)
+def test_it_is_infinite_where_the_other_model_excludes_a_token_that_this_one_does_not(of_p, of_q, infinite, block):
+    hidden = torch.zeros(1, 2, dtype=torch.float64)
+    head_p, head_q = (Head(hidden.expand(4, 2), torch.tensor(of, dtype=torch.float64)) for of in (of_p, of_q))
+    found = divergence(hidden, head_p, hidden, head_q, torch.tensor([-100]), block=block)
+    p, q = dense(hidden, head_p), dense(hidden, head_q)
+    for kl, one, other, is_infinite in ((found.kl_pq, p, q, infinite[0]), (found.kl_qp, q, p, infinite[1])):
+        assert torch.allclose(kl, torch.where(one.exp() > 0, one.exp() * (one - other), 0.0).sum(-1), rtol=1e-12)
+        assert bool(kl.isinf()) is is_infinite
+
+
 def test_what_does_not_fit_is_refused():
     hidden, targets = torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
     head = Head(torch.randn(9, 4))

@@ -113,6 +113,7 @@ def test_both_vocabularies(tmp_path):
         ({"rms_norm": False}, "a model with LayerNorm"),
         ({"att_bias": True}, "a model with biases: att_bias"),
         ({"num_attention_heads": 16}, "an even width of each head, got 48 / 16"),
+        ({"intermediate_size": 1}, "a feed-forward block of width 0: intermediate_size = 1"),
         ({"intermediate_size": 200}, r"ffn\.w12\.weight of shape \(144, 48\), expected \(272, 48\)"),
     ],
 )

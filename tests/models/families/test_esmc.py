@@ -130,6 +130,19 @@ def test_the_other_layouts_give_the_same_model(folder, tmp_path):
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize(
+    "written", [{"rope_theta": 300.0}, {"rope_parameters": {"rope_theta": 300.0}}, {"rope_scaling": None}], ids=str
+)
+def test_the_base_of_the_angles_in_either_spelling(folder, tmp_path, written):
+    entries = json.loads((folder / "config.json").read_text())
+    del entries["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(entries | written))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    ours, theirs = load_float64(tmp_path), EsmcForMaskedLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert ours.config.positions.base == (10_000.0 if "rope_scaling" in written else 300.0)
+    assert max(differences(ours, ours.pack(PROTEINS), of_transformers(theirs))) < 1e-12
+
+
 def test_an_encoder_saved_without_its_head(folder, tmp_path):
     theirs = peer(torch.float32)
     theirs.esmc.save_pretrained(tmp_path)
@@ -177,9 +190,18 @@ def test_chains_of_a_complex_are_separated_as_by_sequence_id(folder):
 
 def test_chains_that_cannot_be(folder):
     ours = load(folder)
-    for text, message in (("MK||GA", "sequence 2: expected at least one residue"), ("|MK", "sequence 1: expected at")):
+    for texts, message in (
+        ("MK||GA", "sequence 1, chain 2: expected at least one residue"),
+        ("|MK", "sequence 1, chain 1: expected at"),
+        (["MK|GA", "ACD|EFG", "MK|G4"], "sequence 3, chain 2: expected amino acids .* got '4' at position 2"),
+        (["MK|GA", "AC9"], "sequence 2: expected amino acids"),
+        (["MK|GA", 5], "sequence 2: expected a string"),
+        ([], "at least one protein"),
+    ):
         with pytest.raises(SequenceError, match=message):
-            ours.pack(text)
+            ours.pack(texts)
+    with pytest.warns(UserWarning, match="sequence 2: 1 residues"):
+        ours.pack(["MK", "MK|JA"])
     with pytest.raises(SequenceError, match=r"got '\|' at position 3; split a complex"):
         longlens.load("tiny").pack("MK|GA")
     with pytest.raises(InputError, match="single chains"):
@@ -200,6 +222,13 @@ def _with_contacts(model):
         ({"attention_bias": True}, "a model with biases: attention_bias = True"),
         ({"num_key_value_heads": 1}, "a model with other heads"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "other rotary positions"),
+        ({"rope_parameters": "default"}, "other rotary positions"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "other rotary positions"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "other rotary positions: rope_scaling"),
+        ({"rope_theta": 500.0}, "one base of the rotary angles, got rope_theta = 500.0, rope_theta of rope_par"),
+        ({"rope_theta": None}, "expected rope_theta to be a number above 0, got None"),
+        ({"rope_parameters": {"rope_theta": "10000"}}, "expected rope_theta of rope_parameters to be a number"),
+        ({"rope_parameters": {"rope_theta": -1.0}}, "to be a number above 0, got -1.0"),
         ({"hidden_size": 127}, "a multiple of the heads"),
         ({"num_hidden_layers": 4}, "missing esmc.layers.3"),
     ],

@@ -177,6 +177,7 @@ def test_an_encoder_has_no_logits(tmp_path):
     [
         ({"vocab_size": 32_128}, "expected a T5 of proteins, got a T5 of texts: vocab_size = 32128"),
         ({"feed_forward_proj": "tanh"}, "a T5 with another activation"),
+        ({"feed_forward_proj": ["relu"]}, "a T5 with another activation"),
         ({"d_kv": 0}, "expected d_kv to be a whole number from 1"),
         ({"relative_attention_num_buckets": 30}, "expected a multiple of 4 buckets"),
         ({"relative_attention_max_distance": 8}, "expected a multiple of 4 buckets"),
@@ -192,12 +193,15 @@ def test_other_configurations_are_refused(tmp_path, changes, words):
 
 
 def broken(folder, how):
-    path = folder / ("spiece.model" if how in ("cut off", "no message") else "tokenizer.json")
+    path = folder / ("spiece.model" if how in ("cut off", "no message", "no text") else "tokenizer.json")
     if how == "cut off":
         write_sentencepiece(path, list(PROT_T5))
         path.write_bytes(path.read_bytes()[:-4])
     elif how == "no message":
         path.write_bytes(b"\x0f not a protocol buffer")
+    elif how == "no text":
+        # a piece with its score alone
+        path.write_bytes(b"\x0a\x05\x15\x00\x00\x00\x00")
     elif how == "no pieces":
         path.write_text(json.dumps({"model": {}}))
     elif how == "no JSON":
@@ -218,6 +222,7 @@ def broken(folder, how):
     [
         ("cut off", "expected the pieces of a tokenizer, got something else"),
         ("no message", "expected the pieces of a tokenizer"),
+        ("no text", "got something else .piece 0 has no text"),
         ("no pieces", "expected the pieces of a tokenizer"),
         ("no JSON", "expected the pieces of a tokenizer"),
         ("disagree", "as the other files of the tokenizer in this folder say"),

@@ -5,9 +5,9 @@ For logits s and u (V,) of one token, p = softmax(s) and q = softmax(u):
     KL(p||q) = sum_v p_v (log p_v - log q_v) = D / l_p - log l_p + log l_q
     D = sum_v e^(s_v - m_p) ((s_v - m_p) - (u_v - m_q)),   m the largest logit, l = sum e^(s - m)
 
-and the same with p and q exchanged. As in `longlens.lens.predict.vocabulary`, tokens are walked in chunks, a large
-vocabulary in blocks, and the sums are rescaled when m moves. KL(p||q) is what q costs, in nats beyond p's entropy,
-where tokens come from p.
+and the same with p and q exchanged; inf where q_v is 0, its logit -inf, and p_v is not. As in
+`longlens.lens.predict.vocabulary`, tokens are walked in chunks, a large vocabulary in blocks, and the sums are rescaled
+when m moves. KL(p||q) is what q costs, in nats beyond p's entropy, where tokens come from p.
 """
 
 from __future__ import annotations
@@ -79,10 +79,14 @@ def _of_chunk(
     """The fields of `Divergence` for one chunk of rows."""
     states: list[State] = []
     d_pq = d_qp = torch.zeros(len(targets), dtype=torch.float64, device=targets.device)
+    # the largest logit of one model among the tokens that the other excludes
+    only_p = only_q = torch.full_like(d_pq, -torch.inf)
     both = (logit_blocks(head_p, hidden_p, spans)(), logit_blocks(head_q, hidden_q, spans)())
     for span, *logits in zip(spans, *both, strict=True):
         states = states or [State(each, targets, 1, False, None) for each in logits]
         p, q = states
+        only_p = torch.maximum(only_p, _largest_excluded(*logits))
+        only_q = torch.maximum(only_q, _largest_excluded(*reversed(logits)))
         before = [(state.m.clone(), state.l.clone()) for state in states]
         for state, each in zip(states, logits, strict=True):
             state.take_target(each, span)
@@ -101,7 +105,14 @@ def _of_chunk(
     # rounding alone makes them negative
     kl_pq = (d_pq / p.l - log_p + log_q).clamp(min=0.0)
     kl_qp = (d_qp / q.l - log_q + log_p).clamp(min=0.0)
+    kl_pq = kl_pq.masked_fill((only_p - p.m).to(p.m.dtype).exp() > 0, torch.inf)
+    kl_qp = kl_qp.masked_fill((only_q - q.m).to(q.m.dtype).exp() > 0, torch.inf)
     return [
         found_p["surprise"].double(), found_q["surprise"].double(), found_p["entropy"].double(),
         found_q["entropy"].double(), kl_pq, kl_qp, (found_p["top"] == found_q["top"])[:, 0],
     ]  # fmt: skip
+
+
+def _largest_excluded(logits: Tensor, others: Tensor) -> Tensor:
+    """(rows,): the largest of `logits` (rows, W) where `others` are -inf."""
+    return torch.where(others == -torch.inf, logits, -torch.inf).amax(1)

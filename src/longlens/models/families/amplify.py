@@ -74,6 +74,7 @@ def _config(settings: ConfigEntries) -> EncoderConfig:
     vocabulary = settings.size("vocab_size")
     # two thirds of the width that the configuration names, rounded up to a multiple of 8
     wide = (2 * settings.size("intermediate_size") // 3 + 7) // 8 * 8
+    settings.refuse("AMPLIFY", {"intermediate_size": (wide == 0, "a feed-forward block of width 0")})
     return EncoderConfig(
         vocabulary, settings.size("num_hidden_layers"), width, heads, wide,
         norm=Norm("rms", settings.epsilon("norm_eps", 1e-5)), projections=Projections(bias=False),

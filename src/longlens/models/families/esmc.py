@@ -6,6 +6,7 @@ TransformerEngine wrote, and the `.pth` files of the package `esm`, which have n
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -102,13 +103,15 @@ PACKAGE = TensorNames(
 )  # fmt: skip
 
 
-def esmc_config(vocabulary: int, layers: int, width: int, heads: int, feed_forward: int) -> EncoderConfig:
-    """The encoder of an ESM-C of these sizes."""
+def esmc_config(
+    vocabulary: int, layers: int, width: int, heads: int, feed_forward: int, base: float = 10_000.0
+) -> EncoderConfig:
+    """The encoder of an ESM-C of these sizes, and this base of the rotary angles."""
     bare = Norm(bias=False)
     return EncoderConfig(
         vocabulary, layers, width, heads, feed_forward, norm=Norm(), last_norm=bare,
         projections=Projections(bias=False, query_key_norm=bare), feed=FeedForward("silu", gated=True, bias=False),
-        positions=RotaryPositions(), residual_divisor=(layers / 36) ** 0.5, token_dropout=False,
+        positions=RotaryPositions(base), residual_divisor=(layers / 36) ** 0.5, token_dropout=False,
         mask_token=ALPHABET.require_mask(), head=Head(tied=False),
     )  # fmt: skip
 
@@ -141,10 +144,9 @@ def _config(settings: ConfigEntries) -> EncoderConfig:
     if "d_model" in entries:
         width, heads, layers = settings.size("d_model"), settings.size("n_heads"), settings.size("n_layers")
         check_heads(width, heads, settings.where)
-        return esmc_config(VOCABULARY, layers, width, heads, hidden_width(width))
+        return esmc_config(VOCABULARY, layers, width, heads, hidden_width(width), _rotary_base(settings))
     width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     check_heads(width, heads, settings.where)
-    rope = entries.get("rope_parameters") or {}
     same_heads = entries.get("num_key_value_heads") in (None, heads) and entries.get("head_dim") in (
         None, width // heads,
     )  # fmt: skip
@@ -154,17 +156,38 @@ def _config(settings: ConfigEntries) -> EncoderConfig:
         "mlp_bias": (bool(entries.get("mlp_bias")), "a model with biases"),
         "tie_word_embeddings": (bool(entries.get("tie_word_embeddings")), "a model with a tied head"),
         "num_key_value_heads": (not same_heads, "a model with other heads"),
-        "rope_parameters": (
-            not isinstance(rope, Mapping)
-            or rope.get("rope_type", "default") != "default"
-            or float(rope.get("rope_theta", 10_000.0)) != 10_000.0,
-            "a model with other rotary positions",
-        ),
     })  # fmt: skip
     return esmc_config(
         settings.size("vocab_size"), settings.size("num_hidden_layers"), width, heads,
-        settings.size("intermediate_size"),
+        settings.size("intermediate_size"), _rotary_base(settings),
     )  # fmt: skip
+
+
+def _rotary_base(settings: ConfigEntries) -> float:
+    """The base of the angles, from `rope_parameters`, or `rope_theta` and `rope_scaling` as transformers 4 writes it.
+
+    Raises `CheckpointError` for other rotary positions, and where two entries disagree.
+    """
+    entries = settings.entries
+    said = {"rope_theta": entries["rope_theta"]} if "rope_theta" in entries else {}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = entries.get(name)
+        if rope is None:
+            continue
+        kinds = {"rope_type", "type"}
+        plain = isinstance(rope, Mapping) and rope.keys() <= kinds | {"rope_theta"} and all(
+            rope.get(kind, "default") == "default" for kind in kinds
+        )  # fmt: skip
+        settings.refuse("ESM-C", {name: (not plain, "a model with other rotary positions")})
+        if "rope_theta" in rope:
+            said[f"rope_theta of {name}"] = rope["rope_theta"]
+    for name, base in said.items():
+        if not isinstance(base, int | float) or isinstance(base, bool) or not 0 < base < math.inf:
+            raise CheckpointError(f"{settings.where}: expected {name} to be a number above 0, got {base!r:.60}")
+    if len(set(said.values())) > 1:
+        listed = ", ".join(f"{name} = {base}" for name, base in said.items())
+        raise CheckpointError(f"{settings.where}: expected one base of the rotary angles, got {listed}")
+    return float(next(iter(said.values()), 10_000.0))
 
 
 def _recognises(entries: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Other:
-    """A model: the words by which its configuration is known, why it is not loaded, whether `attach` serves it."""
+    """A model: the words by which its configuration is known, why it is not loaded, whether `attach` serves it.
+
+    A word is looked for anywhere in the model type and the names of classes, and as a word of the checkpoint's own
+    name, without the folders above it: /home/margarita/esm2 is no RITA, lightonai/RITA_s is.
+    """
 
     name: str
     words: tuple[str, ...]
@@ -35,6 +40,13 @@ OTHERS: tuple[Other, ...] = (
 def other_named(entries: Mapping[str, Any]) -> Other | None:
     """The model of these entries of a config.json, if it is one of `OTHERS`."""
     names = entries.get("architectures")
-    said = [entries.get("model_type"), entries.get("_name_or_path"), *(names if isinstance(names, list) else [])]
-    words = [str(word).lower() for word in said if isinstance(word, str)]
-    return next((other for other in OTHERS if any(w in word for w in other.words for word in words)), None)
+    said = [entries.get("model_type"), *(names if isinstance(names, list) else [])]
+    classes = [name.lower() for name in said if isinstance(name, str)]
+    path = entries.get("_name_or_path")
+    own = re.split(r"[/\\]", path.rstrip("/\\"))[-1].lower() if isinstance(path, str) else ""
+
+    def is_named(word: str) -> bool:
+        as_word = re.search(rf"(?<![a-z0-9]){re.escape(word)}(?![a-z])", own)
+        return as_word is not None or any(word in name for name in classes)
+
+    return next((other for other in OTHERS if any(map(is_named, other.words))), None)

@@ -70,7 +70,9 @@ def _of_json(name: str, content: dict[str, Any]) -> Iterator[tuple[str, int]]:
 def _of_sentencepiece(data: bytes) -> Iterator[tuple[str, int]]:
     pieces = (value for field, value in _fields(data) if field == 1)
     for number, piece in enumerate(pieces):
-        text = next(value for field, value in _fields(piece) if field == 1)
+        text = next((value for field, value in _fields(piece) if field == 1), None)
+        if text is None:
+            raise ValueError(f"piece {number} has no text")
         yield text.decode("utf-8"), number
 
 

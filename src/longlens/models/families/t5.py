@@ -75,7 +75,7 @@ def _config(settings: ConfigEntries) -> EncoderConfig:
     vocabulary, heads = settings.size("vocab_size"), settings.size("num_heads")
     settings.refuse("a T5 of proteins", {
         "vocab_size": (vocabulary > MOST_TOKENS, "a T5 of texts"),
-        "feed_forward_proj": (form not in _FEED, "a T5 with another activation"),
+        "feed_forward_proj": (not isinstance(form, str) or form not in _FEED, "a T5 with another activation"),
     })  # fmt: skip
     function, gated = _FEED[form]
     reach = settings.size("relative_attention_max_distance") if "relative_attention_max_distance" in entries else 128
