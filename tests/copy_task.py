@@ -33,9 +33,9 @@ def draw(rng: np.random.Generator, count: int) -> list[tuple[str, int]]:
     return out
 
 
-def untrained() -> MaskedLM:
+def untrained(seed: int = 0) -> MaskedLM:
     """The model before training."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = EncoderConfig(vocabulary=33, layers=2, width=48, heads=2, feed_forward=64, token_dropout=False)
     model = MaskedLM(config, longlens.load("tiny").alphabet, contacts=False)
     for name, parameter in model.named_parameters():
@@ -44,10 +44,10 @@ def untrained() -> MaskedLM:
     return model.requires_grad_(False)
 
 
-def trained() -> MaskedLM:
+def trained(seed: int = 0) -> MaskedLM:
     """The model after some hundred steps, which predicts the copied residue nearly always."""
-    model = untrained().requires_grad_(True)
-    rng = np.random.default_rng(0)
+    model = untrained(seed).requires_grad_(True)
+    rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     for _ in range(STEPS):
         tokens = np.stack([model.alphabet.encode(sequence) for sequence, _ in draw(rng, BATCH)])

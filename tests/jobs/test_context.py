@@ -105,19 +105,22 @@ def test_the_estimate_ranks_stretches_as_hiding_them_does(name, sequence, target
 
 def test_in_a_copy_task_both_forms_point_at_what_is_copied(copying):
     examples = copy_task.draw(np.random.default_rng(1), 24)
-    shares = {}
+    shares, correlations = {}, {}
     for name, model in {"trained": copying, "untrained": copy_task.untrained()}.items():
-        exact, estimate = [], []
+        exact, estimate, ranks = [], [], []
         for sequence, stretch in examples:
             subject = ProteinContext(model, sequence)
             target = copy_task.LENGTH
             hidden = subject.surprise([target] * len(copy_task.SPANS), copy_task.SPANS)
             exact.append(int(hidden.argmax()) == stretch)
-            estimate.append(int(subject.estimate([target], copy_task.SPANS).spans[0].argmax()) == stretch)
-        shares[name] = np.mean(exact), np.mean(estimate)
+            estimated = subject.estimate([target], copy_task.SPANS).spans[0]
+            estimate.append(int(estimated.argmax()) == stretch)
+            ranks.append(spearmanr(estimated, hidden).statistic)
+        shares[name], correlations[name] = (np.mean(exact), np.mean(estimate)), np.mean(ranks)
     assert shares["trained"][0] > 0.9
-    assert shares["trained"][1] > 0.7
-    # one of four by chance
+    # one of four by chance; the estimate depends on the model more than the exact form does
+    assert shares["trained"][1] > 0.5
+    assert correlations["trained"] > 0.3
     assert max(shares["untrained"]) < 0.6
 
 

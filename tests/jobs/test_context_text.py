@@ -66,6 +66,16 @@ def test_the_most_surprising_tokens_take_one_pass_of_a_causal_model(folders, tex
     assert passes["tokens"] < passes["forward"] * len(surprise)
 
 
+def test_the_curve_of_a_causal_model_reads_each_piece_once(folders, text):
+    found = longlens.context(text, model=folders["gpt2"], targets=12, exact=1, halve=0, curve=1000, figures=False)
+    (passes,) = found.passes
+    curve = found["text"]["curve"]
+    # two cuts of the whole text for each length, however many tokens are predicted
+    most = 2 * (curve["tokens"][0] + 1) * len(curve["context"])
+    assert 0 < passes["pieces"] <= passes["predicted_pieces"] <= most
+    assert curve["tokens"][0] > 40
+
+
 def test_an_interrupted_job_continues_to_the_same_bytes(folders, text, tmp_path, monkeypatch):
     options = {"model": folders["gpt2"], "most_surprising": 2, "spans": 8, "exact": 2, "curve": 4}
     longlens.context(text, output=tmp_path / "whole", **options)

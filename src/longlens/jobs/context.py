@@ -204,7 +204,9 @@ def predicted_passes(
     halves = sum(2 * math.ceil(math.log2(width)) for width in widths[: min(options.halve, exact)])
     choosing = residues if options.targets is None else 0
     on_curve = min(options.curve, residues)
-    pieces = on_curve * sum(curve_lengths(tokens)) if on_curve else 0
+    # a causal model reads each piece of both cuts once, for all tokens in it
+    each = [min(on_curve * length, 2 * tokens) if causal else on_curve * length for length in curve_lengths(tokens)]
+    pieces = sum(each) if on_curve else 0
     if causal:
         choosing = min(choosing, 1)
     return Passes(choosing + targets * (2 + exact + halves), targets, pieces)

@@ -42,7 +42,7 @@ def draw_context(
     figure = figures.new_figure((9.0, 3.4 + 0.22 * max(1, len(shown))))
     track, bars = figure.subplots(2, 1, height_ratios=[2.4, 0.4 + 0.22 * max(1, len(shown))])
     _track(track, keys, labels, target, [(spans[place], exact[place]) for place in order])
-    _bars(bars, shown, spans, exact, estimate)
+    _bars(bars, shown, [_named(spans[place], labels) for place in shown], exact, estimate)
     title = textwrap.shorten(title, 100, placeholder="...")
     figure.suptitle(f"What carried {figures.plain(title)}, surprise {surprise:.2f} nats", fontsize=10)
     return figure
@@ -65,7 +65,9 @@ def _track(
         ax.axvspan(start - 0.5, stop - 0.5, color=colour, alpha=0.05 + 0.3 * abs(effect) / most, lw=0, zorder=0)
     ax.axvline(target, color="0.4", lw=0.8, ls=":", label="target")
     ax.axhline(0, color="0.6", lw=0.6)
-    ax.set_xlim(-0.5, len(keys) - 0.5)
+    # nothing behind the target of a causal model has an effect
+    behind = bool(np.any(keys[target + 1 :])) or any(span[1] > target + 1 for span, _ in known)
+    ax.set_xlim(-0.5, (len(keys) if behind else target + 1) - 0.5)
     ax.set_ylabel("change of surprise\nwhen hidden (nats)", fontsize=8)
     ax.set_xlabel("token", fontsize=8)
     ax.tick_params(labelsize=7)
@@ -79,15 +81,23 @@ def _track(
         ax.set_xlabel("")
 
 
+def _named(span: tuple[int, int], labels: Sequence[str]) -> str:
+    """The numbers of a stretch; a single token has its text too."""
+    start, last = span[0], span[1] - 1
+    if start < last:
+        return f"{start}-{last}"
+    return figures.plain(f"{textwrap.shorten(labels[start], 12, placeholder='...')} {start}".strip())
+
+
 def _bars(
-    ax: Axes, shown: Sequence[int], spans: Sequence[tuple[int, int]], exact: Sequence[float], estimate: Sequence[float]
+    ax: Axes, shown: Sequence[int], names: Sequence[str], exact: Sequence[float], estimate: Sequence[float]
 ) -> None:
     places = np.arange(len(shown))
     values = np.array([exact[place] for place in shown])
     ax.barh(places, values, height=0.7, color=np.where(values > 0, CARRIED, MISLED), label="exact")
     ax.plot([estimate[place] for place in shown], places, "k|", ms=7, mew=1.2, label="estimate")
     ax.axvline(0, color="0.6", lw=0.6)
-    ax.set_yticks(places, [f"{spans[place][0]}-{spans[place][1] - 1}" for place in shown])
+    ax.set_yticks(places, names)
     ax.invert_yaxis()
     ax.set_xlabel("change of surprise when a stretch is hidden (nats); above 0: it carried the prediction", fontsize=8)
     ax.tick_params(labelsize=7)
