@@ -2,12 +2,15 @@
 
     python benchmarks/gpu_page.py
 
-Takes the newest results file of a GPU, all of which one commit measured.
+Takes the newest results file of a GPU, all of which one commit measured: that with the latest date among its records of
+the machine, and of several the one that was written to last.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from harness import DOCS, RESULTS, fill, read_lines, show_ratio, show_seconds, table
 
@@ -24,12 +27,22 @@ SHOWN = {
 STEPS = ("speed", "packed", "lens", "embedding", "contacts")
 
 
+def newest_file(files: Sequence[Path]) -> Path:
+    """The file with the latest recorded date, and of several the one that was written to last."""
+
+    def age(path: Path) -> tuple[str, float]:
+        dates = [str(row["date"]) for row in read_lines(path) if row["name"] == "machine"]
+        return max(dates, default=""), path.stat().st_mtime
+
+    return max(files, key=age)
+
+
 def main() -> int:
     files = sorted(RESULTS.glob("gpu_*.jsonl"))
     if not files:
         print(f"expected results of benchmarks/gpu.py in {RESULTS}, found none", file=sys.stderr)
         return 2
-    rows = read_lines(files[-1])
+    rows = read_lines(newest_file(files))
     machine = next(row for row in rows if row["name"] == "machine")
     newest = {row["name"]: row for row in rows if row["step"] in STEPS and "ratio" in row}
     lines = []

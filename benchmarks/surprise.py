@@ -6,12 +6,13 @@
 Contenders run in processes of their own and in turn. transformers' evaluation makes the logits of all tokens (N x V)
 and their cross entropy; a length that needs more than --gib of memory counts as not run. The surprises of all
 contenders of a length are compared, and those of a text that transformers could not do with the beginning that it
-could.
+could. Each row has the load of the machine (runnable processes over the last minute) when it began.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -33,6 +34,8 @@ DRY = {64: 2, 128: 1}
 def measure(lengths: dict[int, int], shape: str, threads: int, gib: float, log: Path, deadline: float) -> None:
     """Run the lengths that the log does not have yet, in ascending order."""
     known = harness.read_lines(log)
+    # what a longer text is compared with, kept for a run that goes on with this log
+    peer = log.with_suffix(".peer.npy")
     worker = str(Path(__file__).with_name("surprise_worker.py"))
     processes = {
         name: harness.Conversation([sys.executable, worker, name, shape, str(threads), str(gib)]) for name in CONTENDERS
@@ -46,21 +49,23 @@ def measure(lengths: dict[int, int], shape: str, threads: int, gib: float, log: 
                         continue
                     if time.monotonic() > deadline:
                         return
-                    measure_round(length, turn, processes, failed, Path(place), log)
+                    measure_round(length, turn, processes, failed, Path(place), log, peer)
     finally:
         for process in processes.values():
             process.close()
 
 
 def measure_round(
-    length: int, turn: int, processes: dict[str, harness.Conversation], failed: set[str], place: Path, log: Path
-) -> None:
+    length: int, turn: int, processes: dict[str, harness.Conversation], failed: set[str], place: Path, log: Path,
+    peer: Path,
+) -> None:  # fmt: skip
     """One round of a length; a contender that could not do a shorter length is not asked again."""
     found: dict[str, np.ndarray] = {}
     rows = []
     for name in harness.order_of(list(processes), turn):
         out = place / f"{name.replace(' ', '-')}.npy"
         out.unlink(missing_ok=True)
+        load = round(os.getloadavg()[0], 2)
         answer: Row = {"not_run": "a shorter text was too long"} if name in failed else processes[name].ask(
             {"length": length, "out": str(out)}
         )  # fmt: skip
@@ -68,9 +73,8 @@ def measure_round(
             failed.add(name)
         else:
             found[name] = np.load(out)
-        rows.append({"length": length, "round": turn, "contender": name} | answer)
+        rows.append({"length": length, "round": turn, "contender": name, "load": load} | answer)
     ours = found["longlens"]
-    peer = place / "peer.npy"
     for row in rows:
         theirs = found.get(row["contender"])
         if theirs is not None and row["contender"] != "longlens":
@@ -98,7 +102,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
             summary.append({
                 "length": length, "contender": name, **harness.spread([row["seconds"] for row in mine]),
                 "peak_mib": max(row["peak_mib"] for row in mine), "growth_mib": max(row["growth_mib"] for row in mine),
-                **{key: max(row[key] for row in mine) for key in ("apart", "compared") if key in mine[0]},
+                **{key: max(row[key] for row in mine) for key in ("apart", "compared", "load") if key in mine[0]},
             })  # fmt: skip
     return summary
 
@@ -128,7 +132,17 @@ def page_text(data: dict[str, Any]) -> str:
         f"transformers {machine['packages']['transformers']}. A GPT-2 of 12 layers, width 768, 12 heads and 50,257 "
         f'tokens, with 131,072 positions and random weights. Memory is what the process takes beyond the weights. "-": '
         f"not run within {data['gib']:g} GiB. The difference is that of single surprises, in nats. "
-        "Other work ran on this machine at times, most during the longest text.\n\n" + harness.table(head, lines)
+        f"{load_text(data['rows'])}\n\n" + harness.table(head, lines)
+    )
+
+
+def load_text(rows: Sequence[Row]) -> str:
+    """What was recorded of the load of the machine."""
+    loads = [row["load"] for row in rows if "load" in row]
+    if not loads:
+        return "The load of the machine was not recorded."
+    return (
+        f"When a measurement began, at most {max(loads):.1f} processes were running on the machine (its load average)."
     )
 
 

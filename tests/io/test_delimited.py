@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import sys
 
 import pytest
@@ -14,11 +16,12 @@ from longlens.io.delimited import read_delimited, write_delimited
 CSV = 'mutant,note\nA1G,"x, y"\n\nWT,\n'
 
 
-@pytest.mark.parametrize("name", ["v.csv", "v.csv.gz", "v.tsv", "v.tsv.gz", "v.txt", "-"])
+@pytest.mark.parametrize("name", ["v.csv", "v.csv.gz", "v.tsv", "v.tsv.gz", "v.txt", "v.csv.bz2", "v.tsv.xz", "-"])
 def test_every_form_reads_alike_and_is_written_as_it_came(name, tmp_path, monkeypatch):
     tabs = name.startswith("v.t")
     text = 'mutant\tnote\nA1G\t"x, y"\n\nWT\t\n' if tabs else CSV
-    data = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    packed = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    data = packed.get(name.split(".")[-1], bytes)(text.encode())
     path = tmp_path / name
     if name == "-":
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -41,6 +44,7 @@ def test_every_form_reads_alike_and_is_written_as_it_came(name, tmp_path, monkey
 @pytest.mark.parametrize(
     ("data", "words"),
     [(b"a,b\n1,2,3\n", "line 2: expected 2 cells, got 3"),
+     (b"\x28\xb5\x2f\xfd...", "gzip, bzip2 or xz, got zstd; unpack it first"),
      (b"a\n\xff\xfe\n", "UTF-8"), (gzip.compress(CSV.encode(), mtime=0)[:-12], "cut off")],
 )  # fmt: skip
 def test_what_is_wrong_is_named(data, words, tmp_path):

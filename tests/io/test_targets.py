@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -111,3 +115,22 @@ def test_labels_that_do_not_fit(tmp_path):
     (tmp_path / "t.parquet").write_text("no")
     with pytest.raises(SequenceError, match="expected a Parquet file"):
         read_labelled(tmp_path / "t.parquet", by_residue=False, numbers=False)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_compressed_tables_are_tables(suffix, pack, tmp_path):
+    rows = {"id": ["a", "b"], "sequence": ["MKTA", "MK"], "target": ["x", "y"]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    plain = {"t.parquet": (tmp_path / "t.parquet").read_bytes(), "t.csv": b"id,sequence,target\na,MKTA,x\nb,MK,y\n"}
+    for name, data in plain.items():
+        path = tmp_path / f"{name}.{suffix}"
+        path.write_bytes(pack(data))
+        proteins = read_labelled(path, by_residue=False, numbers=False)
+        assert [(protein.sequence, protein.targets) for protein in proteins] == [("MKTA", ("x",)), ("MK", ("y",))]
+
+
+def test_a_table_that_cannot_be_unpacked_is_refused_as_such(tmp_path):
+    for name in ("t.csv.zst", "t.parquet.zst"):
+        (tmp_path / name).write_bytes(b"\x28\xb5\x2f\xfd...")
+        with pytest.raises(SequenceError, match="got zstd; unpack it first"):
+            read_labelled(tmp_path / name, by_residue=False, numbers=False)

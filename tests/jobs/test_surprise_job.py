@@ -223,12 +223,17 @@ def test_files_hold_what_the_result_has(folders, text, tmp_path, suffix):
 
 
 def test_columns_come_back_as_they_were():
-    columns = {"token": [0, 1, 2], "text": ['a,"b"', "\n\t", ""], "z": [0.5, float("nan"), -1e-12]}
+    inf = float("inf")
+    columns = {
+        "token": [0, 1, 2], "text": ['a,"b"', "\n\t", "inf"], "z": [0.5, float("nan"), -1e-12], "kl": [inf, 1.5, -inf],
+        "lost": [inf, inf, inf],
+    }  # fmt: skip
     for format in ("csv", "tsv", "parquet", "json"):
         back = columns_from(columns_as(columns, format, {}), format)
         assert back["token"] == columns["token"]
         assert back["text"] == columns["text"]
-        np.testing.assert_allclose(back["z"], columns["z"])
+        for name in ("z", "kl", "lost"):
+            np.testing.assert_allclose(back[name], columns[name])
 
 
 def test_standard_input_and_output(folders):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,25 @@ from longlens.io.alignment import aligned_pairs
 from longlens.io.alphabet import clean_protein
 
 CIF = (".cif", ".mmcif")
+# atoms that are read
+ATOMS = ("N", "CA", "C", "CB")
 
 
 @dataclass(frozen=True)
 class Residue:
     """A residue with atoms: its place in the chain's sequence (from 0), its number and insertion code as authors and
-    viewers give it, and its C-beta atom (glycine, and where there is none: C-alpha), or None without either."""
+    viewers give it, those of `ATOMS` that it has, (3,) in Angstrom, and the B-factor of its C-alpha atom, NaN without
+    one; AlphaFold and its kin write the pLDDT there. Of several positions of an atom the first is taken."""
 
     place: int
     number: str
-    coordinate: NDArray[np.float64] | None
+    atoms: dict[str, NDArray[np.float64]]
+    b_factor: float
+
+    @property
+    def coordinate(self) -> NDArray[np.float64] | None:
+        """The C-beta atom (glycine, and where there is none: C-alpha), or None without either."""
+        return self.atoms.get("CB", self.atoms.get("CA"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,21 @@ class Chain:
     residues: list[Residue]
     whole: bool
 
+    @cached_property
+    def resolved(self) -> list[Residue]:
+        """The residues with a C-alpha or C-beta atom."""
+        return [residue for residue in self.residues if residue.coordinate is not None]
+
+    @property
+    def resolved_sequence(self) -> str:
+        """The letters of `resolved`."""
+        return "".join(self.sequence[residue.place] for residue in self.resolved)
+
+    def names(self, path: Path) -> set[str]:
+        """The ids by which a protein may name this chain of a file: 1abc_A, 1abcA, 1abc:A."""
+        stem = path.name.split(".")[0]
+        return {f"{stem}_{self.id}", f"{stem}{self.id}", f"{stem}:{self.id}"}
+
 
 @dataclass
 class _Found:
@@ -49,7 +74,13 @@ class _Found:
     name: str
     number: str
     label: str
-    atoms: dict[str, tuple[str, str, str]]
+    # x, y, z and B-factor of those of `ATOMS` that it has
+    atoms: dict[str, tuple[str, str, str, str]]
+
+    def see(self, atom: str, values: tuple[str, str, str, str]) -> None:
+        """Take in an atom, unless it is there already."""
+        if atom in ATOMS:
+            self.atoms.setdefault(atom, values)
 
 
 def read_chains(path: Path) -> list[Chain]:
@@ -83,7 +114,8 @@ def _cif_chains(path: Path) -> list[Chain]:
     for name, default in (("label_seq_id", "?"), ("pdbx_PDB_ins_code", "?"), ("pdbx_PDB_model_num", "1"),
                           ("label_entity_id", "?")):  # fmt: skip
         columns.append(items.get(f"_atom_site.{name}", [default] * count))
-    places = zip(*(items[f"_atom_site.Cartn_{axis}"] for axis in "xyz"), strict=True)
+    b_factors = items.get("_atom_site.B_iso_or_equiv", ["nan"] * count)
+    places = zip(*(items[f"_atom_site.Cartn_{axis}"] for axis in "xyz"), b_factors, strict=True)
     found: dict[str, dict[tuple[str, str], _Found]] = {}
     names, entities, models = {}, {}, set()
     for row, place in zip(zip(*columns, strict=True), places, strict=True):
@@ -93,8 +125,7 @@ def _cif_chains(path: Path) -> list[Chain]:
             continue
         names[asym], entities[asym] = author, entity
         number += "" if insertion in "?." else insertion
-        atoms = found.setdefault(asym, {}).setdefault((number, label), _Found(residue, number, label, {})).atoms
-        atoms.setdefault(atom, place)
+        found.setdefault(asym, {}).setdefault((number, label), _Found(residue, number, label, {})).see(atom, place)
     whole = _entity_sequences(items)
     chains = []
     for asym, residues in found.items():
@@ -139,9 +170,9 @@ def _pdb_chains(path: Path) -> list[Chain]:
             residue, number = line[17:20].strip(), line[22:27].replace(" ", "")
             if kind == "HETATM" and residue not in letters:
                 continue
-            place = (line[30:38], line[38:46], line[46:54])
-            atoms = found.setdefault(chain, {}).setdefault(number, _Found(residue, number, "", {})).atoms
-            atoms.setdefault(line[12:16].strip(), place)
+            values = (line[30:38], line[38:46], line[46:54], line[60:66])
+            seen = found.setdefault(chain, {}).setdefault(number, _Found(residue, number, "", {}))
+            seen.see(line[12:16].strip(), values)
     chains = [_chain(name, whole.get(name), list(residues.values()), None) for name, residues in found.items()]
     return [chain for chain in chains if chain is not None]
 
@@ -156,7 +187,7 @@ def _chain(name: str, whole: list[str] | None, found: list[_Found], places: list
     if places is None:
         places = list(range(len(found))) if whole is None else _places(sequence, resolved, found)
     residues = [
-        Residue(place, residue.number, _coordinate(residue))
+        Residue(place, residue.number, *_atoms(residue))
         for place, residue in zip(places, found, strict=True) if place >= 0
     ]  # fmt: skip
     return Chain(name, sequence, residues, whole is not None)
@@ -181,9 +212,11 @@ def _places(sequence: str, resolved: str, found: list[_Found]) -> list[int]:
     return [partner.get(number, -1) for number in range(len(resolved))]
 
 
-def _coordinate(residue: _Found) -> NDArray[np.float64] | None:
-    atom = residue.atoms.get("CB", residue.atoms.get("CA"))
-    return None if atom is None else np.array([float(part) for part in atom])
+def _atoms(residue: _Found) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """The atoms' places, and the B-factor of C-alpha, which a file may lack."""
+    b_factor = residue.atoms["CA"][3].strip() if "CA" in residue.atoms else ""
+    places = {name: np.array([float(part) for part in atom[:3]]) for name, atom in residue.atoms.items()}
+    return places, float("nan" if b_factor in ("", "?", ".") else b_factor)
 
 
 def _sequence(names: Iterable[str], chain: str) -> str:

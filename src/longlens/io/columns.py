@@ -18,6 +18,8 @@ import numpy as np
 from longlens.errors import InputError
 
 FORMATS = ("csv", "tsv", "parquet", "json")
+# the only column of texts in tables of numbers by token, word or line
+TEXT = "text"
 # digits of a number in a text file: those of float32
 DIGITS = 9
 
@@ -55,7 +57,10 @@ def columns_as(columns: Columns, format: str, about: Mapping[str, Any]) -> bytes
 
 
 def columns_from(data: bytes, format: str) -> dict[str, list[Any]]:
-    """The columns of `columns_as`: texts, whole numbers and numbers as they were, up to the digits of the file."""
+    """The columns of `columns_as`: texts, whole numbers and numbers as they were, up to the digits of the file.
+
+    JSON has no word for an infinite number: "inf" and "-inf" are numbers in a column of numbers.
+    """
     if format == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -64,7 +69,7 @@ def columns_from(data: bytes, format: str) -> dict[str, list[Any]]:
         return {name: [_number(value) for value in table[name].to_pylist()] for name in table.column_names}
     if format == "json":
         read = json.loads(data)["columns"]
-        return {name: [_number(value) for value in column] for name, column in read.items()}
+        return {name: _from_json(name, column) for name, column in read.items()}
     rows = list(csv.reader(io.StringIO(data.decode(), newline=""), delimiter="\t" if format == "tsv" else ","))
     names, cells = rows[0], rows[1:]
     return {name: _typed(name, [row[place] for row in cells]) for place, name in enumerate(names)}
@@ -108,9 +113,16 @@ def _number(value: Any) -> Any:
     return float("nan") if value is None else value
 
 
+def _from_json(name: str, column: list[Any]) -> list[Any]:
+    texts = {value for value in column if isinstance(value, str)}
+    # a token may read "inf"
+    if name == TEXT or not texts <= {"inf", "-inf"}:
+        return [_number(value) for value in column]
+    return [float(value) if isinstance(value, str) else _number(value) for value in column]
+
+
 def _typed(name: str, cells: list[str]) -> list[Any]:
-    # the only column of texts in tables of numbers by token, word or line
-    if name == "text":
+    if name == TEXT:
         return list(cells)
     try:
         return [int(cell) for cell in cells]

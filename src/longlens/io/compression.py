@@ -21,6 +21,9 @@ _XZ = b"\xfd7zXZ\x00"
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _UNREAD = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf\x27\x1c": "7z"}
 
+# suffixes of compressed files, those that are refused when read among them
+SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z")
+
 # what reading compressed data raises; bzip2 and gzip use an OSError without a number too, see `is_broken`
 READ_FAULTS = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
@@ -44,6 +47,12 @@ def decompressed(file: io.RawIOBase | BinaryIO, name: str) -> BinaryIO:
     if _BZIP2.match(head):
         return cast(BinaryIO, bz2.BZ2File(buffered))
     return buffered
+
+
+def plain_name(path: Path | str) -> str:
+    """The name of a file in lower case, without the suffix of its compression: what its content is."""
+    name = Path(path).name.lower()
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
 
 def is_broken(error: BaseException) -> bool:

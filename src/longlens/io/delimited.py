@@ -1,19 +1,16 @@
-"""Tables of text with a header line: CSV and TSV, plain or gzipped, from a file or standard input."""
+"""Tables of text with a header line: CSV and TSV, plain or compressed, from a file or standard input."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import sys
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from longlens.errors import SequenceError
-
-GZIP_MAGIC = b"\x1f\x8b"
+from longlens.io.compression import READ_FAULTS, decompressed, is_broken, plain_name
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,9 @@ class DelimitedTable:
 def read_delimited(path: Path | str) -> DelimitedTable:
     """A table whose first line names the columns; "-" is standard input.
 
-    Compression is recognised by the first bytes. The delimiter is a tab where the file's name ends in .tsv, .tab or
-    .tsv.gz, or where the header has tabs and no comma; a comma otherwise.
+    Compression (`longlens.io.compression`) is recognised by the first bytes. The delimiter is a tab where the file's
+    name, without the suffix of its compression, ends in .tsv or .tab, or where the header has tabs and no comma; else a
+    comma.
 
     Raises:
         SequenceError: not UTF-8, compressed data that is cut off, a row with more cells than columns, two columns of
@@ -52,17 +50,18 @@ def read_delimited(path: Path | str) -> DelimitedTable:
     name = "standard input" if str(path) == "-" else str(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
-        text = (gzip.decompress(data) if data[:2] == GZIP_MAGIC else data).decode("utf-8-sig")
+        text = decompressed(io.BytesIO(data), name).read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SequenceError(f"{name}: expected a CSV or TSV file in UTF-8, got other bytes ({error})") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SequenceError(
-            f"{name}: its compressed data is cut off or broken ({error}); fetch the file again"
-        ) from None
-    except OSError as error:
-        raise SequenceError(f"{name}: cannot be read ({error.strerror or error})") from None
+    except READ_FAULTS as error:
+        if is_broken(error):
+            raise SequenceError(
+                f"{name}: its compressed data is cut off or broken ({error}); fetch the file again"
+            ) from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise SequenceError(f"{name}: cannot be read ({reason or error})") from None
     header = text.split("\n", 1)[0]
-    tabs = name.lower().removesuffix(".gz").endswith((".tsv", ".tab")) or ("\t" in header and "," not in header)
+    tabs = plain_name(name).endswith((".tsv", ".tab")) or ("\t" in header and "," not in header)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")
     columns: list[str] = []
     rows, lines, blank = [], [], []

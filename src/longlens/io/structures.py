@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longlens.errors import InputError, SequenceError
 from longlens.io.alphabet import clean_protein
+from longlens.io.chains import read_chains
 from longlens.io.fasta import read_fasta
 
 # C-beta atoms closer than this, in Angstrom, are in contact (CASP; Rao et al. 2020)
@@ -30,39 +29,14 @@ class ProteinContacts:
 
 
 def read_structure(path: Path) -> Iterator[ProteinContacts]:
-    """Each protein chain of the first model: residues in the order of the file, contacts by C-beta (glycine: C-alpha).
+    """The resolved residues of each protein chain of the first model (`longlens.io.chains`), and their contacts by
+    C-beta (glycine: C-alpha).
 
     Raises `InputError` for a file that cannot be read or holds no protein.
     """
-    from Bio.Data.PDBData import protein_letters_3to1_extended as letters
-    from Bio.PDB.MMCIFParser import MMCIFParser
-    from Bio.PDB.PDBExceptions import PDBConstructionException
-    from Bio.PDB.PDBParser import PDBParser
-
-    parser: Any = MMCIFParser(QUIET=True) if path.suffix.lower() in (".cif", ".mmcif") else PDBParser(QUIET=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = parser.get_structure(path.stem, path)
-        chains = list(next(iter(structure)))
-    except (OSError, ValueError, KeyError, StopIteration, PDBConstructionException) as error:
-        raise InputError(f"{path}: expected a structure in PDB or mmCIF format; {error or 'it is empty'}") from None
-    has_protein = False
-    for chain in chains:
-        # modified residues, such as selenomethionine, are among the hetero atoms
-        residues = [
-            residue for residue in chain
-            if "CA" in residue and (residue.id[0] == " " or residue.get_resname().strip() in letters)
-        ]  # fmt: skip
-        if not residues:
-            continue
-        has_protein = True
-        coordinates = np.array([residue["CB" if "CB" in residue else "CA"].coord for residue in residues], np.float64)
-        text = "".join(letters.get(residue.get_resname().strip(), "X") for residue in residues)
-        name = f"{path.stem}_{chain.id}"
-        yield ProteinContacts(name, clean_protein(text, name).sequence, close_pairs(coordinates))
-    if not has_protein:
-        raise InputError(f"{path}: expected a protein, found no residue with a C-alpha atom")
+    for chain in read_chains(path):
+        coordinates = np.array([residue.coordinate for residue in chain.resolved], np.float64)
+        yield ProteinContacts(f"{path.stem}_{chain.id}", chain.resolved_sequence, close_pairs(coordinates))
 
 
 def read_pairs(paths: Sequence[Path], fasta: Path) -> list[ProteinContacts]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from longlens.errors import SequenceError
 from longlens.io.alphabet import clean_protein
-from longlens.io.compression import read_bytes
+from longlens.io.compression import plain_name, read_bytes
 from longlens.io.delimited import read_delimited
 from longlens.io.fasta import STANDARD_INPUT, FastaRecord, read_fasta
 
@@ -86,8 +86,7 @@ def read_labelled(
 
 
 def _is_table(path: Path | str) -> bool:
-    name = str(path).lower().removesuffix(".gz")
-    return name.endswith(TABLES)
+    return plain_name(path).endswith(TABLES)
 
 
 def header_lines(path: Path | str) -> list[int]:
@@ -121,7 +120,7 @@ def _given(value: Any) -> Any:
 
 def _cells(path: Path | str, needed: list[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Rows of a table, and where each stands."""
-    if not str(path).lower().endswith(".parquet"):
+    if not plain_name(path).endswith(".parquet"):
         table = read_delimited(path)
         table.require(needed)
         yield from ((row, table.place(number)) for number, row in enumerate(table.rows))
@@ -130,7 +129,7 @@ def _cells(path: Path | str, needed: list[str]) -> Iterator[tuple[Mapping[str, A
     import pyarrow.parquet as pq
 
     try:
-        columns = pq.read_table(path)
+        columns = pq.read_table(pa.BufferReader(read_bytes(path, str(path))))
     except (OSError, pa.ArrowException) as error:
         raise SequenceError(f"{path}: expected a Parquet file ({str(error).splitlines()[0]})") from None
     for name in needed:

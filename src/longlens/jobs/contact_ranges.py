@@ -49,7 +49,7 @@ def precision_by_range(
         chain: the structure's chain.
         length: L.
     """
-    resolved = [residue for residue in chain.residues if residue.coordinate is not None]
+    resolved = chain.resolved
     where = np.array([residue.place for residue in resolved], np.int64)
     have = np.zeros(len(chain.sequence), bool)
     have[where] = True

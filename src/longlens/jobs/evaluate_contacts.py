@@ -51,9 +51,7 @@ class _Place:
 
     @property
     def names(self) -> set[str]:
-        """The ids by which a protein may name this chain."""
-        stem = self.structure.name.split(".")[0]
-        return {f"{stem}_{self.chain.id}", f"{stem}{self.chain.id}", f"{stem}:{self.chain.id}"}
+        return self.chain.names(self.structure)
 
 
 class ContactEvaluation(ArrowTable):
@@ -143,7 +141,7 @@ def evaluate_contacts(
             unmatched.append(prediction.id)
             continue
         chain = place.chain
-        resolved = sum(residue.coordinate is not None for residue in chain.residues)
+        resolved = len(chain.resolved)
         counted = len(chain.sequence) if length == "full" else resolved
         for part in precision_by_range(prediction.parts(), _partners(prediction, place), chain, counted):
             rows.append({"id": prediction.id, "structure": place.structure.name, "chain": chain.id,

@@ -36,7 +36,10 @@ def prepare_model(
         if not isinstance(alphabet, StructureAlphabet):
             raise InputError(f"expected a model that reads structures, such as SaProt, got {model.source}")
         if isinstance(structures, Mapping):
-            letters = {clean_protein(text).sequence: word.lower() for text, word in structures.items()}
+            letters: dict[str, str] = {}
+            for text, word in structures.items():
+                if letters.setdefault(clean_protein(text).sequence, word.lower()) != word.lower():
+                    raise InputError(f"expected one structure of each sequence, got two of {text[:20]}...")
         else:
             paths = [structures] if isinstance(structures, str | Path) else list(structures)
             for path in paths:

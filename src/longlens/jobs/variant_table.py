@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longlens.errors import SequenceError, VariantError
+from longlens.io.compression import SUFFIXES
 from longlens.io.delimited import DelimitedTable, read_delimited
 from longlens.io.variants import Mutation, parse_variant
 from longlens.jobs.inputs import ProteinSource
 
 # the column that says why a row has no score
 PROBLEM = "problem"
-TABLES = (".csv", ".tsv", ".tab", ".txt", ".gz")
+TABLES = (".csv", ".tsv", ".tab", ".txt", *SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -95,20 +95,20 @@ def test_a_score_sums_over_structures_and_hides_the_residue_alone(folder):
         longlens.score(TEXT, ["K8W"], model=folder, structures={TEXT: STRUCTURE}, scoring_strategy="pseudo-ppl")
 
 
-def helix(path, text, chain="A", plddt=None):
-    """A backbone of ideal helical geometry, with C-beta atoms."""
+def helix(path, text, chain="A", plddt=None, turn=100.0):
+    """A backbone of ideal helical geometry, with C-beta atoms; `turn` degrees to a residue."""
     from Bio.Data.IUPACData import protein_letters_1to3 as names
 
     lines, number = [], 1
     for place, residue in enumerate(text):
-        angle = np.deg2rad(100.0) * place
-        for atom, radius, turn, rise in (
+        angle = np.deg2rad(turn) * place
+        for atom, radius, ahead, rise in (
             ("N", 1.55, -0.47, -0.9), ("CA", 2.28, 0.0, 0.0), ("C", 1.68, 0.46, 1.1), ("O", 2.0, 0.5, 2.3),
             ("CB", 3.3, -0.2, -0.5),
         ):  # fmt: skip
             if atom == "CB" and residue == "G":
                 continue
-            x, y, z = radius * np.cos(angle + turn), radius * np.sin(angle + turn), 1.5 * place + rise
+            x, y, z = radius * np.cos(angle + ahead), radius * np.sin(angle + ahead), 1.5 * place + rise
             value = 90.0 if plddt is None else plddt[place]
             lines.append(
                 f"ATOM  {number:5d}  {atom:<3s} {names[residue].upper()} {chain}{place + 1:4d}    "
@@ -134,6 +134,46 @@ def test_letters_of_a_structure_are_mini3dis(tmp_path):
     assert unsure == {TEXT: f"{wanted[:4]}##{wanted[6:]}"}
     (tmp_path / "letters.fasta").write_text(f">x\n{wanted.upper()}\n>other\nAAA\n")
     assert read_structure_letters([tmp_path / "letters.fasta"], {"x": TEXT}) == {TEXT: wanted}
+
+
+def test_two_structures_of_one_sequence_are_not_mixed_up(tmp_path):
+    first, second = "d" * 20, "p" * 20
+    (tmp_path / "letters.fasta").write_text(f">x\n{first}\n>y\n{second}\n")
+    with pytest.raises(InputError, match=r"x and y: expected one structure of proteins that have the same sequence"):
+        read_structure_letters([tmp_path / "letters.fasta"], {"x": TEXT, "y": TEXT})
+    assert read_structure_letters([tmp_path / "letters.fasta"], {"y": TEXT}) == {TEXT: second}
+    # two conformations, in two files and in two chains of one
+    folder = tmp_path / "structures"
+    folder.mkdir()
+    helix(folder / "1abc.pdb", TEXT)
+    helix(folder / "2abc.pdb", TEXT, turn=60.0)
+    one, other = (read_structure_letters([folder / f"{name}.pdb"], {"x": TEXT})[TEXT] for name in ("1abc", "2abc"))
+    assert one != other
+    with pytest.raises(
+        InputError, match=r"x: expected one structure, got .*1abc\.pdb, chain A and .*2abc\.pdb, chain A"
+    ):
+        read_structure_letters([folder], {"x": TEXT})
+    assert read_structure_letters([folder], {"2abc": TEXT}) == {TEXT: other}
+    helix(folder / "3abc.pdb", TEXT, chain="B", turn=60.0)
+    both = "".join((folder / f"{name}.pdb").read_text().replace("END\n", "TER\n") for name in ("1abc", "3abc"))
+    (tmp_path / "4abc.pdb").write_text(both)
+    assert read_structure_letters([tmp_path / "4abc.pdb"], {"4abc_B": TEXT}) == {TEXT: other}
+    with pytest.raises(InputError, match=r"4abc\.pdb, chain A and .*4abc\.pdb, chain B, whose letters differ"):
+        read_structure_letters([tmp_path / "4abc.pdb"], {"4abc": TEXT})
+
+
+def test_residues_without_atoms_have_unknown_letters(tmp_path):
+    from Bio.Data.IUPACData import protein_letters_1to3 as names
+
+    helix(tmp_path / "a.pdb", TEXT)
+    (letters,) = read_structure_letters([tmp_path / "a.pdb"], {"x": TEXT}).values()
+    whole = f"GS{TEXT}W"
+    words = [names[residue].upper() for residue in whole]
+    seqres = [f"SEQRES {row + 1:3d} A {len(words):4d}  {' '.join(words[13 * row :][:13])}\n" for row in range(2)]
+    (tmp_path / "a.pdb").write_text("".join(seqres) + (tmp_path / "a.pdb").read_text())
+    assert read_structure_letters([tmp_path / "a.pdb"], {"x": whole, "y": TEXT}) == {
+        whole: f"##{letters}#", TEXT: letters,
+    }  # fmt: skip
 
 
 def test_structures_on_the_command_line(folder, tmp_path):
@@ -163,11 +203,14 @@ def test_what_cannot_be_read_is_refused(folder, tmp_path):
         (tmp_path / "none.pdb", "expected structures, a folder or a FASTA file of letters, found no"),
         (tmp_path / "letters.fasta", "expected 20 structure letters, got 3"),
         (tmp_path / "empty.fasta", "expected a structure of each protein, found none of x"),
-        (tmp_path / "broken.pdb", "expected a structure in PDB or mmCIF format"),
+        (tmp_path / "broken.pdb", r"broken\.pdb: expected a protein, found no residue"),
+        (tmp_path / "broken.cif", r"broken\.cif: expected a structure in PDB or mmCIF format"),
+        ({TEXT: "d" * 20, TEXT.lower(): "p" * 20}, "expected one structure of each sequence, got two"),
     ):
         (tmp_path / "letters.fasta").write_text(">x\nddd\n")
         (tmp_path / "empty.fasta").write_text(">y\nddd\n")
         (tmp_path / "broken.pdb").write_text("")
+        (tmp_path / "broken.cif").write_text("")
         with pytest.raises(InputError, match=message):
             longlens.embed({"x": TEXT}, model=model, structures=structures)
     with pytest.raises(InputError, match="a model that reads structures, such as SaProt, got tiny"):
