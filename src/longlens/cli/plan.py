@@ -54,12 +54,12 @@ def plan(
 
     from longlens.jobs.embed_plan import plan_embedding
     from longlens.jobs.inputs import open_proteins
-    from longlens.jobs.limits import threads_set
+    from longlens.jobs.limits import chains_of, threads_set
     from longlens.jobs.memory import model_size
     from longlens.jobs.plan import measure_rate
     from longlens.ops.explain import format_bytes
 
-    with open_proteins(as_paths(fasta), on_error=on_error) as source:
+    with open_proteins(as_paths(fasta), on_error=on_error, chains=chains_of(model)) as source:
         proteins = source.survey
     size = model_size(model, dtype, device)
     planned = plan_embedding(

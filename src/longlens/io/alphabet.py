@@ -24,8 +24,9 @@ STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 # selenocysteine, pyrrolysine, and the ambiguous codes: D or N, E or Q, any residue
 RARE = "UOBZX"
 GAPS = "-."
-# between the chains of a complex, in models that take it (ESM-C)
+# between the chains of a complex, in models that take it (ESM-C), and as fair-esm's users write it
 CHAIN_BREAK = "|"
+_OTHER_BREAK = ":"
 
 _KEPT = frozenset(STANDARD + RARE)
 _DROP_BLANKS = str.maketrans("", "", string.whitespace)
@@ -68,15 +69,15 @@ class CleanedProtein:
 def clean_protein(raw: str, record: str = "the sequence", *, chains: bool = False) -> CleanedProtein:
     """The sequence in upper case, without blanks, gaps and trailing stops, and with J and inner stops replaced by X.
 
-    `chains`: it may be a complex, whose chains, cleaned one by one, keep `CHAIN_BREAK` between them.
+    `chains`: it may be a complex, with `CHAIN_BREAK` or `:` (fair-esm) between its chains. These are cleaned one by one
+    and have `CHAIN_BREAK` between them.
 
     Raises `SequenceError` for an empty sequence or chain and for any other character; the message names `record`, the
     chain of several, the position (from 1, blanks not counted) and the character.
     """
-    if chains and CHAIN_BREAK in raw:
-        parts = [
-            clean_protein(part, f"{record}, chain {number}") for number, part in enumerate(raw.split(CHAIN_BREAK), 1)
-        ]
+    if chains and may_be_complex(raw):
+        texts = raw.replace(_OTHER_BREAK, CHAIN_BREAK).split(CHAIN_BREAK)
+        parts = [clean_protein(text, f"{record}, chain {number}") for number, text in enumerate(texts, 1)]
         return CleanedProtein(
             CHAIN_BREAK.join(part.sequence for part in parts), sum(part.substituted for part in parts),
             sum(part.gaps for part in parts),
@@ -99,12 +100,27 @@ def clean_protein(raw: str, record: str = "the sequence", *, chains: bool = Fals
     return CleanedProtein(sequence, substituted, gaps)
 
 
+def may_be_complex(raw: str) -> bool:
+    """Whether a raw sequence has a sign that stands between chains."""
+    return CHAIN_BREAK in raw or _OTHER_BREAK in raw
+
+
+def chain_breaks(sequence: str) -> NDArray[np.bool_]:
+    """(L,): which places of a cleaned sequence are `CHAIN_BREAK`."""
+    return np.frombuffer(sequence.encode(), dtype=np.uint8) == ord(CHAIN_BREAK)
+
+
 def _refuse(letters: str, record: str) -> None:
     accepted = _KEPT | set("J*" + GAPS)
     place, character = next(
         (place, c) for place, c in enumerate(letters, 1) if not c.isascii() or c.upper() not in accepted
     )
-    hint = "; split a complex into its chains, one record each" if character in (":", CHAIN_BREAK) else ""
+    hint = ""
+    if may_be_complex(character):
+        hint = (
+            "; split a complex into its chains, one record each; `embed`, `plan`, `score` and `look` take it "
+            "whole with a model of complexes (ESM-C)"
+        )
     raise SequenceError(
         f"{record}: expected amino acids ({STANDARD}{RARE}, J, *), got {character!r} at position {place}{hint}"
     )

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from longlens.errors import SequenceError
-from longlens.io.alphabet import CleanedProtein, clean_protein, looks_like_alignment, looks_like_dna, looks_like_text
+from longlens.io.alphabet import (
+    CleanedProtein,
+    clean_protein,
+    looks_like_alignment,
+    looks_like_dna,
+    looks_like_text,
+    may_be_complex,
+)
 from longlens.io.fasta import FastaRecord, read_fasta
 
 # how many records are examined to recognise an alignment
 LOOKED_AT = 100
+
+
+Chains = Callable[[], bool]
+"""Whether complexes of several chains are taken: asked at most once a record, where there may be one."""
+
+
+def no_chains() -> bool:
+    """Complexes are refused."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -54,20 +70,20 @@ class Survey:
         return max(self.entries, key=lambda entry: entry.length)
 
 
-def survey(paths: Sequence[Path | str], *, skip_errors: bool = False) -> Survey:
+def survey(paths: Sequence[Path | str], *, skip_errors: bool = False, chains: Chains = no_chains) -> Survey:
     """Read all of `paths`; with `skip_errors`, broken records and the broken rest of a file are listed, not raised.
 
     Otherwise raises `SequenceError` for the first fault, and always if no protein is left.
     """
-    return _survey([(str(path), Path(str(path)).name, read_fasta(path)) for path in paths], skip_errors)
+    return _survey([(str(path), Path(str(path)).name, read_fasta(path)) for path in paths], skip_errors, chains)
 
 
-def make_survey(records: Sequence[FastaRecord], *, skip_errors: bool = False) -> Survey:
+def make_survey(records: Sequence[FastaRecord], *, skip_errors: bool = False, chains: Chains = no_chains) -> Survey:
     """The survey of records that are in memory."""
-    return _survey([("the sequences", "sequences", records)], skip_errors)
+    return _survey([("the sequences", "sequences", records)], skip_errors, chains)
 
 
-def _survey(sources: Sequence[tuple[str, str, Iterable[FastaRecord]]], skip_errors: bool) -> Survey:
+def _survey(sources: Sequence[tuple[str, str, Iterable[FastaRecord]]], skip_errors: bool, chains: Chains) -> Survey:
     entries: list[RecordInfo] = []
     skipped: list[SkippedRecord] = []
     inputs, suspicions = [], _InputWarnings()
@@ -78,7 +94,7 @@ def _survey(sources: Sequence[tuple[str, str, Iterable[FastaRecord]]], skip_erro
                 read = True
                 digest.update(f">{record.id} {record.description}\n{record.sequence}\n".encode())
                 try:
-                    entries.append(_entry(record))
+                    entries.append(_entry(record, chains))
                     suspicions.see(record)
                 except SequenceError as error:
                     if not skip_errors:
@@ -126,13 +142,15 @@ class _InputWarnings:
         return sentences
 
 
-def read_cleaned(paths: Sequence[Path | str], *, skip_errors: bool = False) -> Iterator[str]:
+def read_cleaned(
+    paths: Sequence[Path | str], *, skip_errors: bool = False, chains: Chains = no_chains
+) -> Iterator[str]:
     """The cleaned sequences of a survey's entries, in order."""
     for path in paths:
         try:
             for record in read_fasta(path):
                 try:
-                    cleaned = _clean(record)
+                    cleaned = _clean(record, chains)
                 except SequenceError:
                     if not skip_errors:
                         raise
@@ -143,8 +161,8 @@ def read_cleaned(paths: Sequence[Path | str], *, skip_errors: bool = False) -> I
                 raise
 
 
-def _entry(record: FastaRecord) -> RecordInfo:
-    protein = _clean(record)
+def _entry(record: FastaRecord, chains: Chains) -> RecordInfo:
+    protein = _clean(record, chains)
     return RecordInfo(
         number=record.number,
         source=Path(record.source).name,
@@ -157,9 +175,10 @@ def _entry(record: FastaRecord) -> RecordInfo:
     )
 
 
-def _clean(record: FastaRecord) -> CleanedProtein:
+def _clean(record: FastaRecord, chains: Chains) -> CleanedProtein:
     """The cleaned protein of a record. Raises `SequenceError` for anything else, including prose."""
-    protein = clean_protein(record.sequence, record.place)
+    complexes = may_be_complex(record.sequence) and chains()
+    protein = clean_protein(record.sequence, record.place, chains=complexes)
     if looks_like_text(record.sequence):
         raise SequenceError(
             f"{record.place}: expected a protein, got letters in the proportions of a text "

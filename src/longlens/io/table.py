@@ -38,8 +38,11 @@ def write_table(
         **(more or {}),
     }
     if "surprise" in arrays:
-        sums = np.add.reduceat(arrays["surprise"].astype(np.float64), starts[:-1])
-        means = sums / np.diff(starts)
+        # between the chains of a complex there is none
+        surprise = arrays["surprise"].astype(np.float64)
+        there = ~np.isnan(surprise)
+        sums = np.add.reduceat(np.where(there, surprise, 0.0), starts[:-1])
+        means = sums / np.add.reduceat(there, starts[:-1], dtype=np.int64)
         columns |= {"surprise": means.tolist(), "perplexity": np.exp(means).tolist()}
     write_columns(path, survey, columns, about)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longlens.errors import InputError
+from longlens.io.alphabet import CHAIN_BREAK, chain_breaks
 from longlens.io.formats import FORMATS, require_zarr, write_arrays
 from longlens.io.hdf5_formats import dataset_names
 from longlens.io.result_arrays import ResultArrays
@@ -23,7 +24,7 @@ from longlens.jobs.embeddings import Embeddings
 from longlens.jobs.inference import ResidueIndex, masked_predictions, residue_predictions, residue_rows
 from longlens.jobs.inputs import Proteins, ProteinSource, SequenceReader, as_words, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.limits import chains_of, load_model, memory_limit, threads_set
 from longlens.jobs.model_inputs import Structures, prepare_model
 from longlens.jobs.output import output_folder
 from longlens.jobs.plan import BatchOutputs, batch_bytes, batch_tokens, largest_batch, make_batches
@@ -198,7 +199,8 @@ class EmbedJob(Job):
             ResidueIndex(int(owner) - unit.first, int(residue - self.starts[owner]))
             for residue, owner in zip(residues, owners, strict=True)
         ]
-        for name, rows in _surprise_arrays(masked_predictions(model, tokens, places, attend)):
+        breaks = chain_breaks("".join(texts))[unit.start - self.starts[unit.first] :][: len(residues)]
+        for name, rows in _surprise_arrays(masked_predictions(model, tokens, places, attend), breaks):
             yield name, unit.start, rows
 
     def finish(self, folder: ResultFolder) -> list[Path]:
@@ -254,7 +256,8 @@ def embed(
     embeddings.array("mean/6")                  # (proteins, d)
 
     Args:
-        proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein.
+        proteins: FASTA files, sequences, or a mapping of ids to sequences; one string is one file or one protein. ESM-C
+            takes complexes, with `|` between chains: it counts as a position, but not in means.
         model: a model, or what `longlens.load` takes.
         output: a folder; an interrupted job in it continues. None: a temporary folder, which the result owns.
         include: of "mean", "per-tok", "bos", "logits", "surprise".
@@ -282,7 +285,7 @@ def embed(
         include=tuple(dict.fromkeys(as_words(include))), layers=tuple(as_words(layers)), format=format,
         surprise=surprise, method=str(method), array_dtype=array_dtype,
     )  # fmt: skip
-    with threads_set(threads), open_proteins(proteins, on_error=on_error) as source:
+    with threads_set(threads), open_proteins(proteins, on_error=on_error, chains=chains_of(model)) as source:
         loaded = load_model(model, dtype, device, max_memory)
         loaded = prepare_model(loaded, source, structures, min_plddt, rare_as_x=rare_as_x)
         if options.predicts:
@@ -323,12 +326,15 @@ def _batch_arrays(
     layers = options.layer_numbers(model.config)
     encoded = model(packed, attend=attend, keep=layers)
     rows = residue_rows(packed, model.alphabet)
-    counts = torch.tensor([len(text) for text in texts], device=rows.device)
+    breaks = chain_breaks("".join(texts))
+    # `|` between chains is no residue
+    counts = [len(text) - text.count(CHAIN_BREAK) for text in texts]
+    residues = rows[torch.from_numpy(~breaks).to(rows.device)] if breaks.any() else rows
     for layer in layers:
         hidden = encoded.layers[layer]
         if "mean" in options.include:
             # one protein at a time, since a running sum over all in float32 would lose digits
-            parts = hidden[rows].float().split(counts.tolist())
+            parts = hidden[residues].float().split(counts)
             yield f"mean/{layer}", protein, _numpy(torch.stack([part.mean(0) for part in parts]))
         if "bos" in options.include:
             yield f"bos/{layer}", protein, _numpy(hidden[packed.cu_seqlens[:-1].long()])
@@ -337,13 +343,16 @@ def _batch_arrays(
     if "logits" in options.include:
         yield "logits", residue, _numpy(model.logits(encoded.last[rows]))
     if "surprise" in options.include and options.surprise == "wt":
-        for name, values in _surprise_arrays(residue_predictions(model, packed, encoded, rows)):
+        for name, values in _surprise_arrays(residue_predictions(model, packed, encoded, rows), breaks):
             yield name, residue, values
 
 
-def _surprise_arrays(rows: Predictions) -> Iterator[tuple[str, NDArray[Any]]]:
+def _surprise_arrays(rows: Predictions, breaks: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """`breaks`: the rows between chains, where nothing is predicted: NaN, and rank 0."""
     for name in SURPRISE:
-        yield name, getattr(rows, name).cpu().numpy().astype(np.int32 if name == "rank" else np.float32)
+        values = getattr(rows, name).cpu().numpy().astype(np.int32 if name == "rank" else np.float32)
+        values[breaks] = 0 if name == "rank" else np.nan
+        yield name, values
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

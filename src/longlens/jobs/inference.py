@@ -12,7 +12,7 @@ from torch import Tensor
 
 from longlens.io.alphabet import Alphabet
 from longlens.lens.predict.vocabulary import Predictions, predictions
-from longlens.models.encoder import Attend, Encoded, Packed, pack
+from longlens.models.encoder import Attend, Encoded, Packed
 from longlens.models.language_model import MaskedLM
 
 
@@ -37,7 +37,7 @@ def residue_rows(packed: Packed, alphabet: Alphabet) -> Tensor:
 
 def residue_vectors(model: MaskedLM, sequences: Sequence[str]) -> list[Tensor]:
     """(L, d) of the last layer for each of several cleaned sequences, packed; with gradients where they are wanted."""
-    packed = pack([model.alphabet.encode(sequence) for sequence in sequences]).to(model.device)
+    packed = model.pack_tokens([model.alphabet.encode(sequence) for sequence in sequences])
     return list(model(packed).last[residue_rows(packed, model.alphabet)].split(list(map(len, sequences))))
 
 
@@ -83,7 +83,7 @@ def _masked_hidden(
         copy = sequences[place.sequence].copy()
         copy[place.residue + before] = model.alphabet.masked(int(copy[place.residue + before]))
         copies.append(copy)
-    packed = pack(copies).to(model.device)
+    packed = model.pack_tokens(copies, [sequences[place.sequence] for place in places])
     inside = torch.tensor([place.residue + before for place in places], device=model.device)
     rows = packed.cu_seqlens[:-1].long() + inside
     return model(packed, attend=attend).last[rows]

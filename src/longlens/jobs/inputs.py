@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from longlens.errors import InputError, SequenceError
-from longlens.io.alphabet import clean_protein
+from longlens.io.alphabet import clean_protein, may_be_complex
 from longlens.io.fasta import STANDARD_INPUT, FastaRecord
-from longlens.io.survey import RecordInfo, Survey, make_survey, read_cleaned, survey
+from longlens.io.survey import Chains, RecordInfo, Survey, make_survey, no_chains, read_cleaned, survey
 
 W = TypeVar("W", str, int, "int | str")
 
@@ -38,23 +38,26 @@ class ProteinSource(ABC):
 class FastaFiles(ProteinSource):
     """Files that are read twice: once for the survey, and again during the computation."""
 
-    def __init__(self, paths: Sequence[Path | str], *, skip_errors: bool) -> None:
-        self.paths = paths
-        self.survey = survey(paths, skip_errors=skip_errors)
+    def __init__(self, paths: Sequence[Path | str], *, skip_errors: bool, chains: Chains = no_chains) -> None:
+        self.paths, self.chains = paths, chains
+        self.survey = survey(paths, skip_errors=skip_errors, chains=chains)
 
     def sequences(self) -> Iterator[str]:
-        return read_cleaned(self.paths, skip_errors=bool(self.survey.skipped))
+        return read_cleaned(self.paths, skip_errors=bool(self.survey.skipped), chains=self.chains)
 
 
 class InMemoryProteins(ProteinSource):
     """Sequences by id."""
 
-    def __init__(self, records: Sequence[FastaRecord], *, skip_errors: bool) -> None:
-        self.survey = make_survey(records, skip_errors=skip_errors)
+    def __init__(self, records: Sequence[FastaRecord], *, skip_errors: bool, chains: Chains = no_chains) -> None:
+        self.survey = make_survey(records, skip_errors=skip_errors, chains=chains)
         skipped = {record.number for record in self.survey.skipped}
         self._sequences = [
-            clean_protein(record.sequence, record.place).sequence for record in records if record.number not in skipped
-        ]
+            clean_protein(
+                record.sequence, record.place, chains=may_be_complex(record.sequence) and chains()
+            ).sequence
+            for record in records if record.number not in skipped
+        ]  # fmt: skip
 
     def sequences(self) -> Iterator[str]:
         return iter(self._sequences)
@@ -124,8 +127,8 @@ def _refuse_changed(text: str, entry: RecordInfo) -> None:
 
 
 @contextmanager
-def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[ProteinSource]:
-    """The source that `proteins` names, surveyed.
+def open_proteins(proteins: Proteins, *, on_error: str = "stop", chains: Chains = no_chains) -> Iterator[ProteinSource]:
+    """The source that `proteins` names, surveyed. `chains`: whether complexes of several chains are taken.
 
     Raises `SequenceError` for records that cannot be read (with `on_error` "skip" the survey lists them), `InputError`
     for a string that is both a file and a protein.
@@ -139,7 +142,7 @@ def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Pro
             "columns; give dict(zip(frame['id'], frame['sequence']))"
         )
     if isinstance(proteins, Mapping):
-        yield InMemoryProteins(_records(proteins.items()), skip_errors=skip)
+        yield InMemoryProteins(_records(proteins.items()), skip_errors=skip, chains=chains)
         return
     listed = [proteins] if isinstance(proteins, str | Path) else list(proteins)
     if not listed:
@@ -149,10 +152,11 @@ def open_proteins(proteins: Proteins, *, on_error: str = "stop") -> Iterator[Pro
         raise InputError("expected either paths of FASTA files or sequences, got both in one list")
     if files == {True}:
         with readable_twice(listed) as paths:
-            yield FastaFiles(paths, skip_errors=skip)
+            yield FastaFiles(paths, skip_errors=skip, chains=chains)
         return
     texts = [str(item) for item in listed]
-    yield InMemoryProteins(_records((str(number), text) for number, text in enumerate(texts, 1)), skip_errors=skip)
+    records = _records((str(number), text) for number, text in enumerate(texts, 1))
+    yield InMemoryProteins(records, skip_errors=skip, chains=chains)
 
 
 def is_file(item: str | Path) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from longlens.errors import InputError
 from longlens.jobs.cores import usable_cores
 from longlens.jobs.memory import batch_limit, model_size, process_bytes, refuse_large_model, total_limit
 from longlens.models.language_model import MaskedLM
-from longlens.models.pretrained import load
+from longlens.models.pretrained import load, takes_chains
 
 
 def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory: str | None = None) -> MaskedLM:
@@ -27,6 +28,19 @@ def load_model(model: str | Path | MaskedLM, dtype: str, device: str, max_memory
     if max_memory is not None:
         refuse_large_model(model_size(model, dtype, device), max_memory)
     return load(model, dtype=dtype, device=device)
+
+
+def chains_of(*models: str | Path | MaskedLM) -> Callable[[], bool]:
+    """Whether all of the models take complexes of several chains; their files are read when it is asked first."""
+
+    @cache
+    def taken() -> bool:
+        return all(
+            model.alphabet.chain_break is not None if isinstance(model, MaskedLM) else takes_chains(model)
+            for model in models
+        )
+
+    return taken
 
 
 def memory_limit(model: nn.Module, max_memory: str | None) -> int:

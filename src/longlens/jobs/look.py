@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError, UnsupportedError
 from longlens.hf.texts import TextModel, TokenizedText
+from longlens.io.alphabet import chain_breaks
 from longlens.jobs.plan import BatchOutputs, batch_bytes
 from longlens.lens.calls import check_heads
 from longlens.lens.predict.vocabulary import Predictions
@@ -148,7 +149,7 @@ def look_at_protein(model: MaskedLM, sequence: str, options: LookOptions, *, tit
     packed = model.pack([sequence])
     numbers = packed.tokens.tolist()
     special = np.ones(len(numbers), bool)
-    special[model.alphabet.residues(len(numbers))] = False
+    special[model.alphabet.residues(len(numbers))] = chain_breaks(sequence)
     tokens = TokenLabels(title, tuple(model.alphabet.tokens[number] for number in numbers), special, residues=True)
 
     def read() -> Predictions | None:

@@ -21,7 +21,7 @@ from longlens.jobs.inputs import (
     open_proteins,
 )
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.limits import chains_of, load_model, memory_limit, threads_set
 from longlens.jobs.look import (
     LookOptions,
     folder_name,
@@ -176,7 +176,7 @@ def look(
                 raise InputError("--record chooses among the records of a FASTA file; a text is one sequence")
             job = _text_job(*text, model, dtype, device, max_memory, options)
         else:
-            with open_proteins(proteins, on_error=on_error) as opened:
+            with open_proteins(proteins, on_error=on_error, chains=chains_of(model)) as opened:
                 chosen = SelectedRecords(opened, ids) if ids else opened
                 job = _protein_job(chosen, model, dtype, device, max_memory, options)
         announce(job.model, job.source.survey, progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 from longlens.errors import InputError
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo
-from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.limits import chains_of, load_model, memory_limit, threads_set
 from longlens.jobs.model_inputs import Structures, prepare_model
 from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import announce
@@ -82,7 +82,8 @@ def score(
         raise InputError(
             "a figure is drawn of one model's scores" if model else "expected at least one model, got none"
         )
-    with threads_set(threads), open_proteins(proteins) as source:
+    several = tuple(model) if isinstance(model, list | tuple) else (model,)
+    with threads_set(threads), open_proteins(proteins, chains=chains_of(*several)) as source:
         table = None
         if variants is None:
             refuse_several(source, "all substitutions are scored for one protein at a time")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.alphabet import STANDARD
+from longlens.io.alphabet import STANDARD, chain_breaks
 from longlens.io.delimited import write_delimited
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.io.variants import mutate
@@ -214,7 +214,10 @@ class PseudoPplJob(VariantJob):
 
     def _scores(self, place: int, group: ProteinVariants, table: NDArray[Any]) -> NDArray[np.float64]:
         numbers = [number for number, (owner, _) in enumerate(self.owners) if owner == place]
-        sums = [table[self.starts[number] : self.starts[number + 1]].sum(dtype=np.float64) for number in numbers]
+        residues = ~chain_breaks(group.sequence)
+        sums = [
+            table[self.starts[number] : self.starts[number + 1]][residues].sum(dtype=np.float64) for number in numbers
+        ]
         return np.array(sums, np.float64)
 
 
@@ -243,6 +246,7 @@ class SubstitutionJob(ScoreJob):
         table: NDArray[Any] = folder.arrays["log_p"].read(len(sequence))
         wild = np.array([alphabet.number(residue) for residue in sequence])
         scores = table[:, alphabet.standard] - table[np.arange(len(sequence)), wild][:, None]
+        scores[chain_breaks(sequence)] = np.nan
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["position", "wild_type", *STANDARD])

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from copy import copy
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longlens.errors import InputError
@@ -49,24 +51,32 @@ class MaskedLM(nn.Module):
 
         Sequences are cleaned as the command line cleans them (`longlens.io.alphabet.clean_protein`): upper case,
         without blanks, gaps and trailing stops, J and inner stops as X. Gaps and changed residues cause a warning. A
-        model of complexes (ESM-C) takes chains with `|` between them: none attends to another, and positions run on.
+        model of complexes (ESM-C) takes chains with `|` or `:` between them: none attends to another, and positions run
+        on.
 
         Raises:
             SequenceError: no protein, an empty one, or a character that is not a residue; gives sequence and position.
         """
         cleaned = clean_proteins(sequences, chains=self.alphabet.chain_break is not None)
-        packed = pack(self.alphabet.encode(sequence) for sequence in cleaned)
-        return self.with_chains(packed).to(self.device)
+        return self.pack_tokens([self.alphabet.encode(sequence) for sequence in cleaned])
 
-    def with_chains(self, packed: Packed) -> Packed:
-        """Packed tokens with the boundaries of chains, where any of the sequences has several: they stand apart by
-        `CHAIN_BREAK`, which belongs to the chain before it."""
-        if self.alphabet.chain_break is None or self.alphabet.chain_break not in packed.tokens:
-            return packed
-        breaks = packed.tokens.eq(self.alphabet.chain_break).nonzero().squeeze(1) + 1
+    def pack_tokens(
+        self, sequences: Sequence[NDArray[np.int64]], unmasked: Sequence[NDArray[np.int64]] | None = None
+    ) -> Packed:
+        """Token numbers of sequences, end to end, on the model's device. `unmasked`: what they were before tokens were
+        hidden, where some were.
+
+        Where any has several chains, the boundaries of chains are told: chains stand apart by `CHAIN_BREAK`, which
+        belongs to the chain before it, also where it is hidden.
+        """
+        packed = pack(sequences)
+        seen = packed.tokens if unmasked is None else pack(unmasked).tokens
+        if self.alphabet.chain_break is None or self.alphabet.chain_break not in seen:
+            return packed.to(self.device)
+        breaks = seen.eq(self.alphabet.chain_break).nonzero().squeeze(1) + 1
         with torch.inference_mode(False):
             bounds = torch.cat([packed.cu_seqlens, breaks.int()]).sort().values
-        return packed._replace(chains=bounds)
+        return packed._replace(chains=bounds).to(self.device)
 
     def with_alphabet(self, alphabet: Alphabet) -> MaskedLM:
         """This model, with the same parameters in memory, reading sequences by another alphabet of the same tokens."""

@@ -21,7 +21,7 @@ from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.esmc_file import read_esmc_file
 from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
-from longlens.models.checkpoints.hub import fetch, fetch_config
+from longlens.models.checkpoints.hub import fetch, fetch_config, hub_takes_chains
 from longlens.models.encoder import EncoderConfig
 from longlens.models.families.esm2 import TRANSFORMERS_ESM
 from longlens.models.families.t5 import FLOAT16
@@ -70,6 +70,13 @@ def load(name_or_path: str | Path = "tiny", *, dtype: str = "auto", device: str 
 def read_config(name_or_path: str | Path) -> EncoderConfig:
     """The shape of a model, without its weights, which are not fetched from a hub. Arguments and errors: `load`."""
     return fetch_config(str(name_or_path)) if _of_hub(name_or_path) else _read(name_or_path).config
+
+
+def takes_chains(name_or_path: str | Path) -> bool:
+    """Whether a model takes complexes of several chains, without its weights. Arguments and errors: `load`."""
+    if _of_hub(name_or_path):
+        return hub_takes_chains(str(name_or_path))
+    return _read(name_or_path).alphabet.chain_break is not None
 
 
 def choose_device(device: str) -> torch.device:

@@ -10,6 +10,7 @@ from longlens.errors import CheckpointError
 from longlens.models.checkpoints.configuration import encoder_config, read_json
 from longlens.models.encoder import EncoderConfig
 from longlens.models.families.pieces import FILES as TOKENIZER_FILES
+from longlens.models.families.registry import family_of
 
 _SMALL_FILES = ["config.json", "vocab.txt"]
 # the hub's other formats of the same weights are not fetched
@@ -35,6 +36,12 @@ def fetch_config(name: str) -> EncoderConfig:
     if not config.is_file():
         raise CheckpointError(f"{name}: expected a model of the hub to have a config.json, found none")
     return encoder_config(read_json(config), Path(name))
+
+
+def hub_takes_chains(name: str) -> bool:
+    """Whether a model takes complexes of several chains (`Family.chains`). Errors: `fetch`."""
+    config = _small_files(name) / "config.json"
+    return config.is_file() and family_of(read_json(config), name).chains
 
 
 def _small_files(name: str) -> Path:

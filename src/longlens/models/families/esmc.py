@@ -208,4 +208,5 @@ ESMC = Family(
         Known("biohub/ESMC-600M", 36, 1152, 18, "575 M", licence="MIT"),
         Known("biohub/ESMC-6B", 80, 2560, 40, "6.4 B", licence="MIT"),
     ),
+    chains=True,
 )  # fmt: skip

@@ -45,6 +45,7 @@ class Family:
     `CheckpointError`. `layouts`: the names of its tensors, in each kind of checkpoint that there is. `alphabet`: of a
     folder. `known`: its published models. `predicts`: whether it has a language model's head. `note`: what a user of
     any of its models should know. `notice`: what loading one says as a warning, such as a licence.
+    `chains`: whether its models take complexes of several chains.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Family:
     predicts: bool = True
     note: str = ""
     notice: str = ""
+    chains: bool = False
 
 
 def modern_name(name: str) -> str:
