@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,18 +190,23 @@ def compare_models(
             str(parse_method(method) if isinstance(method, str) else method),
             memory_limit(pair[0].model, max_memory), chosen,
         )  # fmt: skip
-        announce(infos[0], job.source.survey, progress)
-        announce(infos[1], job.source.survey, progress)
-        sizes = [len(reading.head.head.weight) for reading in job.readings]
-        if sizes[0] != sizes[1]:
-            progress(Notice(
-                f"the models' heads have {sizes[0]:,} and {sizes[1]:,} rows; both are compared on the first "
-                f"{min(sizes):,}, which hold all tokens of the tokenizer", warning=True,
-            ))  # fmt: skip
-        for reading in job.readings:
-            reading.announce(progress)
+        _announce(job, infos, progress)
         data, manifest = run_to_file(job, f"comparison.{chosen}", target, progress)
     return Comparison(data, manifest)
+
+
+def _announce(job: CompareJob, infos: Sequence[ModelInfo], progress: ProgressCallback) -> None:
+    """Say what is compared, and on which tokens."""
+    for info in infos:
+        announce(info, job.source.survey, progress)
+    sizes = [len(reading.head.head.weight) for reading in job.readings]
+    if sizes[0] != sizes[1]:
+        progress(Notice(
+            f"the models' heads have {sizes[0]:,} and {sizes[1]:,} rows; both are compared on the first "
+            f"{min(sizes):,}, which hold all tokens of the tokenizer", warning=True,
+        ))  # fmt: skip
+    for reading in job.readings:
+        reading.announce(progress)
 
 
 def _refuse_other_tokenizer(first: TextModel, second: TextModel) -> None:

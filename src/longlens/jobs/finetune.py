@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longlens.errors import InputError
 from longlens.finetuning.outcome import REPORT, TEXT
 from longlens.finetuning.splits import choose_kind, read_clusters
-from longlens.finetuning.targets import make_targets, parse_task
+from longlens.finetuning.targets import Targets, make_targets, parse_task
 from longlens.finetuning.trainer import TuneSettings
 from longlens.io.fasta import FastaRecord
 from longlens.io.targets import LabelledProtein, read_labelled
@@ -121,23 +124,31 @@ def finetune(
         kind = choose_kind(split, [protein.set for protein in proteins])
         targets = make_targets(chosen, proteins)
         given = None if clusters is None else read_clusters(Path(clusters), [p.record.id for p in proteins])
-        source = InMemoryProteins(
-            [FastaRecord(p.record.id, "", p.sequence, p.record.source, p.record.number) for p in proteins],
-            skip_errors=False,
-        )
         loaded = load_model(model, dtype, device, max_memory)
-        if method == "lora":
-            refuse_unsavable(loaded)
-        info = ModelInfo(loaded, loaded.source)
-        announce(info, source.survey, progress)
-        limit = memory_limit(loaded, max_memory)
-        outputs = BatchOutputs(loaded.config.width, 1)
-        budget = batch_tokens("auto", loaded.config, loaded.dtype.itemsize, limit, outputs)
-        job = FinetuneJob(info, source, proteins, targets, FinetuneOptions(method, kind, options_settings), limit,
-                          budget, given, progress)  # fmt: skip
+        options = FinetuneOptions(method, kind, options_settings)
+        job = _make_job(loaded, proteins, targets, options, max_memory, given, progress)
         with output_folder(output) as folder:
             run(job, folder.path, progress)
     return FineTuned(folder, loaded if isinstance(model, MaskedLM) else None)
+
+
+def _make_job(
+    loaded: MaskedLM, proteins: list[LabelledProtein], targets: Targets, options: FinetuneOptions,
+    max_memory: str | None, clusters: NDArray[np.int64] | None, progress: ProgressCallback,
+) -> FinetuneJob:  # fmt: skip
+    """The job of a loaded model. Raises its errors before a folder is made."""
+    if options.method == "lora":
+        refuse_unsavable(loaded)
+    source = InMemoryProteins(
+        [FastaRecord(p.record.id, "", p.sequence, p.record.source, p.record.number) for p in proteins],
+        skip_errors=False,
+    )
+    info = ModelInfo(loaded, loaded.source)
+    announce(info, source.survey, progress)
+    limit = memory_limit(loaded, max_memory)
+    outputs = BatchOutputs(loaded.config.width, 1)
+    budget = batch_tokens("auto", loaded.config, loaded.dtype.itemsize, limit, outputs)
+    return FinetuneJob(info, source, proteins, targets, options, limit, budget, clusters, progress)
 
 
 def _read(

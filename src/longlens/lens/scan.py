@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from longlens.errors import UnsupportedError
 from longlens.lens.block import FLOOR, LN2, Block, Extent, Places, group_largest
-from longlens.lens.collect.collector import Collector, by_name
+from longlens.lens.collect.collector import Collector, State, by_name
 from longlens.lens.output_check import OutputCheck
 from longlens.lens.padded import ScanShape, laid_together, scan_shape, sequences_together, serves_together
 from longlens.lens.statistic import Statistic
@@ -80,34 +81,43 @@ def scan(
         )  # fmt: skip
         chosen = resolve_method(method)
         refuse_unless_able(chosen, inputs)
-        wide = wide_dtype(query.dtype)
-        extent = Extent(query.shape[0], query.shape[1], query.shape[2], key.shape[2], wide, query.device)
+        extent = Extent(
+            query.shape[0], query.shape[1], query.shape[2], key.shape[2], wide_dtype(query.dtype), query.device
+        )  # fmt: skip
         states = {name: collector.start(extent) for name, collector in named.items()}
         check = None
         if value is not None and output is not None:
             check = OutputCheck(where, query.dtype, sinks is not None)
-        most = max((collector.largest for collector in collect), default=0)
         shape = scan_shape(inputs.device_type)
         together = all(state.together for state in states.values())
         for part in _parts(chosen, inputs, shape, together, None if output is None else output.detach()):
-            own = states
-            if part.places is not None:
-                batch, heads, length, _ = part.inputs.query.shape
-                laid = Extent(batch, heads, length, length, wide, query.device)
-                own = {name: collector.start(laid) for name, collector in named.items()}
-            for block in _blocks(part, most, wide, shape):
-                for state in own.values():
-                    state.update(block)
-                if check is not None and part.output is not None:
-                    check.update(block, part.inputs, part.output, part.first_head, part.queries)
-            if part.places is not None:
-                for name, state in states.items():
-                    state.absorb(own[name], part.places)
-            if check is not None:
-                check.finish()
+            _scan_part(part, named, states, check, extent, shape)
         if check is not None:
             check.judge()
         return {name: state.result() for name, state in states.items()}
+
+
+def _scan_part(
+    part: _Part, named: dict[str, Collector], states: dict[str, State[Any]], check: OutputCheck | None, extent: Extent,
+    shape: ScanShape,
+) -> None:  # fmt: skip
+    """Give the blocks of a part to the states, and to the check of the output."""
+    own = states
+    if part.places is not None:
+        batch, heads, length, _ = part.inputs.query.shape
+        laid = Extent(batch, heads, length, length, extent.dtype, extent.device)
+        own = {name: collector.start(laid) for name, collector in named.items()}
+    most = max((collector.largest for collector in named.values()), default=0)
+    for block in _blocks(part, most, extent.dtype, shape):
+        for state in own.values():
+            state.update(block)
+        if check is not None and part.output is not None:
+            check.update(block, part.inputs, part.output, part.first_head, part.queries)
+    if part.places is not None:
+        for name, state in states.items():
+            state.absorb(own[name], part.places)
+    if check is not None:
+        check.finish()
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,7 @@ def explain(
     )
     dtype = dtype or (query.dtype if isinstance(query, Tensor) else torch.float32)
     q, k, v = (_as_meta(tensor, dtype) for tensor in (query, key, value))
-    mask = None
-    if key_mask is not None and key_mask is not False:
-        mask = torch.empty(k.shape[0], k.shape[2], dtype=torch.bool, device="meta")
-        mask = key_mask.to("meta") if isinstance(key_mask, Tensor) else mask
+    mask = _flag_as_meta(key_mask, torch.empty(k.shape[0], k.shape[2], dtype=torch.bool, device="meta"))
     if requires_grad is None:
         requires_grad = any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in (query, key, value))
     chosen = resolve_method(method)
@@ -129,6 +126,13 @@ def _as_meta(tensor: Tensor | tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if not isinstance(tensor, (tuple, list, torch.Size)):
         raise DtypeError(f"expected a tensor or a shape (batch, heads, length, width), got {type(tensor).__name__}")
     return torch.empty(tuple(tensor), dtype=dtype, device="meta")
+
+
+def _flag_as_meta(given: Tensor | bool | None, any_tensor: Tensor) -> Tensor | None:
+    """A tensor without its numbers; True stands for any, False for none."""
+    if isinstance(given, Tensor):
+        return given.to("meta")
+    return any_tensor if given else None
 
 
 def _path(method: Method, inputs: Inputs) -> tuple[str, dict[str, list[str]]]:
