@@ -11,7 +11,7 @@ from esm_peer import protein
 from longlens.errors import InputError, SequenceError
 from longlens.finetuning import similarity
 from longlens.finetuning.comparison import Comparison, refuse_missing
-from longlens.finetuning.similarity import WordIndex, aligned_pairs, greedy_clusters, identity, nearest
+from longlens.finetuning.similarity import WordIndex, greedy_clusters, local_identity, local_pairs, nearest
 from longlens.finetuning.splits import choose_kind, make_split, read_clusters
 from longlens.finetuning.targets import CAP, class_weights, make_targets, parse_task
 from longlens.io.fasta import FastaRecord
@@ -35,18 +35,18 @@ def families():
 
 def test_identity_over_the_shorter_sequence():
     a = protein(80, 1)
-    assert identity(a, a) == 1.0
-    assert identity(a, a[20:60]) == 1.0
-    assert identity(a[:40], a + protein(40, 2)) == 1.0
+    assert local_identity(a, a) == 1.0
+    assert local_identity(a, a[20:60]) == 1.0
+    assert local_identity(a[:40], a + protein(40, 2)) == 1.0
     changed = a[:30] + "W" + a[31:]
-    assert identity(a, changed) == pytest.approx(79 / 80, abs=1e-9)
+    assert local_identity(a, changed) == pytest.approx(79 / 80, abs=1e-9)
     # an insertion is no mismatch
-    assert identity(a, a[:40] + "GGG" + a[40:]) == 1.0
-    assert [int(x) for x in aligned_pairs(a, a[:40] + "GGG" + a[40:])[60]] == [60, 63]
+    assert local_identity(a, a[:40] + "GGG" + a[40:]) == 1.0
+    assert [int(x) for x in local_pairs(a, a[:40] + "GGG" + a[40:])[60]] == [60, 63]
 
 
 def test_unrelated_proteins_are_unlike_however_short():
-    found = [identity(protein(25, seed), protein(25, seed + 500)) for seed in range(60)]
+    found = [local_identity(protein(25, seed), protein(25, seed + 500)) for seed in range(60)]
     assert max(found) < 0.3
     assert np.mean(np.array(found) == 0) > 0.95
 
@@ -54,9 +54,9 @@ def test_unrelated_proteins_are_unlike_however_short():
 def test_long_pairs_are_estimated_without_a_matrix(monkeypatch):
     a = "".join(random.Random(1).choices(STANDARD, k=4000))
     b = mutated(a, 0.2, 3)
-    exact = identity(a, b)
+    exact = local_identity(a, b)
     monkeypatch.setattr(similarity, "CELLS", 1000)
-    assert identity(a, b) == pytest.approx(exact, abs=0.03)
+    assert local_identity(a, b) == pytest.approx(exact, abs=0.03)
 
 
 @pytest.mark.parametrize(("length", "found_at_least"), [(80, 0.7), (150, 0.85), (300, 0.95), (700, 0.95)])
@@ -68,7 +68,7 @@ def test_the_filter_finds_distant_relatives_and_few_others(length, found_at_leas
         relative = mutated(ancestor, 0.65, seed)
         index = WordIndex()
         index.add(0, ancestor)
-        if identity(ancestor, relative) >= 0.3:
+        if local_identity(ancestor, relative) >= 0.3:
             found.append(index.candidates(relative) == [0])
         others.append(index.candidates("".join(draw.choices(STANDARD, k=length))) == [0])
     assert len(found) >= 10
@@ -92,7 +92,7 @@ def test_the_nearest_training_protein(families):
     found = nearest(families, queries, training)
     assert all(neighbour.number // 5 == query // 5 for query, neighbour in zip(queries, found, strict=True))
     for query, neighbour in zip(queries, found, strict=True):
-        brute = max(identity(families[query], families[other]) for other in training)
+        brute = max(local_identity(families[query], families[other]) for other in training)
         assert neighbour.identity == brute
     assert nearest(["WWWWWWWW", "AAAAAAAA"], [0], [1])[0].number == -1
 

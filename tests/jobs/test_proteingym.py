@@ -16,10 +16,11 @@ import longlens
 from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError, SequenceError
+from longlens.finetuning import metrics
 from longlens.io.alphabet import STANDARD
 from longlens.io.proteingym import Assay
 from longlens.io.results import ResultFolder
-from longlens.jobs.benchmark_scores import area_under_curve, mean_and_error, ranks, spearman
+from longlens.jobs.benchmark_scores import area_under_curve, mean_and_error, rank_agreement, ranks
 from longlens.models.pretrained import load
 
 
@@ -218,11 +219,13 @@ def test_numbers_of_agreement():
     draw = np.random.default_rng(0)
     for ties in (1, 3):
         x, y = draw.normal(size=60).round(3 // ties), draw.normal(size=60).round(1)
-        assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+        assert rank_agreement(x, y) == pytest.approx(spearmanr(x, y).statistic)
         assert area_under_curve(x, (y > 0).astype(float)) == pytest.approx(roc_auc_score(y > 0, x))
+        # there is one implementation, which also measures what is fine-tuned
+        assert rank_agreement(x, y) == metrics.spearman(y, x)(np.ones(60))
     assert ranks(np.array([3.0, 1.0, 3.0])).tolist() == [2.5, 1, 2.5]
-    assert spearman(np.array([1.0, np.nan, 2.0, 5.0]), np.array([9.0, 1.0, 4.0, 3.0])) == -1
-    assert np.isnan(spearman(np.ones(5), np.arange(5.0)))
+    assert rank_agreement(np.array([1.0, np.nan, 2.0, 5.0]), np.array([9.0, 1.0, 4.0, 3.0])) == -1
+    assert np.isnan(rank_agreement(np.ones(5), np.arange(5.0)))
     assert np.isnan(area_under_curve(np.arange(3.0), np.ones(3)))
 
 

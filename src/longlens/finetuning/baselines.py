@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from longlens.finetuning.probe import Linear, fit_probe
 from longlens.finetuning.rows import Rows, Vectors, gather
-from longlens.finetuning.similarity import Neighbour, aligned_pairs, can_align
+from longlens.finetuning.similarity import Neighbour, can_align, local_pairs
 from longlens.finetuning.targets import Targets
 from longlens.io.alphabet import STANDARD
 
@@ -111,7 +111,7 @@ def _transferred(known: Known, query: int, neighbour: Neighbour, constant: Float
         a, b = known.sequences[query], known.sequences[neighbour.number]
         if not can_align(a, b):
             return out
-        pairs = aligned_pairs(a, b)
+        pairs = local_pairs(a, b)
     for place, other in pairs.tolist():
         if not np.isnan(theirs[other]):
             out[place] = np.eye(len(constant))[int(theirs[other])] if known.targets.task.classes else theirs[other]

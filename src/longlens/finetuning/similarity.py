@@ -108,7 +108,7 @@ def _known_letters(sequence: str) -> str:
     return sequence.replace("U", "C").replace("O", "K")
 
 
-def aligned_pairs(a: str, b: str) -> NDArray[np.int64]:
+def local_pairs(a: str, b: str) -> NDArray[np.int64]:
     """(M, 2): the residues of `a` and `b` (from 0) that the best local alignment puts together; none where
     it is no better than chance."""
     first, second = _known_letters(a), _known_letters(b)
@@ -125,13 +125,13 @@ def can_align(a: str, b: str) -> bool:
     return len(a) * len(b) <= CELLS
 
 
-def identity(a: str, b: str) -> float:
+def local_identity(a: str, b: str) -> float:
     """The share of the shorter sequence that is identical in the other, 0..1; estimated for long pairs."""
     if a == b:
         return 1.0
     if not can_align(a, b):
         return estimated_identity(a, b)
-    pairs = aligned_pairs(a, b)
+    pairs = local_pairs(a, b)
     one, two = (np.frombuffer(text.encode("ascii"), np.uint8) for text in (a, b))
     return float((one[pairs[:, 0]] == two[pairs[:, 1]]).sum()) / min(len(a), len(b))
 
@@ -172,7 +172,9 @@ def greedy_clusters(
             clusters[number] = clusters[same[sequence]]
             continue
         same[sequence] = number
-        alike = (other for other in index.candidates(sequence) if identity(sequence, sequences[other]) >= threshold)
+        alike = (
+            other for other in index.candidates(sequence) if local_identity(sequence, sequences[other]) >= threshold
+        )
         representative = next(alike, None)
         if representative is None:
             index.add(number, sequence)
@@ -200,7 +202,7 @@ def nearest(
             best = Neighbour(same[sequence], 1.0)
         else:
             for other in index.candidates(sequence):
-                share = identity(sequence, sequences[other])
+                share = local_identity(sequence, sequences[other])
                 if share > best.identity:
                     best = Neighbour(other, share)
         found.append(best)

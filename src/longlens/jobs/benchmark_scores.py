@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from longlens.finetuning.metrics import spearman
 from longlens.io.proteingym import Assay
 
 DRAWS = 10_000
@@ -26,12 +27,10 @@ def ranks(values: Floats) -> Floats:
     return (last - (count - 1) / 2)[place]
 
 
-def spearman(scores: Floats, truth: Floats) -> float:
+def rank_agreement(scores: Floats, truth: Floats) -> float:
     """Spearman's rank correlation of the variants that have both numbers; NaN where either side is constant."""
     both = np.isfinite(scores) & np.isfinite(truth)
-    x, y = (ranks(side[both]) - (both.sum() + 1) / 2 for side in (scores, truth))
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm > 0 else float("nan")
+    return spearman(truth[both], scores[both])(np.ones(both.sum())) if both.any() else float("nan")
 
 
 def area_under_curve(scores: Floats, classes: Floats) -> float:

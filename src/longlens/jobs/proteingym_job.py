@@ -20,7 +20,7 @@ from longlens.errors import InputError
 from longlens.io.delimited import DelimitedTable, read_delimited, write_delimited
 from longlens.io.proteingym import MUTANT, Assay, binary, check_assay, find_assays, measured, read_assay
 from longlens.io.results import MANIFEST, read_manifest, write_whole, writing
-from longlens.jobs.benchmark_scores import area_under_curve, spearman, summary_rows
+from longlens.jobs.benchmark_scores import area_under_curve, rank_agreement, summary_rows
 from longlens.jobs.inputs import ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo
 from longlens.jobs.limits import load_model, memory_limit, threads_set
@@ -190,7 +190,7 @@ def _agreement(assay: Assay, model: str, scores: NDArray[np.float64], table: Del
     truth, classes = measured(table), binary(table)
     return {
         "DMS_id": assay.id, "UniProt_ID": assay.uniprot, "coarse_selection_type": assay.selection, "taxon": assay.taxon,
-        "model": model, "spearman": spearman(scores, truth),
+        "model": model, "spearman": rank_agreement(scores, truth),
         "auc": float("nan") if classes is None else area_under_curve(scores, classes),
         "variants": int((np.isfinite(scores) & np.isfinite(truth)).sum()),
     }  # fmt: skip
