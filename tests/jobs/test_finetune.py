@@ -23,45 +23,9 @@ from longlens.errors import CheckpointError, InputError, LonglensWarning, Sequen
 from longlens.finetuning.trainer import TuneSettings
 from longlens.io.results import ResultFolder
 from longlens.jobs.runner import Interrupted
+from planted_tasks import composition_file, motif_file, residues
 
-STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 QUICK = TuneSettings(steps=6, every=2, tokens=300, hidden=8, rank=2)
-
-
-def residues(count, draw):
-    return [draw.choice(STANDARD) for _ in range(count)]
-
-
-def motif_file(path, count=150, motif="HEK", seed=0):
-    """Residues of `motif` are M where they stand in its order; the same residues in other orders are not."""
-    draw, lines = random.Random(seed), []
-    for number in range(count):
-        sequence = residues(draw.randint(18, 24), draw)
-        labels = ["-"] * len(sequence)
-        for start in draw.sample(range(0, len(sequence) - 3, 3), 3):
-            real = draw.random() < 0.5
-            letters = list(motif)
-            while "".join(letters) == motif and not real:
-                draw.shuffle(letters)
-            sequence[start : start + 3] = letters
-            labels[start : start + 3] = ("M" if real else "-") * 3
-        lines.append(f">p{number} TARGET={''.join(labels)}\n{''.join(sequence)}\n")
-    path.write_text("".join(lines))
-    return path
-
-
-def composition_file(path, count=160, *, classes=False, seed=0):
-    """The target is the share of lysine and glutamate, or whether it is above a fifth."""
-    draw = random.Random(seed)
-    rows = ["id,sequence,target"]
-    for number in range(count):
-        charged = draw.random() * 0.4
-        sequence = ["KE"[draw.random() < 0.5] if draw.random() < charged else draw.choice("ACDFGHILMNPQRSTVWY")
-                    for _ in range(draw.randint(30, 60))]  # fmt: skip
-        share = sum(residue in "KE" for residue in sequence) / len(sequence)
-        rows.append(f"p{number},{''.join(sequence)},{('yes' if share > 0.2 else 'no') if classes else share}")
-    path.write_text("\n".join(rows) + "\n")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -241,42 +205,6 @@ def test_killed_while_it_trains_it_goes_on_to_the_same_bytes(whole, small, tmp_p
     assert len(json.loads((output / "manifest.json").read_text())["runs"]) == 2
 
 
-# ---- prediction
-
-
-@pytest.mark.filterwarnings("ignore::longlens.errors.LonglensWarning")
-def test_predictions_as_files(tmp_path, small):
-    longlens.finetune(
-        composition_file(tmp_path / "c.csv", 40), task="sequence_to_value", model=small, settings=QUICK,
-        output=tmp_path / "tuned",
-    )  # fmt: skip
-    proteins = {"a": "MKTAYIAK", "b": "GAVLIW"}
-    frames = []
-    for suffix in ("csv", "tsv", "parquet"):
-        output = tmp_path / f"p.{suffix}"
-        predictions = longlens.predict(proteins, model=tmp_path / "tuned", output=output)
-        assert output.read_bytes() == predictions.data
-        assert (tmp_path / f"p.{suffix}.manifest.json").exists()
-        frames.append(predictions.to_frame())
-        assert frames[-1].equals(frames[0])
-    assert list(frames[0].columns) == ["id", "predicted"]
-    (tmp_path / "f.fasta").write_text(">a\nMKTAYIAK\n>b\nGAVLIW\n")
-    run = CliRunner().invoke(cli, ["predict", str(tmp_path / "f.fasta"), "--model", str(tmp_path / "tuned")])
-    assert run.exit_code == 0
-    assert run.stdout == (tmp_path / "p.csv").read_text()
-    # the base is found by its place; elsewhere it is named, and must be the same
-    small.rename(small.with_name("moved"))
-    try:
-        with pytest.raises(CheckpointError, match=r"which cannot be loaded .*say where the model is now with --base"):
-            longlens.predict(proteins, model=tmp_path / "tuned")
-        moved = longlens.predict(proteins, model=tmp_path / "tuned", base=small.with_name("moved"))
-        assert moved["a"] == frames[0]["predicted"][0]
-    finally:
-        small.with_name("moved").rename(small)
-    with pytest.raises(CheckpointError, match="expected the weights that were fine-tuned"):
-        longlens.predict(proteins, model=tmp_path / "tuned", base="tiny")
-
-
 # ---- bad input
 
 
@@ -338,21 +266,3 @@ def test_what_else_finetune_refuses(tmp_path, small, monkeypatch):
     monkeypatch.setattr("longlens.jobs.fit_contacts.find_spec", lambda name: None)
     with pytest.raises(InputError, match="scikit-learn"):
         longlens.finetune(path, task="sequence_to_value")
-
-
-def test_bad_input_of_predict(tmp_path, whole, small):
-    fasta = tmp_path / "f.fasta"
-    fasta.write_text(">a\nMK1\n")
-    tuned = whole[0].parent / "out"
-    assert "expected the folder of a finished `longlens finetune`, found no head" in refused(
-        "predict", fasta, "--model", tmp_path
-    )
-    assert "expected amino acids" in refused("predict", fasta, "--model", tuned)
-    assert "expected an output of .csv, .tsv, .parquet" in refused(
-        "predict", fasta, "--model", tuned, "-o", tmp_path / "p.xlsx"
-    )
-    assert "Missing option '-m' / '--model'" in refused("predict", fasta)
-    fasta.write_text(">a\nMK\n")
-    assert "holds its own model" in refused("predict", fasta, "--model", tuned, "--base", small)
-    (tmp_path / "head.safetensors").write_bytes(b"no")
-    assert "head.safetensors cannot be read" in refused("predict", fasta, "--model", tmp_path)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ TRIED = 200
 class HeadInfo:
     """What a head is for. `threshold`: of the second of two classes, chosen on validation proteins; None otherwise.
 
-    `base`: source and SHA-256 of the model whose vectors the head takes; empty where the folder holds that model.
+    `base`: `source` of the model whose vectors the head takes, and `sha256` of its weights by dtype
+    (`longlens.jobs.base_model`); empty where the folder holds that model.
     """
 
     task: str
@@ -38,7 +40,7 @@ class HeadInfo:
     method: str
     threshold: float | None
     hidden: int
-    base: dict[str, str]
+    base: dict[str, Any]
 
     @property
     def targets(self) -> Targets:

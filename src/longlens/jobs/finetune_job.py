@@ -35,6 +35,7 @@ from longlens.finetuning.targets import Targets, class_weights
 from longlens.finetuning.trainer import Stage, TuneSettings, read_state, write_state
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.io.targets import LabelledProtein
+from longlens.jobs.base_model import described_base
 from longlens.jobs.inference import residue_vectors
 from longlens.jobs.inputs import ProteinSource
 from longlens.jobs.job_key import ModelInfo, job_key
@@ -188,7 +189,7 @@ class FinetuneJob(Job):
             self.options.settings.seed,
         )  # fmt: skip
         self.report, files = outcome.write(kept)
-        base = {} if method == "lora" else {"source": self.model.described()["source"], "sha256": self.model.sha256}
+        base = {} if method == "lora" else described_base(self.model)
         info = HeadInfo(self.targets.task.name, self.targets.classes, method, outcome.thresholds()[method],
                         self.options.settings.hidden, base)  # fmt: skip
         save_head(self.best_head(folder, method), info, kept / HEAD)

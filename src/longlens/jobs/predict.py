@@ -14,19 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
-from longlens.errors import CheckpointError, InputError
+from longlens.errors import InputError
 from longlens.finetuning.head import Head, head_outputs
 from longlens.finetuning.outcome import prediction_columns
 from longlens.finetuning.saved import FILE as HEAD
-from longlens.finetuning.saved import MODEL, HeadInfo, load_head
+from longlens.finetuning.saved import HeadInfo, load_head
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
+from longlens.jobs.base_model import load_base
 from longlens.jobs.inference import residue_vectors
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.limits import load_model, memory_limit, threads_set
+from longlens.jobs.limits import memory_limit, threads_set
 from longlens.jobs.plan import BatchOutputs, batch_bytes, batch_tokens, largest_batch, make_batches
 from longlens.jobs.progress import ProgressCallback, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, residue_units
@@ -186,7 +186,7 @@ def predict(
     folder = Path(model)
     head, info = load_head(folder)
     with threads_set(threads), open_proteins(proteins) as source:
-        loaded = _load_base(folder, info, base, dtype, device, max_memory)
+        loaded = load_base(folder, info, base, dtype, device, max_memory)
         described = ModelInfo(loaded, loaded.source if info.base else str(folder))
         announce(described, source.survey, progress)
         limit = memory_limit(loaded, max_memory)
@@ -206,28 +206,3 @@ def _read_table(data: bytes, suffix: str, info: HeadInfo) -> pa.Table:
     convert = pa_csv.ConvertOptions(column_types=text)
     parse = pa_csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
     return pa_csv.read_csv(io.BytesIO(data), convert_options=convert, parse_options=parse)
-
-
-def _load_base(
-    folder: Path, info: HeadInfo, base: str | Path | MaskedLM | None, dtype: str, device: str, max_memory: str | None
-) -> MaskedLM:
-    """The model whose vectors the head takes."""
-    if not info.base:
-        if base is not None:
-            raise InputError(f"{folder} holds its own model; leave out the base")
-        return load_model(folder / MODEL, dtype, device, max_memory)
-    try:
-        loaded = load_model(info.base["source"] if base is None else base, dtype, device, max_memory)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder}: its head takes the vectors of {info.base['source']}, which cannot be loaded ({error}); say "
-            "where the model is now with --base"
-        ) from None
-    if base is not None or dtype == "auto":
-        found = ModelInfo(loaded, loaded.source).sha256
-        if found != info.base["sha256"] and loaded.dtype == torch.float32:
-            raise CheckpointError(
-                f"{folder}: expected the weights that were fine-tuned ({info.base['source']}, SHA-256 "
-                f"{info.base['sha256'][:12]}...), got others ({loaded.source}, {found[:12]}...)"
-            )
-    return loaded
