@@ -16,6 +16,7 @@ from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet, clean_proteins
 from longlens.lens.contacts import ContactObserver, Regression, WholeMap
 from longlens.models.encoder import Attend, Encoded, Encoder, EncoderConfig, Packed, attend_with, pack
+from longlens.models.families.written import WrittenForm
 from longlens.models.heads import ContactHead
 from longlens.models.parts.head import MaskedLMHead
 from longlens.ops.method import Method
@@ -45,6 +46,8 @@ class MaskedLM(nn.Module):
         self.contact_head = ContactHead(config.layers, config.heads) if contacts else None
         # the source of the weights, which results name
         self.source = "untrained"
+        # of the folder that it was read from; None for other files and for models that were not read
+        self.written: WrittenForm | None = None
 
     def pack(self, sequences: str | Iterable[str]) -> Packed:
         """One protein (a string) or several as tokens, on the model's device.

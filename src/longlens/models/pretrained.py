@@ -22,6 +22,7 @@ from longlens.models.checkpoints.esmc_file import read_esmc_file
 from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
 from longlens.models.checkpoints.hub import fetch, fetch_config, hub_takes_chains
+from longlens.models.checkpoints.writing import write_as_read
 from longlens.models.encoder import EncoderConfig
 from longlens.models.families.esm2 import TRANSFORMERS_ESM
 from longlens.models.families.t5 import FLOAT16
@@ -108,21 +109,36 @@ def check_dtype(config: EncoderConfig, dtype: torch.dtype, source: str) -> None:
 def refuse_unsavable(model: MaskedLM) -> None:
     """Raise `CheckpointError` for a model that `save` cannot write."""
     config = model.config
+    if model.written is not None and model.written.config == config:
+        return
     esm2 = EncoderConfig(
         config.vocabulary, config.layers, config.width, config.heads, config.feed_forward,
         norm=Norm(eps=config.norm.eps), token_dropout=config.token_dropout, mask_token=config.mask_token,
         head=config.head,
     )  # fmt: skip
     if config != esm2:
-        raise CheckpointError("expected ESM-2's architecture; other families can be read but not written")
+        raise CheckpointError(
+            f"expected a model that can be written, got {model.source}: of models that were not read from a folder in "
+            "transformers' format, only those of ESM-2's architecture can be; give the model's folder"
+        )
     if not model.predicts:
         raise CheckpointError(f"expected a model with a language model's head, got {model.source}, which has none")
 
 
 def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write an ESM-2 model as transformers does (`EsmForMaskedLM`): config.json and model.safetensors."""
+    """Write a model as a folder in transformers' format: config.json, model.safetensors, and its vocabulary.
+
+    A model that was read from such a folder is written as that was (`longlens.models.checkpoints.writing`), any other
+    of ESM-2's architecture as `EsmForMaskedLM`. `dtype`: of the weights; None: the model's.
+
+    Raises:
+        CheckpointError: a model of another architecture, or a file that is no longer there.
+    """
     refuse_unsavable(model)
     config = model.config
+    if model.written is not None and model.written.config == config:
+        write_as_read(model, model.written, folder, dtype)
+        return
     theirs: dict[str, Tensor] = {}
     ours = model.state_dict()
     for name, sources in TRANSFORMERS_ESM.table(config).items():

@@ -58,8 +58,18 @@ def test_what_needs_the_missing_head_is_refused_when_it_is_asked_for(folder):
     ):
         with pytest.raises(InputError, match=r"expected a model with a language model's head.* vectors and attention"):
             ask()
+
+
+def test_an_encoder_alone_is_written_again_as_it_was(folder, tmp_path):
+    model = load(folder)
+    save_ours(model, tmp_path)
+    again = load(tmp_path)
+    assert not again.predicts
+    assert torch.equal(last(again), last(model))
+    # as a masked language model, which a model is written as that was read from no folder, it lacks its head
+    model.written = None
     with pytest.raises(CheckpointError, match="which has none"):
-        save_ours(model, folder / "again")
+        save_ours(model, tmp_path)
 
 
 def test_a_masked_language_model_without_its_head_is_broken(masked, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from longlens.errors import CheckpointError
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.configuration import encoder_config, read_json
-from longlens.models.checkpoints.folder_format import read_tensors
+from longlens.models.checkpoints.folder_format import descriptions, read_tensors
 from longlens.models.families.bert import TRANSFORMERS_BERT, bert_alphabet
 
 _INSTALL = "pip install antiberty==0.1.3 --no-deps"
@@ -30,7 +30,8 @@ def read_antiberty() -> Checkpoint:
     config = encoder_config(read_json(weights / "config.json"), weights)
     alphabet = bert_alphabet(folder / "vocab.txt")
     tensors, names = read_tensors(weights, (TRANSFORMERS_BERT,))
-    return Checkpoint("antiberty", tensors, names, config, alphabet)
+    files = (*descriptions(weights), folder / "vocab.txt")
+    return Checkpoint("antiberty", tensors, names, config, alphabet, files=files)
 
 
 def _version() -> str:

@@ -9,6 +9,7 @@ from longlens.errors import CheckpointError
 from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.tensors import FLOATS
 from longlens.models.config import EncoderConfig
+from longlens.models.families.written import WrittenForm
 from longlens.models.language_model import MaskedLM
 from longlens.models.parts.positions import RotaryPositions
 from longlens.models.rotary import Rotary
@@ -50,6 +51,8 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
         state["encoder.rotary.frequencies"] = _frequencies(checkpoint).to(device)
     model.load_state_dict(state, strict=True, assign=True)
     model.source = checkpoint.source
+    if checkpoint.files:
+        model.written = WrittenForm(names, config, checkpoint.tensors.originals, checkpoint.files)
     return model.eval().requires_grad_(False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from longlens.io.alphabet import Alphabet
 from longlens.models.checkpoints.tensors import CheckpointTensors
@@ -15,7 +16,7 @@ class Checkpoint:
     """The source, the tensors under the names of their format, and what these names mean.
 
     `predicts`: whether the head of a masked language model is required; otherwise it is optional.
-    `notice`: a warning for who loads it.
+    `notice`: a warning for who loads it. `files`: of a folder in transformers' format, all but the weights.
     """
 
     source: str
@@ -25,3 +26,4 @@ class Checkpoint:
     alphabet: Alphabet
     predicts: bool = True
     notice: str = ""
+    files: tuple[Path, ...] = ()

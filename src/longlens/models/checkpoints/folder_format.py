@@ -36,7 +36,16 @@ def read_folder(folder: Path) -> Checkpoint:
     predicts = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in class_names(entries))
     tensors, names = read_tensors(folder, family.layouts)
     predicts = predicts and config.head is not None
-    return Checkpoint(str(folder), tensors, names, config, alphabet, predicts, family.notice)
+    return Checkpoint(str(folder), tensors, names, config, alphabet, predicts, family.notice, descriptions(folder))
+
+
+def descriptions(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that describe a model and its tokens: all but weights, their indices and what else lies
+    there."""
+    return tuple(
+        path for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
+    )  # fmt: skip
 
 
 def read_tensors(folder: Path, layouts: Sequence[TensorNames]) -> tuple[CheckpointTensors, TensorNames]:

@@ -182,6 +182,11 @@ class CheckpointTensors:
                 self.infos[name] = info
                 self._places[name] = file, original
 
+    @property
+    def originals(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name and shape in the files of every tensor."""
+        return {name: (original, self.infos[name].shape) for name, (_, original) in self._places.items()}
+
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU. Drop it before the next one is read."""
         file, original = self._places[name]

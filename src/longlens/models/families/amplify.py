@@ -39,6 +39,14 @@ def _half_split(name: str, tensor: Tensor, config: EncoderConfig) -> Tensor:
     return pairs.transpose(1, 2).reshape(tensor.shape)
 
 
+def _neighbours(name: str, tensor: Tensor, config: EncoderConfig) -> Tensor:
+    """The inverse of `_half_split`."""
+    if not name.endswith((".q.weight", ".k.weight")):
+        return tensor
+    halves = tensor.view(config.heads, 2, config.head_width // 2, tensor.shape[1])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
 _NAMES = TensorNames(
     embedding="encoder.weight",
     norm="layer_norm_2",
@@ -52,6 +60,7 @@ _NAMES = TensorNames(
     },
     head={"decoder": "decoder.weight", "bias": "decoder.bias"},
     reorder=_half_split,
+    restore=_neighbours,
 )
 
 

@@ -20,7 +20,7 @@ class TensorNames:
 
     `prefix` begins the encoder's names; checkpoints of the encoder alone leave it out, and their names begin with one
     of `bare`. `rename` gives the name here of a name in the file, or None for what is no tensor of the model.
-    `reorder` gives a tensor here of a tensor in the file. `frequencies`: rotary
+    `reorder` gives a tensor here of a tensor in the file, and `restore` the one in the file. `frequencies`: rotary
     frequencies, any of these. `tied`: copies of other tensors that must agree, as (copy, original). `ignored`:
     beginnings of names that mean nothing to a masked language model, such as heads that were fine-tuned.
     """
@@ -42,6 +42,7 @@ class TensorNames:
     bare: tuple[str, ...] = ()
     rename: Callable[[str], str | None] | None = None
     reorder: Callable[[str, Tensor, EncoderConfig], Tensor] | None = None
+    restore: Callable[[str, Tensor, EncoderConfig], Tensor] | None = None
 
     def name(self, written: str) -> str | None:
         """The name here of a tensor of a file, None for one that means nothing."""

@@ -1,0 +1,74 @@
+"""Write a model in the form of the folder that it was read from, so that what reads the one reads the other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from longlens.errors import CheckpointError
+from longlens.models.families.written import WrittenForm
+from longlens.models.language_model import MaskedLM
+
+WEIGHTS = "model.safetensors"
+# entries of a config.json that name the dtype of its weights, in transformers 4 and 5
+_DTYPES = ("torch_dtype", "dtype")
+
+
+def write_as_read(model: MaskedLM, form: WrittenForm, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write `model` to `folder` in `form`: one file of weights, under the names of the files that it was read from, and
+    copies of the other files. `dtype`: of the weights; None: the model's.
+
+    What means nothing to a masked language model is not written, such as the decoder of a T5 or a classifier. The
+    vector that BERT adds to every token is part of its positions here, and is written so, with token types of zero.
+
+    Raises:
+        CheckpointError: a file of `form` is no longer there.
+    """
+    missing = [path for path in form.files if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"expected {missing[0]}, a file of the model's folder, to write the model with it, found none; put it back"
+        )
+    tensors = _tensors(model, form, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in form.files:
+        shutil.copyfile(path, folder / path.name)
+    _say_dtype(folder / "config.json", dtype or model.dtype)
+    # written as an ordinary file, so that it gets the usual permissions
+    (folder / WEIGHTS).write_bytes(save_tensors(tensors, metadata={"format": "pt"}))
+
+
+def _tensors(model: MaskedLM, form: WrittenForm, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors by their names in the file."""
+    names, config, ours = form.names, form.config, model.state_dict()
+    here: dict[str, Tensor] = {}
+    table = names.table(config, predicts=model.predicts, contacts=model.contact_head is not None)
+    for name, sources in table.items():
+        if name in ours:
+            parts = ours[name].to(device="cpu", dtype=dtype or ours[name].dtype).chunk(len(sources))
+            here |= dict(zip(sources, parts, strict=True))
+    if names.restore is not None:
+        here = {name: names.restore(name, tensor, config) for name, tensor in here.items()}
+    if names.token_type is not None and names.token_type in form.originals:
+        shape = form.originals[names.token_type][1]
+        here[names.token_type] = torch.zeros(shape, dtype=here[names.embedding].dtype)
+    if config.rotary:
+        frequencies = ours["encoder.rotary.frequencies"].cpu()
+        here |= {name: frequencies for name in names.frequency_names(config) if name in form.originals}
+    here |= {copy: here[original] for copy, original in names.tied if copy in form.originals and original in here}
+    # a file holds no two tensors in one memory
+    return {form.originals[name][0]: tensor.clone().contiguous() for name, tensor in here.items()}
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Correct the dtype that a config.json names, if it names one."""
+    entries = json.loads(config.read_text(encoding="utf-8"))
+    named = [entry for entry in _DTYPES if entry in entries]
+    if named:
+        entries |= dict.fromkeys(named, str(dtype).removeprefix("torch."))
+        config.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
