@@ -159,6 +159,7 @@ def test_what_is_said_of_the_machine_names_no_place() -> None:
         ("conformance.md", "peers_conformance.py: ours"),
         ("contacts.md", "contacts.py"),
         ("families.md", "families.py"),
+        ("finetuning.md", "finetuning.py"),
         ("lens.md", "lens.py"),
         ("lens-peers.md", "lens_peers.py"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from adapting_pass import CONFIGS
 
-from longlens.jobs.finetune_job import training_bytes
+from longlens.jobs.plan import training_bytes
 from longlens.testing.memory import LINEAR, peak_growths
 
 

@@ -202,6 +202,13 @@ def test_classes_and_values():
         labelled(("a",), ("a",))
     with pytest.raises(SequenceError, match="line 1: expected a number as target of residue 2, got 'x'"):
         labelled(("1", "x"), name="residue_to_value")
+    with pytest.raises(
+        SequenceError, match=r"line 2: expected a number between -1e\+30 and 1e\+30 as target, got '-1e31'"
+    ):
+        labelled(("1",), ("-1e31",), name="sequence_to_value")
+    with pytest.raises(SequenceError, match=r"differ by more than 1e-30, got a standard deviation of 5.0e-41"):
+        labelled(("1e-40",), ("2e-40",), name="sequence_to_value")
+    assert [values[0] for values in labelled(("1e-200",), ("1",), name="sequence_to_value").values] == [1e-200, 1]
     with pytest.raises(SequenceError, match=r"line 1: expected a known target, got none"):
         labelled(("", "nan"), name="residue_to_value")
     with pytest.raises(InputError, match=r"expected a task of sequence_to_class, .* got 'regression'"):

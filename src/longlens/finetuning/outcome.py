@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from longlens.finetuning.report import as_json, as_text, make_report
 from longlens.finetuning.saved import choose_threshold, decide
 from longlens.finetuning.splits import Leaks, Split
 from longlens.finetuning.targets import Targets
+from longlens.finetuning.trainer import loss_warning
 from longlens.io.results import write_whole
 
 REPORT, TEXT, PREDICTIONS = "report.json", "report.txt", "predictions.parquet"
@@ -25,8 +27,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Outcome:
-    """`outputs`: predictor -> number of a protein -> (1 or L, C) outputs, for test proteins and, for those that were
-    fitted, validation proteins; `method` names the predictor that is kept."""
+    """`outputs`: predictor -> number of a protein -> (1 or L, C) outputs, for validation and test proteins;
+    `method` names the predictor that is kept; `stages` describes each stage, with its `log` of losses."""
 
     targets: Targets
     ids: Sequence[str]
@@ -39,30 +41,29 @@ class Outcome:
     stages: Mapping[str, Any]
     seed: int
 
+    @cached_property
     def thresholds(self) -> dict[str, float | None]:
-        """Each predictor's threshold, chosen on validation proteins; 0.5 for one that has no outputs for them."""
-        chosen = {}
-        validation = self.split.members("validation")
+        """Each predictor's threshold, chosen on validation proteins, also that of a baseline."""
+        validation, chosen = self.split.members("validation"), dict[str, float | None]()
         for name, outputs in self.outputs.items():
-            if all(number in outputs for number in validation):
-                truth, values, _ = self._rows(outputs, validation)
-                chosen[name] = choose_threshold(self.targets, truth, values)
-            else:
-                chosen[name] = 0.5 if len(self.targets.classes) == 2 else None
+            truth, values, _ = self._rows(outputs, validation)
+            chosen[name] = choose_threshold(self.targets, truth, values)
         return chosen
 
     def write(self, work: Path) -> tuple[dict[str, Any], list[Path]]:
         """The report, and the files of it and of the predictions, in `work`."""
-        thresholds, test = self.thresholds(), self.split.members("test")
+        thresholds, test = self.thresholds, self.split.members("test")
         results: dict[str, dict[str, Measured]] = {}
         for name, outputs in self.outputs.items():
             truth, values, owners = self._rows(outputs, test)
             predicted = decide(self.targets, values, thresholds[name])
             results[name] = measure_all(self.targets, truth, values, predicted, self.clusters[owners], self.seed)
+        diverged = [loss_warning(name, stage["log"]) for name, stage in self.stages.items() if "log" in stage]
+        warnings = [*self.warnings, *filter(None, diverged)]
         report = make_report(self.targets, self.split, len(np.unique(self.clusters)), self.leaks, self.method, results,
-                             self.stages, thresholds) | {"warnings": list(self.warnings)}  # fmt: skip
+                             self.stages, thresholds) | {"warnings": warnings}  # fmt: skip
         write_whole(work / REPORT, as_json(report))
-        write_whole(work / TEXT, as_text(report, self.warnings).encode())
+        write_whole(work / TEXT, as_text(report, warnings).encode())
         pq.write_table(self._predictions(thresholds[self.method]), work / PREDICTIONS)
         return report, [work / REPORT, work / TEXT, work / PREDICTIONS]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,14 +30,23 @@ def make_report(
             name: {measure: {"value": _number(found.value), "low": _number(found.low), "high": _number(found.high)}
                    for measure, found in measured.items()} for name, measured in results.items()
         },
-        "stages": dict(stages),
+        "stages": _plain(stages),
         "thresholds": {name: value for name, value in thresholds.items() if value is not None},
     }  # fmt: skip
 
 
 def _number(value: float | None) -> float | None:
-    """Six digits; None for what is not defined, which JSON has no number for."""
-    return None if value is None or value != value else float(f"{value:.6g}")
+    """Six digits; None for what is not finite, which JSON has no number for."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(report: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
@@ -57,8 +67,8 @@ def as_text(report: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
     trained = [(name, stage) for name, stage in report["stages"].items() if "best_step" in stage]
     lines += [""] if trained else []
     lines += [
-        f"{name}: best step {stage['best_step']:,} of {stage['steps']:,}, validation loss {stage['first_loss']:.4f} "
-        f"before, {stage['best_loss']:.4f} at the best step"
+        f"{name}: best step {stage['best_step']:,} of {stage['steps']:,}, validation loss "
+        f"{_loss(stage['first_loss'])} before, {_loss(stage['best_loss'])} at the best step"
         for name, stage in trained
     ]
     lines += [f"warning: {note}" for note in notes]
@@ -72,6 +82,10 @@ def _cell(found: Mapping[str, float | None]) -> str:
     return f"{found['value']:.3f}{interval}"
 
 
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def as_json(report: Mapping[str, Any]) -> bytes:
     """The report's file."""
-    return (json.dumps(report, indent=1) + "\n").encode()
+    return (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()

@@ -102,7 +102,7 @@ def choose_threshold(targets: Targets, truth: NDArray[np.float64], outputs: NDAr
 
 def _candidates(scores: NDArray[np.float64]) -> Sequence[float]:
     """0.5, and points halfway between scores."""
-    values = np.unique(scores)
+    values = np.unique(scores[np.isfinite(scores)])
     middles = (values[1:] + values[:-1]) / 2
     if len(middles) > TRIED:
         middles = np.quantile(middles, np.linspace(0, 1, TRIED))

@@ -17,6 +17,8 @@ from longlens.io.targets import LabelledProtein
 LEAST = 3
 # the weight of a rare class is at most so many times that of a class of the mean size
 CAP = 10.0
+# size of the largest value, and one over their least spread: heads compute in float32
+LARGEST = 1e30
 _UNKNOWN = ("", "nan", "NaN", "NA", "None")
 
 
@@ -67,11 +69,11 @@ class Targets:
 def make_targets(task: Task, proteins: Sequence[LabelledProtein]) -> Targets:
     """Targets as numbers.
 
-    Raises `SequenceError` for a value that is no number (with file and line), for a single class, and for a class that
-    fewer than `LEAST` proteins have.
+    Raises `SequenceError` for a value that is no number or larger than `LARGEST` (with file and line), for values whose
+    spread is less than one over it, for a single class, and for a class that fewer than `LEAST` proteins have.
     """
     if not task.classes:
-        return Targets(task, [_numbers(protein) for protein in proteins], ())
+        return Targets(task, _values(proteins), ())
     have: Counter[str] = Counter()
     first: dict[str, str] = {}
     for protein in proteins:
@@ -102,6 +104,17 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _values(proteins: Sequence[LabelledProtein]) -> list[NDArray[np.float64]]:
+    values = [_numbers(protein) for protein in proteins]
+    spread = float(np.nanstd(np.concatenate(values)))
+    if 0 < spread < 1 / LARGEST:
+        raise SequenceError(
+            f"expected values that differ by more than {1 / LARGEST:.0e}, got a standard deviation of {spread:.1e}; "
+            "give them in a smaller unit, or their logarithms"
+        )
+    return values
+
+
 def _numbers(protein: LabelledProtein) -> NDArray[np.float64]:
     out = []
     for place, text in enumerate(protein.targets, 1):
@@ -109,6 +122,11 @@ def _numbers(protein: LabelledProtein) -> NDArray[np.float64]:
         if known and (not _is_number(text) or not math.isfinite(float(text))):
             residue = f" of residue {place}" if len(protein.targets) > 1 else ""
             raise SequenceError(f"{protein.place}: expected a number as target{residue}, got {text!r}")
+        if known and abs(float(text)) > LARGEST:
+            raise SequenceError(
+                f"{protein.place}: expected a number between -{LARGEST:.0e} and {LARGEST:.0e} as target, got {text!r}; "
+                "give targets in a larger unit, or their logarithms"
+            )
         out.append(float(text) if known else math.nan)
     if all(map(math.isnan, out)):
         raise SequenceError(f"{protein.place}: expected a known target, got none")

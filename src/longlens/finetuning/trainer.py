@@ -7,6 +7,7 @@ with the same numbers, whether the process was stopped between or not.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -50,8 +51,11 @@ class TuneSettings:
         for name in ("head_rate", "rate", "alpha"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"expected {name} above 0, got {getattr(self, name)!r}")
-        if self.seed < 0:
-            raise InputError(f"expected a seed of at least 0, got {self.seed}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InputError(f"expected weight_decay of at least 0, got {self.weight_decay!r}")
+        # a step's own seed has these 32 bits and those of its number
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise InputError(f"expected a seed as a whole number from 0 to {2**32 - 1}, got {self.seed!r}")
 
     @property
     def rounds(self) -> int:
@@ -113,11 +117,12 @@ class Stage:
             parameter.requires_grad_(False)
         values = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         loss = self.validation_loss()
-        better = loss < state["best_loss"]
+        # any number is better than none: a comparison with NaN is never true
+        better = math.isfinite(loss) and not loss >= state["best_loss"]
         return {
             "step": step, "epoch": epoch, "place": place, "values": values, "optimizer": optimizer.state_dict(),
             "best": values if better else state["best"], "best_step": step if better else state["best_step"],
-            "best_loss": min(loss, state["best_loss"]), "stale": 0 if better else state["stale"] + 1,
+            "best_loss": loss if better else state["best_loss"], "stale": 0 if better else state["stale"] + 1,
             "log": [*state["log"], [step, total / count, loss]],
         }  # fmt: skip
 
@@ -181,6 +186,18 @@ class Stage:
         if state is not None:
             optimizer.load_state_dict(state)
         return optimizer
+
+
+def loss_warning(name: str, log: Sequence[Sequence[float | None]]) -> str:
+    """A warning of the first loss of a stage that is not finite, by its `log`; empty where all are finite."""
+    for step, *losses in log:
+        if not all(loss is None or math.isfinite(loss) for loss in losses):
+            rates = "--head-rate" if name == "head" else "--rate or --head-rate"
+            return (
+                f"{name}: the loss at step {step} is not a finite number, so the best step with a finite loss is kept; "
+                f"lower {rates}, or look for targets that are far from all others"
+            )
+    return ""
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -32,17 +32,16 @@ from longlens.finetuning.saved import FILE as HEAD
 from longlens.finetuning.saved import MODEL, HeadInfo, save_head
 from longlens.finetuning.splits import Split
 from longlens.finetuning.targets import Targets, class_weights
-from longlens.finetuning.trainer import Stage, TuneSettings, read_state, write_state
+from longlens.finetuning.trainer import Stage, TuneSettings, loss_warning, read_state, write_state
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.io.targets import LabelledProtein
 from longlens.jobs.base_model import described_base
-from longlens.jobs.inference import residue_vectors
+from longlens.jobs.inference import refuse_overflow, residue_vectors
 from longlens.jobs.inputs import ProteinSource
 from longlens.jobs.job_key import ModelInfo, job_key
-from longlens.jobs.plan import TILES, BatchOutputs, batch_bytes, largest_batch, make_batches
+from longlens.jobs.plan import BatchOutputs, batch_bytes, largest_batch, make_batches, training_bytes
 from longlens.jobs.progress import Notice, ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, described, residue_units
-from longlens.models.encoder import EncoderConfig
 from longlens.models.pretrained import save
 
 METHODS = ("probe", "head", "lora")
@@ -67,16 +66,6 @@ class FinetuneOptions:
     def stages(self) -> tuple[str, ...]:
         """The stages that are trained by steps."""
         return METHODS[1 : METHODS.index(self.method) + 1]
-
-
-def training_bytes(config: EncoderConfig, tokens: int, *, recompute: bool = True) -> int:
-    """Peak growth of memory of a step of low-rank adaptation, in float32: what enters each layer, and the activations
-    and gradients of one layer, or, without `recompute`, of all."""
-    normed = 2 * config.inner if config.projections.query_key_norm else 0
-    activations = 4 * config.width + 6 * config.inner + normed + (2 + 2 * config.feed.gated) * config.feed_forward
-    # measured in an ordinary process: 3.2 in the layer that is computed backwards, 1.1 in each that keeps its own
-    held = 3.5 * activations + config.layers * (config.width if recompute else 1.2 * activations)
-    return TILES + int(4 * tokens * held)
 
 
 @dataclass
@@ -171,7 +160,9 @@ class FinetuneJob(Job):
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
         stage = unit.step.stage
         if stage == "vectors":
-            yield "vectors", int(self.starts[unit.first]), self._vectors(texts)
+            vectors = self._vectors(texts)
+            refuse_overflow(vectors, self.proteins[unit.first].record.id, self.model.dtype)
+            yield "vectors", int(self.starts[unit.first]), vectors
         elif stage == "compare":
             write_whole(folder.work / SPLIT, self._compare().as_json())
         elif stage == "probe":
@@ -191,7 +182,7 @@ class FinetuneJob(Job):
         )  # fmt: skip
         self.report, files = outcome.write(kept)
         base = {} if method == "lora" else described_base(self.model)
-        info = HeadInfo(self.targets.task.name, self.targets.classes, method, outcome.thresholds()[method],
+        info = HeadInfo(self.targets.task.name, self.targets.classes, method, outcome.thresholds[method],
                         self.options.settings.hidden, base)  # fmt: skip
         save_head(self.best_head(folder, method), info, kept / HEAD)
         files.append(kept / HEAD)
@@ -213,11 +204,10 @@ class FinetuneJob(Job):
         return described
 
     def _outputs(self, folder: ResultFolder, split: Split) -> dict[str, dict[int, NDArray[np.float64]]]:
-        """Outputs of the baselines for test proteins, and of each stage for validation and test proteins."""
-        test = split.members("test")
-        held_out = split.members("validation") + test
+        """Outputs of the baselines and of each stage for validation and test proteins."""
+        held_out = split.members("validation") + split.members("test")
         baselines = self.read_probe(folder)[1]
-        outputs = {name: dict(zip(test, parts, strict=True)) for name, parts in baselines.items()}
+        outputs = {name: dict(zip(held_out, parts, strict=True)) for name, parts in baselines.items()}
         frozen = self.frozen(folder)
         for name in ("probe", *self.options.stages):
             head = self.best_head(folder, name)
@@ -286,7 +276,7 @@ class FinetuneJob(Job):
         return Vectors(folder.arrays["vectors"].read(int(self.starts[-1])), self.starts)
 
     def _fit_probe(self, folder: ResultFolder) -> dict[str, Any]:
-        """The probe, and what the baselines predict for test proteins."""
+        """The probe, and what the baselines predict for validation and test proteins."""
         comparison, seed = self.comparison(folder), self.options.settings.seed
         split = comparison.split
         training, validation, test = (split.members(name) for name in ("train", "validation", "test"))
@@ -295,9 +285,10 @@ class FinetuneJob(Job):
         probe = fit_probe(
             self.targets, *(gather(frozen, self.targets, part, weights, seed) for part in (training, validation))
         )
-        neighbours = [comparison.neighbours[number] for number in test]
+        held_out = [*validation, *test]
+        neighbours = [comparison.neighbours[number] for number in held_out]
         known = Known(self.sequences, self.targets, training, validation, weights)
-        baselines = baseline_outputs(known, test, neighbours, seed)
+        baselines = baseline_outputs(known, held_out, neighbours, seed)
         return {
             "probe": {name: torch.as_tensor(np.asarray(value)) for name, value in vars(probe).items()},
             "baselines": {name: [torch.from_numpy(out) for out in parts] for name, parts in baselines.items()},
@@ -345,7 +336,11 @@ class FinetuneJob(Job):
         stage = self._stage(name, folder)
         if before is not None and stage.ended(before):
             return
-        write_state(_state_path(folder, name, number), stage.train_round(before or stage.first_state()))
+        after = stage.train_round(before or stage.first_state())
+        write_state(_state_path(folder, name, number), after)
+        warning = loss_warning(name, after["log"])
+        if warning and not (before and loss_warning(name, before["log"])):
+            self.progress(Notice(warning, warning=True))
         # the round before may be needed again, if this one is not recorded
         _state_path(folder, name, number - 2).unlink(missing_ok=True)
 
@@ -368,13 +363,13 @@ class FinetuneJob(Job):
         parameters = {f"head.{part}": value for part, value in head.named_parameters() if part != "query"}
         frozen, active = self.frozen(folder), nullcontext
         adapted = name == "lora"
-        rates = dict.fromkeys(parameters, settings.head_rate)
+        rates = dict.fromkeys([*parameters, "head.query"], settings.head_rate)
         if adapted:
             adapters = self.new_adapters()
             parameters |= adapters.parameters()
             if not self.targets.task.by_residue:
                 parameters["head.query"] = head.query
-            rates = dict.fromkeys(parameters, settings.rate)
+            rates = dict.fromkeys(adapters.parameters(), settings.rate) | rates
             # the numbers are the same either way
             fits = training_bytes(self.model.language_model.config, self.step_tokens, recompute=False) <= self.limit
             active = partial(adapters.trained, recompute=not fits)  # type: ignore[assignment]

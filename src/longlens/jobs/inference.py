@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longlens.errors import InputError
 from longlens.io.alphabet import Alphabet
 from longlens.lens.predict.vocabulary import Predictions, predictions
 from longlens.models.encoder import Attend, Encoded, Packed
@@ -39,6 +40,15 @@ def residue_vectors(model: MaskedLM, sequences: Sequence[str]) -> list[Tensor]:
     """(L, d) of the last layer for each of several cleaned sequences, packed; with gradients where they are wanted."""
     packed = model.pack_tokens([model.alphabet.encode(sequence) for sequence in sequences])
     return list(model(packed).last[residue_rows(packed, model.alphabet)].split(list(map(len, sequences))))
+
+
+def refuse_overflow(values: NDArray[np.floating], protein: str, dtype: str) -> None:
+    """Raise `InputError` unless what was computed of a batch, whose first protein is named, is finite."""
+    if not np.isfinite(values).all():
+        advice = "; the numbers of this model do not fit, use dtype float32" if dtype == "float16" else ""
+        raise InputError(
+            f"expected finite numbers from the model, got others in the batch from {protein} on, in {dtype}{advice}"
+        )
 
 
 def residue_predictions(model: MaskedLM, packed: Packed, encoded: Encoded, rows: Tensor) -> Predictions:

@@ -23,7 +23,7 @@ from longlens.finetuning.saved import FILE as HEAD
 from longlens.finetuning.saved import HeadInfo, load_head
 from longlens.io.results import ArraySpec, ResultFolder, write_whole
 from longlens.jobs.base_model import load_base
-from longlens.jobs.inference import residue_vectors
+from longlens.jobs.inference import refuse_overflow, residue_vectors
 from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import memory_limit, threads_set
@@ -90,7 +90,9 @@ class PredictJob(Job):
 
     def compute(self, unit: Unit, texts: list[str], folder: ResultFolder) -> Iterable[Rows]:
         parts = head_outputs(self.head, residue_vectors(self.model.language_model, texts), self.info.targets)
-        yield "outputs", int(self.starts[unit.first]), np.concatenate(parts).astype(np.float32)
+        outputs = np.concatenate(parts).astype(np.float32)
+        refuse_overflow(outputs, self.source.survey.entries[unit.first].id, self.model.dtype)
+        yield "outputs", int(self.starts[unit.first]), outputs
 
     def finish(self, folder: ResultFolder) -> list[Path]:
         outputs = np.asarray(folder.arrays["outputs"].read(int(self.starts[-1])), np.float64)
