@@ -9,10 +9,12 @@ import context_pass
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 import copy_task
 import longlens
+from longlens.cli.main import cli
 from longlens.errors import InputError
 from longlens.jobs import context_job
 from longlens.jobs.context import curve_lengths, curve_pieces, most_surprising
@@ -267,12 +269,16 @@ def test_targets_and_stretches_are_read():
         ({"targets": "9-5"}, "their first number first"),
         ({"spans": "30-41"}, "stretches within 1-40, got 30-41"),
         ({"spans": "0-5"}, "stretches within 1-40, got 0-5"),
-        ({"spans": "5-"}, "numbers and ranges"),
-        ({"spans": 0}, "at least 1 token, got 0"),
+        ({"spans": "5-"}, "expected spans as numbers and ranges"),
+        ({"spans": 0}, "expected spans of at least 1 token, got 0"),
+        ({"spans": "0"}, "expected spans of at least 1 token, got 0"),
+        ({"spans": True}, "expected spans of at least 1 token, got True"),
+        ({"most_surprising": 0}, "expected most_surprising as a whole number of at least 1, got 0"),
+        ({"tokens_per_batch": 0}, "expected tokens_per_batch as a whole number of at least 1, got 0"),
         ({"spans": [(5,)]}, "pairs of first and last"),
         ({"spans": [(9, 5)]}, "their first number first"),
         ({"spans": "7", "targets": 7, "exact": 0}, "exact as a whole number of at least 1"),
-        ({"exact": "some"}, "or 'all', got 'some'"),
+        ({"exact": "some"}, "expected exact, .* or 'all', got 'some'"),
         ({"curve": -1}, "curve as a whole number of at least 0"),
         ({"spans": "7-7", "targets": 7}, "7 alone"),
         ({"max_memory": "1M"}, "--max-memory"),
@@ -281,6 +287,24 @@ def test_targets_and_stretches_are_read():
 def test_bad_options_are_refused_before_anything_is_written(tiny, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         longlens.context({"a": MUTASE[:40]}, model=tiny, output=tmp_path / "out", figures=False, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--most-surprising", "0"), ("--exact", "0"), ("--exact", "some"), ("--halve", "-1"), ("--curve", "-1"),
+        ("--tokens-per-batch", "0"), ("--spans", "0"), ("--spans", "5-"), ("--spans", "9-5"),
+    ],
+)  # fmt: skip
+def test_the_command_names_the_option_that_was_typed(tmp_path, option, value):
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text(f">one\n{MUTASE[:30]}\n")
+    arguments = ["context", str(fasta), "-o", str(tmp_path / "out"), "-m", "tiny", option, value]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.stderr
+    assert value.lstrip("-") in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -323,10 +347,6 @@ def test_copies_do_not_depend_on_how_they_are_packed(tiny):
 
 
 def test_the_command_writes_and_says_what_it_took(tmp_path):
-    from click.testing import CliRunner
-
-    from longlens.cli.main import cli
-
     fasta = tmp_path / "a.fasta"
     fasta.write_text(f">one\n{MUTASE[:30]}\n")
     out = tmp_path / "out"

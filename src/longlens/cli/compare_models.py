@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from longlens.cli.options import WordsCommand, choose_threads, max_memory_option, method_option, threads_option
 from longlens.cli.progress import shown_progress
+from longlens.cli.summaries import nats, print_results
 
 if TYPE_CHECKING:
     from longlens.jobs.comparisons import Comparison
@@ -65,22 +65,17 @@ def compare_models(
             stride=stride, bos=bos, masking=masking, max_memory=max_memory, method=method, dtype=dtype, device=device,
             threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
-    if output is None:
-        sys.stdout.buffer.write(found.data)
-        sys.stdout.flush()
-    _summary(found, output)
+    print_results(found.data, _summary(found), output)
     return 0
 
 
-def _summary(found: Comparison, output: Path | None) -> None:
-    """Print the summary on standard output; on standard error where that has the table."""
+def _summary(found: Comparison) -> list[tuple[str, str]]:
     numbers = found.summary
 
     def mean(name: str) -> str:
-        error = numbers[f"mean_{name}_error"]
-        return f"{numbers[f'mean_{name}']:.4f}{'' if error is None else f' +- {error:.4f}'} nats"
+        return nats(numbers[f"mean_{name}"], numbers[f"mean_{name}_error"])
 
-    lines = [
+    return [
         ("a, b", f"{found.models[0]}, {found.models[1]}; {numbers['kind']}"),
         ("special tokens", numbers["special_tokens"]),
         ("tokens", f"{numbers['tokens']:,}"),
@@ -90,7 +85,3 @@ def _summary(found: Comparison, output: Path | None) -> None:
         ("KL(b||a)", mean("kl_ba")),
         ("first choice", f"the same for {numbers['same_first_choice']:.1%} of the tokens"),
     ]
-    if output is not None:
-        lines.append(("results", str(output)))
-    for name, value in lines:
-        click.echo(f"{name:<14} {value}", err=output is None)

@@ -19,7 +19,7 @@ from longlens.cli.progress import shown_progress
 
 
 class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
-    """A whole number, or "all"."""
+    """A whole number of at least 1, or "all"."""
 
     name = "number"
 
@@ -27,9 +27,28 @@ class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
         if value == "all" or isinstance(value, int):
             return value
         try:
-            return int(value)
+            number = int(value)
         except ValueError:
-            self.fail(f"expected a whole number or all, got {value!r}", param, ctx)
+            number = 0
+        if number < 1:
+            self.fail(f"expected a whole number of at least 1, or all, got {value!r}", param, ctx)
+        return number
+
+
+class Stretches(click.ParamType):  # type: ignore[type-arg]
+    """A width, ranges, or a file of ranges, as the user wrote it."""
+
+    name = "stretches"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from longlens.errors import InputError
+        from longlens.jobs.context_call import given_spans
+
+        try:
+            given_spans(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 @click.command(cls=WordsCommand)
@@ -37,17 +56,27 @@ class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the results.")
 @click.option("--targets", default=None, help="Tokens that are explained: 27, K27, 10-20, a word; separated by "
               "commas. [default: the most surprising]")  # fmt: skip
-@click.option("--most-surprising", default=4, show_default=True, help="How many, without --targets.")
-@click.option("--spans", default=None, help="Stretches to hide: a width, ranges such as 10-20,40-60, or a BED file. "
+@click.option(
+    "--most-surprising", type=click.IntRange(1), default=4, show_default=True, help="How many, without --targets."
+)
+@click.option("--spans", type=Stretches(), default=None,
+              help="Stretches to hide: a width, ranges such as 10-20,40-60, or a BED file. "
               "[default: a width of 4, or of a 64th of the sequence]")  # fmt: skip
 @click.option("--exact", type=WholeOrAll(), default=8, show_default=True, help="Stretches that are hidden in truth for "
               "each target, the strongest by the estimate; all.")  # fmt: skip
-@click.option("--halve", default=1, show_default=True, help="How many of them are halved, down to one token.")
-@click.option("--curve", default=64, show_default=True, help="Tokens of the curve of surprise by context; 0: none.")
+@click.option(
+    "--halve",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="How many of them are halved, down to one token.",
+)
+@click.option("--curve", type=click.IntRange(0), default=64, show_default=True,
+              help="Tokens of the curve of surprise by context; 0: none.")  # fmt: skip
 @click.option("--input", "kind", type=click.Choice(["auto", "proteins", "text"]), default="auto", show_default=True,
               help="auto: proteins where the file begins with '>'.")  # fmt: skip
 @click.option("--figures/--no-figures", default=True, show_default=True)
-@click.option("--tokens-per-batch", "--toks-per-batch", default=16_384, show_default=True)
+@click.option("--tokens-per-batch", "--toks-per-batch", type=click.IntRange(1), default=16_384, show_default=True)
 @on_error_option
 @max_memory_option
 @model_options

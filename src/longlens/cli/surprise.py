@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from longlens.cli.options import WordsCommand, choose_threads, max_memory_option, method_option, threads_option
 from longlens.cli.progress import shown_progress
+from longlens.cli.summaries import nats, number, print_results
 
 if TYPE_CHECKING:
     from longlens.jobs.surprises import Surprise
@@ -70,15 +70,11 @@ def surprise(
             context=context, stride=stride, bos=bos, masking=masking, figure=figure, max_memory=max_memory,
             method=method, dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
-    if output is None:
-        sys.stdout.buffer.write(found.data)
-        sys.stdout.flush()
-    _summary(found, output)
+    print_results(found.data, _summary(found), output)
     return 0
 
 
-def _summary(found: Surprise, output: Path | None) -> None:
-    """Print the summary on standard output; on standard error where that has the table."""
+def _summary(found: Surprise) -> list[tuple[str, str]]:
     numbers = found.summary
     windows = numbers["context"] if numbers["stride"] is None else (
         f"windows of {numbers['context']:,} tokens, {numbers['stride']:,} from one to the next"
@@ -86,23 +82,19 @@ def _summary(found: Surprise, output: Path | None) -> None:
     tokens = f"{numbers['tokens']:,}"
     if numbers["predicted"] < numbers["tokens"]:
         tokens += f" ({numbers['tokens'] - numbers['predicted']:,} without a prediction: no token is before)"
-    error = numbers["mean_excess_error"]
     lines = [
         ("model", f"{found.model}, {numbers['kind']}"),
         ("special tokens", numbers["special_tokens"]),
         ("context", windows),
         ("tokens", tokens),
         ("bytes", f"{numbers['bytes']:,}"),
-        ("bits per byte", f"{numbers['bits_per_byte']:.4f}"),
-        ("perplexity", f"{numbers['perplexity']:.2f} per token"),
-        ("excess", f"{numbers['mean_excess']:.4f}{'' if error is None else f' +- {error:.4f}'} nats: surprise beyond "
-         "what the model expected"),
+        ("bits per byte", number(numbers["bits_per_byte"], 4)),
+        ("perplexity", f"{number(numbers['perplexity'], 2)} per token"),
+        ("excess", f"{nats(numbers['mean_excess'], numbers['mean_excess_error'])}: surprise beyond what the model "
+         "expected"),
     ]  # fmt: skip
     if numbers["method"] != "exact":
         lines.append(("method", numbers["method"]))
     if numbers["word_correction"] is not None:
         lines.append(("correction", numbers["word_correction"]))
-    if output is not None:
-        lines.append(("results", str(output)))
-    for name, value in lines:
-        click.echo(f"{name:<14} {value}", err=output is None)
+    return lines

@@ -46,13 +46,14 @@ class ContextOptions:
     figures: bool = True
 
     def __post_init__(self) -> None:
-        least = {"most": 1, "exact": 1, "halve": 0, "curve": 0, "budget": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < bound):
-                raise InputError(f"expected {name} as a whole number of at least {bound}, got {value!r}")
-        if isinstance(self.spans, int) and self.spans < 1:
-            raise InputError(f"expected stretches of at least 1 token, got {self.spans}")
+        # by the names that `longlens.context` has for them
+        given = {
+            "most_surprising": (self.most, 1), "exact": (self.exact, 1), "halve": (self.halve, 0),
+            "curve": (self.curve, 0), "tokens_per_batch": (self.budget, 1),
+        }  # fmt: skip
+        for name, (value, least) in given.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise InputError(f"expected {name} as a whole number of at least {least}, got {value!r}")
 
     def described(self) -> dict[str, Any]:
         """The options as plain JSON."""

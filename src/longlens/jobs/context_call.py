@@ -30,6 +30,7 @@ from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.output import output_folder
 from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import announce, run
+from longlens.jobs.text_reading import refuse_unpredictable
 from longlens.jobs.texts import TextSource, load_language_model, opened_source
 from longlens.lens.deletion import Hideable, Span
 from longlens.models.language_model import MaskedLM
@@ -96,7 +97,7 @@ def context(
             exist, a sequence that does not fit.
     """
     options = ContextOptions(
-        None if targets is None else _words(targets), most_surprising, _given_spans(spans),
+        None if targets is None else _words(targets), most_surprising, given_spans(spans),
         _exact(exact), halve, curve, tokens_per_batch, figures,
     )  # fmt: skip
     if input not in ("auto", "proteins", "text"):
@@ -144,6 +145,7 @@ def _text_job(
     loaded = load_language_model(model, name, dtype=dtype, device=device)
     head = language_head(loaded.model)
     document = read_document(loaded, text, name, causal=head.causal)
+    refuse_unpredictable(loaded, document, name, causal=head.causal)
     tokens = len(document.inputs(0, len(document)))
     if loaded.longest is not None and tokens > loaded.longest:
         raise InputError(
@@ -199,20 +201,31 @@ def _spans_of(sequence: Hideable, name: str, where: str, options: ContextOptions
     return regular_spans(able, width)
 
 
-def _given_spans(spans: Spans | None) -> int | tuple[Span, ...] | None:
-    """A width, ranges with exclusive ends, or None (also for a BED file)."""
-    if spans is None or isinstance(spans, bool | int):
-        return spans
+def given_spans(spans: Spans | None) -> int | tuple[Span, ...] | None:
+    """What `spans` of `context` means: a width, ranges with exclusive ends, or None (also for a BED file).
+
+    Raises `InputError`.
+    """
+    if spans is None:
+        return None
+    if isinstance(spans, bool | int):
+        return _width(spans)
     if isinstance(spans, str | Path):
         if _is_file(spans):
             return None
         text = str(spans).strip()
-        return int(text) if re.fullmatch(r"\d+", text) else tuple(parse_ranges(text, "stretches"))
+        return _width(int(text)) if re.fullmatch(r"\d+", text) else tuple(parse_ranges(text, "spans"))
     try:
         pairs = [(int(first), int(last)) for first, last in spans]
     except (TypeError, ValueError):
-        raise InputError(f"expected stretches as a width, ranges or pairs of first and last, got {spans!r}") from None
-    return tuple(parse_ranges(",".join(f"{first}-{last}" for first, last in pairs), "stretches"))
+        raise InputError(f"expected spans as a width, ranges or pairs of first and last, got {spans!r}") from None
+    return tuple(parse_ranges(",".join(f"{first}-{last}" for first, last in pairs), "spans"))
+
+
+def _width(width: int) -> int:
+    if isinstance(width, bool) or width < 1:
+        raise InputError(f"expected spans of at least 1 token, got {width!r}")
+    return width
 
 
 def _words(targets: int | str | Sequence[int | str]) -> tuple[str, ...]:
@@ -230,7 +243,7 @@ def _exact(exact: int | str) -> int | None:
         return None
     if isinstance(exact, int) or exact.isdigit():
         return int(exact)
-    raise InputError(f"expected the number of exact stretches as a whole number or 'all', got {exact!r}")
+    raise InputError(f"expected exact, how many stretches are hidden, as a whole number or 'all', got {exact!r}")
 
 
 def _announce_cost(plans: Sequence[SequencePlan], progress: ProgressCallback) -> None:

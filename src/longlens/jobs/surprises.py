@@ -65,10 +65,9 @@ class Surprise(ArrowTable):
         return f"surprise by {self.by}, {self.manifest['proteins']['ids'][0]}, {self.model}"
 
     def __repr__(self) -> str:
-        return (
-            f"<surprise of {len(self):,} {self.by}{'' if len(self) == 1 else 's'} by {self.model}, "
-            f"{self.summary['bits_per_byte']:.3f} bits per byte>"
-        )
+        each = self.summary["bits_per_byte"]
+        size = "no byte of its own" if each is None else f"{each:.3f} bits per byte"
+        return f"<surprise of {len(self):,} {self.by}{'' if len(self) == 1 else 's'} by {self.model}, {size}>"
 
     def _repr_html_(self) -> str:
         picture = inline(self.draw()) if has_matplotlib() else ""

@@ -134,12 +134,14 @@ def read_text_with(
 ) -> TextReading:
     """The text as the model reads it; `name` of its file.
 
-    Raises `InputError` for a model without a head, a text beyond its positions, a window too small for its stride, and
-    options of the other kind of model; `UnsupportedError` for a head that longlens does not know.
+    Raises `InputError` for a model without a head, a text beyond its positions or with no token that can be predicted,
+    a window too small for its stride, and options of the other kind of model; `UnsupportedError` for a head that
+    longlens does not know.
     """
     head = language_head(model.model)
     masking = _masking(model, head, masking, bos)
     document = read_document(model, text, name, causal=head.causal, bos=bos)
+    refuse_unpredictable(model, document, name, causal=head.causal)
     _refuse_over_positions(model, document, context, name)
     _refuse_small_context(document, context, stride, name)
     return TextReading(model, head, document, context, stride, masking)
@@ -161,6 +163,19 @@ def _masking(model: TextModel, head: LanguageHead, masking: str | None, bos: boo
     if masking != "in-place" and model.tokenizer.mask_token_id is None:
         raise InputError(f"{model.name}: its tokenizer has no mask token; ask for --surprise in-place")
     return masking or "masked"
+
+
+def refuse_unpredictable(model: TextModel, document: Document, name: str, *, causal: bool) -> None:
+    """Raise `InputError` for a text of one token, where a causal model gets nothing before it."""
+    if not causal or document.before or len(document) > 1:
+        return
+    advice = "give a longer text"
+    if model.tokenizer.bos_token_id is not None:
+        advice += ", or let the model have its start token: leave out --no-bos"
+    raise InputError(
+        f"{name}: expected a text of at least 2 tokens, since {model.name} gets no start token and predicts each token "
+        f"from those before it, got 1 token ({document.text!r}), of which nothing can be predicted; {advice}"
+    )
 
 
 def _refuse_over_positions(model: TextModel, document: Document, context: int | None, name: str) -> None:
