@@ -95,6 +95,62 @@ def test_the_exact_form_is_the_model_with_the_stretch_masked(models, name):
     assert len(np.unique(np.round(got, 4))) == len(spans) - (name == "mistral")
 
 
+def _gpt_oss(folder):
+    """Every layer with sinks, one of two with a sliding window."""
+    tokenizer = texts.byte_level(bos=False)
+    torch.manual_seed(0)
+    config = tf.GptOssConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, intermediate_size=32, num_local_experts=2, num_experts_per_tok=1, sliding_window=8,
+        initializer_range=0.3, max_position_embeddings=512, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )  # fmt: skip
+    return texts.save(tf.GptOssForCausalLM(config), tokenizer, folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "window"), [(lambda folder: texts.gpt2_folder(folder, bos=False), None), (_mistral, 16)]
+)
+def test_without_a_key_for_the_query_that_predicts_there_is_no_value(tmp_path, make, window):
+    subject = _subject(load_text_model(str(make(tmp_path / "model"))))
+    target = len(subject) - 8
+    first = 0 if window is None else target - window
+    nothing_left = [(first, target)] + ([] if window is None else [(first - 5, target)])
+    # one key is left, or the query itself stays in sight
+    defined = [(first + 1, target), (first, target - 1)]
+    spans = [*nothing_left, *defined]
+    got = subject.surprise([target] * len(spans), spans)
+    assert np.isnan(got[: len(nothing_left)]).all()
+    expected = [_masked_by_the_model(subject, target, span, window) for span in defined]
+    np.testing.assert_allclose(got[len(nothing_left) :], expected, rtol=1e-4, atol=1e-5)
+    estimate = subject.estimate([target], spans).spans[0]
+    assert np.isnan(estimate).tolist() == [span in nothing_left for span in spans]
+
+
+def test_a_sink_is_a_softmax_of_its_own(tmp_path):
+    subject = _subject(load_text_model(str(_gpt_oss(tmp_path / "model"))))
+    assert not subject.leaves_no_key(12, (0, 12))
+    value = subject.surprise([12], [(0, 12)])[0]
+    # all of the mass is the sinks', so nothing that was hidden is in the output
+    ids = subject.ids.clone()
+    ids[:11] = ids[20:31]
+    other = _subject(subject.model)
+    other.ids = ids
+    assert np.isfinite(value)
+    assert other.surprise([12], [(0, 12)])[0] == pytest.approx(value, rel=1e-5)
+    assert not np.isnan(subject.estimate([12], [(0, 12)]).spans).any()
+
+
+def test_a_stretch_is_what_stands_in_the_text(models):
+    for name in ("gpt2", "bert"):
+        subject = _subject(models[name])
+        first = len(subject.document.before)
+        whole = subject.text((first, len(subject) - len(subject.document.after)))
+        assert whole.rstrip("\n") == texts.TEXT.rstrip("\n")
+        for start in range(first, len(subject) - 6):
+            assert subject.text((start, start + 5)) in texts.TEXT
+
+
 def test_a_shared_prefix_computes_only_what_follows(models):
     subject = _subject(models["gpt2"])
     target = len(subject) - 8

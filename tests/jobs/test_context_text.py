@@ -1,5 +1,6 @@
 """`longlens context` for texts: results, cost, resuming, bad input."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {
         "gpt2": texts.gpt2_folder(root / "gpt2"),
+        "bare": texts.gpt2_folder(root / "bare", bos=False),
         "bert": texts.bert_folder(root / "bert"),
         "headless": texts.bert_folder(root / "headless", headless=True),
     }
@@ -125,6 +127,40 @@ def test_a_text_beyond_the_positions_is_refused(tmp_path):
     folder = texts.gpt2_folder(tmp_path / "short", positions=16)
     with pytest.raises(LonglensError, match="at most 16 tokens, as many as"):
         longlens.context(texts.TEXT, input="text", model=folder, figures=False)
+
+
+@pytest.mark.parametrize("figures", [False, True])
+def test_a_stretch_that_leaves_nothing_to_predict_from_has_no_value_and_a_note(folders, text, figures):
+    found = longlens.context(
+        text, model=folders["bare"], targets=9, spans="0-8,2-4", exact="all", halve=1, curve=0, figures=figures
+    )
+    spans = found["text"]["spans"]
+    row = (spans["start"] == 0) & (spans["stop"] == 8)
+    assert row.sum() == 1
+    assert np.isnan(spans["exact"][row]).all()
+    assert np.isnan(spans["estimate"][row]).all()
+    assert spans["note"][row].tolist() == [
+        "not defined: the query that predicts the target has no key left to attend to"
+    ]
+    assert np.isfinite(spans["exact"][~row]).all()
+    assert set(spans["note"][~row]) == {""}
+    # halves of the other one
+    assert spans["halvings"].max() > 0
+    with (found.path(0) / "spans.csv").open(newline="", encoding="utf-8") as file:
+        written = next(line for line in csv.DictReader(file) if line["stop"] == "8")
+    assert (written["estimate"], written["exact"]) == ("", "")
+    # nor is there anything where it is the only stretch
+    alone = longlens.context(text, model=folders["bare"], targets=9, spans="0-8", curve=0, figures=figures)
+    assert np.isnan(alone["text"]["spans"]["exact"]).all()
+    assert np.isfinite(alone["text"]["targets"]["surprise"]).all()
+    assert np.abs(alone["text"]["keys"]["estimate"]).sum() > 0
+
+
+def test_stretches_are_shown_as_they_stand_in_the_text(folders, text):
+    found = longlens.context(text, model=folders["bert"], targets="nothing", spans=6, halve=0, curve=0, figures=False)
+    shown = found["text"]["spans"]["tokens"]
+    assert all(stretch in texts.TEXT for stretch in shown)
+    assert sum(" " in stretch for stretch in shown) > 3
 
 
 def test_the_command_takes_texts_and_standard_input(folders, tmp_path):

@@ -27,6 +27,7 @@ from longlens.errors import InputError
 from longlens.hf.attach import Attachment
 from longlens.hf.documents import Document
 from longlens.hf.language_heads import LanguageHead
+from longlens.hf.modules import attention_modules
 from longlens.hf.observe import ObservedModel
 from longlens.hf.surprise import MLP_CHUNK
 from longlens.hf.texts import TextModel
@@ -67,6 +68,8 @@ class TextContext:
             raise InputError(f"{model.name}: expected a tokenizer with a mask token, got none; no token can be masked")
         self.mask = -1 if mask is None else int(mask)
         self.passes = Passes()
+        modules = attention_modules(model.model).values()
+        self._sinks = all(getattr(module, "sinks", None) is not None for module in modules)
         self.shares_prefix = self.causal and self._prefix_can_be_shared()
         self._prefix: _Prefix | None = None
 
@@ -86,8 +89,27 @@ class TextContext:
             at = document.text.find(word, at + len(word))
         return sorted(out)
 
+    def text(self, span: Span) -> str:
+        """The text of a stretch, from the beginning of its first token to the end of its last, with what is between
+        tokens."""
+        first = len(self.document.before)
+        places = slice(max(0, span[0] - first), max(0, span[1] - first))
+        starts, stops = self.document.starts[places], self.document.stops[places]
+        return self.document.text[starts.min() : stops.max()] if len(starts) else "".join(self.labels[slice(*span)])
+
+    def leaves_no_key(self, target: int, span: Span) -> bool:
+        """Whether a causal model's query before the target is hidden itself, with all that it sees in some layer.
+
+        Queries after the span see themselves; a masked model's target stays in sight; a sink takes a softmax of its
+        own.
+        """
+        if not self.causal or span[1] < target or self._sinks:
+            return False
+        return span[0] <= _first_in_sight(self.model.model, target - 1)
+
     def surprise(self, targets: Sequence[int], hidden: Sequence[Span | None] | None = None) -> NDArray[np.float64]:
-        """-log p of each target in nats, with one span of keys hidden from every query in every layer.
+        """-log p of each target in nats, with one span of keys hidden from every query in every layer; NaN where
+        nothing is left to the query that predicts it (`leaves_no_key`).
 
         Masked models: the target is masked, and a span that holds it leaves its own place in sight.
         """
@@ -207,6 +229,8 @@ class TextContext:
     def _without(self, prefix: _Prefix, span: Span) -> float:
         """The surprise of the target with a span before it hidden."""
         target, (start, stop) = prefix.target, span
+        if self.leaves_no_key(target, span):
+            return float("nan")
         # the query that predicts the target is in the span itself: its own key has to be hidden from it
         if prefix.cache is None or stop == target:
             keep = torch.ones(1, target, dtype=torch.bool)
@@ -273,7 +297,9 @@ class TextContext:
             sums.add(replace(call, output=output, output_gradient=gradient))
         keys = np.zeros((1, len(self)))
         keys[:, :tokens] = sums.keys.numpy()
-        return Estimate(keys, sums.of_spans.numpy())
+        of_spans = sums.of_spans.numpy()
+        of_spans[:, [self.leaves_no_key(target, span) for span in spans]] = np.nan
+        return Estimate(keys, of_spans)
 
 
 class _KeptCalls(Observer):
@@ -295,6 +321,22 @@ class _Keeping(ForwardObserver):
     def attended(self, call: AttentionCall) -> None:
         tensors = {name: getattr(call, name).detach() for name in ("query", "key", "value")}
         self.calls.append(replace(call, **tensors))
+
+
+def _first_in_sight(model: Any, query: int) -> int:
+    """The first key that a causal model's query sees in the layer where it sees the fewest."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"]
+    first = [0]
+    for kind in set(kinds):
+        if "sliding" in kind and window is not None:
+            first.append(query - window + 1)
+        elif "chunked" in kind:
+            first.append(query - query % config.attention_chunk_size)
+    return max(first)
 
 
 def _new_cache() -> Any:

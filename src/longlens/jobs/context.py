@@ -66,13 +66,15 @@ class SpanEffect:
     """The effect of hiding a stretch on a target, in nats of surprise: to first order, and exact (NaN: not computed).
 
     `halvings`: how often a stretch was halved to get this one. Above 0: hiding makes the target more surprising, so
-    that the stretch carried the prediction.
+    that the stretch carried the prediction. `undefined`: nothing to predict from is left without the stretch
+    (`Hideable.leaves_no_key`), so that both effects are NaN.
     """
 
     span: Span
     estimate: float
     exact: float
     halvings: int = 0
+    undefined: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,8 @@ class TargetContext:
 
 def target_context(subject: Hideable, target: int, spans: Sequence[Span], options: ContextOptions) -> TargetContext:
     """Surprise, estimate, exact values of the strongest stretches and of halves, for one target."""
-    spans = hidden_from(subject, target, spans)
-    if not spans:
-        return TargetContext(target, float(subject.surprise([target])[0]), np.zeros(len(subject.labels)), ())
+    able = hidden_from(subject, target, spans)
+    spans = [span for span in able if not subject.leaves_no_key(target, span)]
     estimate = subject.estimate([target], spans)
     of_spans = estimate.spans[0]
     order = np.argsort(-np.abs(of_spans), kind="stable")[: options.exact]
@@ -97,10 +98,14 @@ def target_context(subject: Hideable, target: int, spans: Sequence[Span], option
     base = float(read[0])
     exact = np.full(len(spans), np.nan)
     exact[order] = read[1:] - base
-    effects = [SpanEffect(*row) for row in zip(spans, of_spans.tolist(), exact.tolist(), strict=True)]
+    found = {
+        span: SpanEffect(span, *numbers)
+        for span, *numbers in zip(spans, of_spans.tolist(), exact.tolist(), strict=True)
+    }
+    effects = [found.get(span, SpanEffect(span, math.nan, math.nan, undefined=True)) for span in able]
     strongest = sorted(order.tolist(), key=lambda place: -abs(exact[place]))[: options.halve]
     for place in strongest:
-        effects += _halved(subject, target, base, effects[place], estimate.keys[0])
+        effects += _halved(subject, target, base, found[spans[place]], estimate.keys[0])
     return TargetContext(target, base, estimate.keys[0], tuple(effects))
 
 

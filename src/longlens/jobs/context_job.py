@@ -151,7 +151,7 @@ class ContextJob(Job):
         surprise = parts["choose"]["surprise"] if "choose" in parts else None
         about = file_notes(self.model, folder) | {"id": entry.id, "length": str(entry.length)}
         write_context(
-            folder_path, subject.labels, contexts, surprise, curve, name=f"{entry.id or 'the sequence'}, "
+            folder_path, subject, contexts, surprise, curve, name=f"{entry.id or 'the sequence'}, "
             f"{self.model.name}", draw=self.options.figures, about=about,
         )  # fmt: skip
         counts = np.sum([part["passes"] for part in parts.values()], 0)
@@ -204,14 +204,15 @@ def _target_arrays(context: TargetContext) -> dict[str, NDArray[Any]]:
         "spans": np.array([effect.span for effect in effects], np.int64).reshape(-1, 2),
         "numbers": np.array([[effect.estimate, effect.exact] for effect in effects]).reshape(-1, 2),
         "halvings": np.array([effect.halvings for effect in effects], np.int64),
+        "undefined": np.array([effect.undefined for effect in effects], bool),
     }
 
 
 def _target_of(target: int, arrays: Mapping[str, NDArray[Any]]) -> TargetContext:
     effects = tuple(
-        SpanEffect((int(start), int(stop)), float(estimate), float(exact), int(halvings))
-        for (start, stop), (estimate, exact), halvings in zip(
-            arrays["spans"], arrays["numbers"], arrays["halvings"], strict=True
+        SpanEffect((int(start), int(stop)), float(estimate), float(exact), int(halvings), bool(undefined))
+        for (start, stop), (estimate, exact), halvings, undefined in zip(
+            arrays["spans"], arrays["numbers"], arrays["halvings"], arrays["undefined"], strict=True
         )
     )
     return TargetContext(target, float(arrays["surprise"]), arrays["keys"], effects)

@@ -53,6 +53,14 @@ class ProteinContext:
         """Nothing: a protein has no words."""
         return []
 
+    def text(self, span: Span) -> str:
+        """The residues of a stretch."""
+        return "".join(self.labels[slice(*span)])
+
+    def leaves_no_key(self, target: int, span: Span) -> bool:
+        """Never: the target's own place stays in sight, and every query that is read sees itself."""
+        return False
+
     def surprise(self, targets: Sequence[int], hidden: Sequence[Span | None] | None = None) -> NDArray[np.float64]:
         """-log p of each target token, masked, in nats, with one stretch hidden from every query in every layer.
 

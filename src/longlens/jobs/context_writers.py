@@ -14,13 +14,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.jobs.context import TargetContext
+from longlens.lens.deletion import Hideable
 from longlens.report.context import draw_context, draw_curve
 from longlens.report.figures import save
+
+# why a stretch has no effect
+UNDEFINED = "not defined: the query that predicts the target has no key left to attend to"
 
 
 def write_context(
     folder: Path,
-    labels: Sequence[str],
+    subject: Hideable,
     contexts: Sequence[TargetContext],
     surprise: NDArray[np.float64] | None,
     curve: tuple[Sequence[int], Mapping[int, NDArray[np.float64]]] | None,
@@ -32,13 +36,14 @@ def write_context(
     """Write targets.csv, spans.csv and keys.parquet; surprise.parquet where the targets were chosen by it; curve.csv
     and curve.parquet; and with `draw` context_TOKEN and curve as .png and .svg. `about` goes into the tables' metadata.
     """
+    labels = subject.labels
     paths = [
         _csv(folder / "targets.csv", ["target", "token", "surprise"], (
             [context.target, labels[context.target], context.surprise] for context in contexts
         )),
-        _csv(folder / "spans.csv", ["target", "start", "stop", "tokens", "halvings", "estimate", "exact"], (
-            [context.target, effect.span[0], effect.span[1] - 1, _words(labels, effect.span), effect.halvings,
-             effect.estimate, effect.exact]
+        _csv(folder / "spans.csv", ["target", "start", "stop", "tokens", "halvings", "estimate", "exact", "note"], (
+            [context.target, effect.span[0], effect.span[1] - 1, subject.text(effect.span), effect.halvings,
+             effect.estimate, effect.exact, UNDEFINED if effect.undefined else ""]
             for context in contexts for effect in context.effects
         )),
     ]  # fmt: skip
@@ -94,10 +99,6 @@ def _mean(values: NDArray[np.float64] | None) -> tuple[float, float]:
         return float("nan"), float("nan")
     error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
     return float(values.mean()), error
-
-
-def _words(labels: Sequence[str], span: tuple[int, int]) -> str:
-    return "".join(labels[slice(*span)])
 
 
 def _csv(path: Path, header: Sequence[str], rows: Any) -> Path:

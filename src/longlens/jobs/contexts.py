@@ -17,7 +17,7 @@ from longlens.jobs.table_results import TableResults
 from longlens.report.tables import to_frame
 
 # columns of the CSV tables that hold text
-_TEXT = ("token", "tokens")
+_TEXT = ("token", "tokens", "note")
 
 
 class Contexts(TableResults):

@@ -86,8 +86,16 @@ class Hideable(Protocol):
     def find(self, word: str) -> list[int]:
         """The tokens of a word, where the sequence has words."""
 
+    def text(self, span: Span) -> str:
+        """What stands in a span, as it stands in the sequence."""
+
+    def leaves_no_key(self, target: int, span: Span) -> bool:
+        """Whether the query that predicts the target has no key left in some layer once the span is hidden, so that
+        its softmax, and the surprise, do not exist."""
+
     def surprise(self, targets: Sequence[int], hidden: Sequence[Span | None] | None = None) -> NDArray[np.float64]:
-        """-log p of each target in nats, with a span of keys hidden from every query in every layer."""
+        """-log p of each target in nats, with a span of keys hidden from every query in every layer; NaN where that
+        `leaves_no_key`."""
 
     def estimate(self, targets: Sequence[int], spans: Sequence[Span]) -> Estimate:
         """The first-order effects of hiding each key and each span, by a forward and a backward pass per target."""
