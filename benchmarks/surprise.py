@@ -12,7 +12,6 @@ could. Each row has the load of the machine (runnable processes over the last mi
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -65,7 +64,7 @@ def measure_round(
     for name in harness.order_of(list(processes), turn):
         out = place / f"{name.replace(' ', '-')}.npy"
         out.unlink(missing_ok=True)
-        load = round(os.getloadavg()[0], 2)
+        load = harness.load()
         answer: Row = {"not_run": "a shorter text was too long"} if name in failed else processes[name].ask(
             {"length": length, "out": str(out)}
         )  # fmt: skip
@@ -132,17 +131,7 @@ def page_text(data: dict[str, Any]) -> str:
         f"transformers {machine['packages']['transformers']}. A GPT-2 of 12 layers, width 768, 12 heads and 50,257 "
         f'tokens, with 131,072 positions and random weights. Memory is what the process takes beyond the weights. "-": '
         f"not run within {data['gib']:g} GiB. The difference is that of single surprises, in nats. "
-        f"{load_text(data['rows'])}\n\n" + harness.table(head, lines)
-    )
-
-
-def load_text(rows: Sequence[Row]) -> str:
-    """What was recorded of the load of the machine."""
-    loads = [row["load"] for row in rows if "load" in row]
-    if not loads:
-        return "The load of the machine was not recorded."
-    return (
-        f"When a measurement began, at most {max(loads):.1f} processes were running on the machine (its load average)."
+        f"{harness.load_line(data['rows'])}\n\n" + harness.table(head, lines)
     )
 
 

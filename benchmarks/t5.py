@@ -5,7 +5,8 @@
 
 Contenders run in processes of their own and in turn, in the same rounds. transformers makes the bias of a layer and,
 from it, masks and scores of H x N x N; a length that needs more than --gib of memory counts as not run. The vectors of
-all contenders of a length are compared. Speeds are compared by the ratio within a round.
+all contenders of a length are compared. Speeds are compared by the ratio within a round. Each row has the load of the
+machine (`harness.load`) when it began.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def measure_round(
     found: dict[str, np.ndarray] = {}
     rows: list[Row] = []
     for name in harness.order_of(list(processes), turn):
-        out = place / f"{name.replace(' ', '-')}.npy"
+        out, load = place / f"{name.replace(' ', '-')}.npy", harness.load()
         answer: Row = {"not_run": "a shorter protein was too long"} if name in failed else processes[name].ask(
             {"length": length, "out": str(out)}
         )  # fmt: skip
@@ -71,7 +72,7 @@ def measure_round(
             failed.add(name)
         else:
             found[name] = np.load(out)
-        rows.append({"length": length, "round": turn, "contender": name} | answer)
+        rows.append({"length": length, "round": turn, "contender": name, "load": load} | answer)
     for row in rows:
         theirs = found.get(row["contender"])
         if theirs is not None and row["contender"] != "longlens" and "longlens" in found:
@@ -85,12 +86,13 @@ def measure_alone(lengths: dict[int, int], log: Path, deadline: float) -> None:
     known = harness.read_lines(log)
     for length, rounds in lengths.items():
         for backward in (False, True):
-            case = {"alone": length, "backward": backward}
+            case: Row = {"alone": length, "backward": backward}
             if any(case.items() <= row.items() for row in known) or time.monotonic() > deadline:
                 continue
             ways = WAYS if length <= TILES_UP_TO else WAYS[:2]
+            load = harness.load()
             taken = harness.interleave({way: attention(way, length, backward) for way in ways}, rounds, warm_ups=1)
-            harness.append_line(log, case | {"seconds": taken})
+            harness.append_line(log, case | {"load": load, "seconds": taken})
             print(case, taken, flush=True)
 
 
@@ -131,7 +133,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
             summary.append({
                 "length": length, "contender": name, **harness.spread([row["seconds"] for row in his]),
                 "growth_mib": max(row["growth_mib"] for row in his),
-                **({"apart": max(row["apart"] for row in his)} if "apart" in his[0] else {}),
+                **{key: max(row[key] for row in his) for key in ("apart", "load") if key in his[0]},
                 **harness.ratio([row["seconds"] for row in his], [ours[row["round"]] for row in his]),
             })  # fmt: skip
     return summary
@@ -157,10 +159,10 @@ def page_text(data: dict[str, Any]) -> str:
         lines.append(cells)
     text = (
         f"{harness.machine_line(machine)}, {data['threads']} threads, float32; torch {machine['packages']['torch']}, "
-        f"transformers {machine['packages']['transformers']}; the machine did other work at the same time, so that "
-        f"times are compared within rounds (median and range). {data['shape']}: random weights, one protein. Memory is "
-        f'what the process takes beyond the weights. "-": not run within {data["gib"]:g} GiB. Vectors differ by at '
-        f"most {apart:.0e}, relatively.\n\n" + harness.table(head, lines)
+        f"transformers {machine['packages']['transformers']}; times are compared within rounds (median and range). "
+        f"{data['shape']}: random weights, one protein. Memory is what the process takes beyond the weights. "
+        f'"-": not run within {data["gib"]:g} GiB. Vectors differ by at most {apart:.0e}, relatively. '
+        f"{harness.load_line([*data['rows'], *data['alone']])}\n\n" + harness.table(head, lines)
     )
     rows = [
         [

@@ -13,6 +13,8 @@ from harness.machine import cores as cores
 from harness.machine import facts as facts
 from harness.machine import hardware as hardware
 from harness.machine import limit_memory as limit_memory
+from harness.machine import load as load
+from harness.machine import load_line as load_line
 from harness.machine import machine_line as machine_line
 from harness.machine import product_rate as product_rate
 from harness.machine import versions as versions

@@ -117,6 +117,21 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     return f"{machine.get('gpu') or machine['cpu']}, {machine['cores']} cores, {machine['date']}"
 
 
+def load() -> float:
+    """The machine's load average over the last minute: how many processes were running, or ready to."""
+    return round(os.getloadavg()[0], 2)
+
+
+def load_line(rows: Iterable[Row]) -> str:
+    """What the rows of a benchmark recorded of the load, as a page says it."""
+    loads = [row["load"] for row in rows if "load" in row]
+    if not loads:
+        return "The load of the machine was not recorded."
+    return (
+        f"When a measurement began, at most {max(loads):.1f} processes were running on the machine (its load average)."
+    )
+
+
 def product_rate(dtype: str, shape: tuple[int, int, int] = (4096, 480, 1920), device: str = "cpu") -> float:
     """GFLOP/s of a matrix product (m, k) @ (k, n) in `dtype`, the best of eight, written into memory that is there."""
     import torch
