@@ -9,12 +9,12 @@ import numpy as np
 from esm_peer import protein
 
 
-def contact_list(folder: Path) -> list[str]:
-    """Random contacts of three random proteins, written to `folder`: arguments of `contacts fit`."""
+def contact_list(folder: Path, count: int = 3) -> list[str]:
+    """Random contacts of `count` random proteins, written to `folder`: arguments of `contacts fit`."""
     draw = np.random.default_rng(0)
     i, j = np.triu_indices(60, 6)
     lines, records = ["id,i,j"], []
-    for number in range(3):
+    for number in range(count):
         records.append(f">p{number}\n{protein(60, number)}\n")
         lines += [f"p{number},{i[place] + 1},{j[place] + 1}" for place in draw.permutation(len(i))[:12]]
     (folder / "c.csv").write_text("\n".join(lines) + "\n")

@@ -216,3 +216,15 @@ def test_a_refused_fit_does_not_block_the_one_that_it_advises(pair, tmp_path):
     again = CliRunner().invoke(cli, [*fit, "--strength", "1"])
     assert "another job" not in str(again.exception)
     assert "continuing after 3 of 3" in again.stderr
+
+
+def test_a_refused_fit_does_not_block_one_of_other_proteins(pair, tmp_path):
+    folder = save(pair[0], tmp_path / "model")
+    end = ["-o", str(tmp_path / "head.safetensors"), "-m", str(folder)]
+    (tmp_path / "few").mkdir()
+    few = ["contacts", "fit", *contact_list(tmp_path / "few", 2), *end, "--strength", "1e-9"]
+    assert "every weight is 0" in str(CliRunner().invoke(cli, few).exception)
+    # it advises more proteins, which make another job
+    again = CliRunner().invoke(cli, ["contacts", "fit", *contact_list(tmp_path), *end])
+    assert "another job" not in str(again.exception)
+    assert "continuing" not in again.stderr

@@ -69,6 +69,9 @@ def test_vectors_by_id(model, pandas):
         np.testing.assert_array_equal(embeddings[number], embeddings[name])
         np.testing.assert_allclose(embeddings.residues("per_tok/2", name), hidden(model, name), atol=1e-5)
         np.testing.assert_array_equal(embeddings.get("mean/0", name), embeddings.array("mean/0")[number])
+        opened = longlens.open_results(embeddings.folder)
+        for which in (name, number, opened.table[number]):
+            np.testing.assert_array_equal(opened.residues("surprise", which), embeddings.residues("surprise", name))
     with pytest.raises(InputError, match="got 'three'; none has it"):
         embeddings["three"]
     with pytest.raises(InputError, match=r"number in 0\.\.1, got 2"):

@@ -14,7 +14,8 @@ LEGEND = """\
 limit     the most residues of a protein; without one, memory alone limits it
 contacts  own: the weights of its contact head come with it; fitted: after
           `longlens contacts fit`
-Every model has embed, look and plan, and those with surprise have context too.
+Every model has embed, look, plan and finetune, and those with surprise have
+context too.
 Names with a / are fetched from the Hugging Face hub (pip install
 'longlens[hub]'); a folder or file of such a model serves as well."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Results(ArrowTable):
     results = longlens.open_results("results/")
     results.table                               # one dictionary for each record
     results["mean/6"]                           # (proteins, d), rows as in the table
-    results.residues("surprise", results.table[0])
+    results.residues("surprise", "P12345")      # (L,); also by number, or by a row of the table
     results.to_anndata().write_h5ad("v.h5ad")   # for scanpy
     polars.DataFrame(results)                   # the table, and a column of vectors for each array of proteins
     """
@@ -119,11 +119,34 @@ class Results(ArrowTable):
         records = tables.html_table(shown, title=f"{self.folder}: {len(self.table):,} records", total=len(self.table))
         return records + tables.html_table(columns, title="arrays", total=len(arrays))
 
-    def residues(self, name: str, row: Mapping[str, Any]) -> NDArray[Any]:
-        """The rows of one protein in an array that has a row for each residue. Raises `InputError` if skipped."""
+    def residues(self, name: str, protein: str | int | Mapping[str, Any]) -> NDArray[Any]:
+        """The rows of one protein in an array that has a row for each residue.
+
+        `protein`: its id, its number (from 0) or its row of the table. Raises `InputError` if it was skipped.
+        """
+        row = protein if isinstance(protein, Mapping) else find_row(self.table, protein)
         if row["start"] is None:
             raise InputError(f"expected a record that was read, got {row['id'] or row['record']}: {row['problem']}")
         return np.asarray(self[name][row["start"] : row["stop"]])
+
+
+def find_row(table: Sequence[dict[str, Any]], protein: str | int) -> dict[str, Any]:
+    """The row of a record that was read, by its id or number (from 0); skipped records are the last ones.
+
+    Raises `InputError` unless just one matches.
+    """
+    if isinstance(protein, int):
+        count = sum(row["problem"] is None for row in table)
+        if not -count <= protein < count:
+            raise InputError(f"expected a protein's number in 0..{count - 1}, got {protein}")
+        return table[protein % count]
+    rows = [row for row in table if row["id"] == protein]
+    if len(rows) != 1:
+        several = f"{len(rows)} records have it: use the number of the one that is meant" if rows else "none has it"
+        raise InputError(f"expected the id of one protein, got {protein!r}; {several}")
+    if rows[0]["problem"] is not None:
+        raise InputError(f"expected a record that was read, got {protein!r}: {rows[0]['problem']}")
+    return rows[0]
 
 
 def open_results(folder: str | Path) -> Results:

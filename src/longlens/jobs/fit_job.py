@@ -34,7 +34,7 @@ from longlens.jobs.limits import load_model, memory_limit, threads_set
 from longlens.jobs.plan import SHARE, BatchOutputs, batch_bytes, free_bytes
 from longlens.jobs.progress import ProgressCallback, StageProgress, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described
-from longlens.jobs.single_file import run_to_file
+from longlens.jobs.single_file import RefusedResultError, run_to_file
 from longlens.lens.contacts import feature_bytes
 from longlens.models.language_model import MaskedLM
 
@@ -117,7 +117,10 @@ class FitJob(Job):
                 self.examples, self.samples, self.starts[:-1], self.starts[1:], strict=True
             )
         ]
-        self.fitted = fit_samples(self.model.language_model, samples, self.options)
+        try:
+            self.fitted = fit_samples(self.model.language_model, samples, self.options)
+        except InputError as error:
+            raise RefusedResultError(str(error)) from None
         save_head(self.model.language_model, self.fitted, folder.work / FILE)
         return [folder.place(folder.work / FILE)]
 

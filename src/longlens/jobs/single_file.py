@@ -9,10 +9,17 @@ from shutil import rmtree
 from typing import Any
 
 from longlens.errors import InputError
-from longlens.io.results import MANIFEST, as_json, read_manifest, write_whole, writing
+from longlens.io.results import MANIFEST, as_json, job_before, read_manifest, write_whole, writing
 from longlens.jobs.output import OutputFolder, output_folder
 from longlens.jobs.progress import ProgressCallback
 from longlens.jobs.runner import Job, run
+
+# the file that marks a folder whose result was refused: it holds the work for the same job, and blocks no other
+REFUSED = "refused"
+
+
+class RefusedResultError(InputError):
+    """A job was done to its end, and its result is of no use."""
 
 
 def run_to_file(
@@ -22,8 +29,12 @@ def run_to_file(
 
     `beside`: other files of the job, and their paths. After an interruption the same call continues.
     """
-    with _work_folder(name, output) as folder:
-        run(job, folder.path, progress)
+    with _work_folder(name, output, job) as folder:
+        try:
+            run(job, folder.path, progress)
+        except RefusedResultError:
+            (folder.path / REFUSED).touch()
+            raise
         result_path = folder.path / name
         data = result_path.read_bytes()
         manifest = read_manifest(folder.path)
@@ -50,7 +61,7 @@ def refuse_folder(output: Path) -> None:
 
 
 @contextmanager
-def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
+def _work_folder(name: str, output: Path | None, job: Job) -> Iterator[OutputFolder]:
     """A hidden folder beside the output, from which an interrupted job continues, or a temporary folder."""
     if output is None:
         with output_folder(None) as folder:
@@ -61,4 +72,14 @@ def _work_folder(name: str, output: Path | None) -> Iterator[OutputFolder]:
     if (path / MANIFEST).is_file() and read_manifest(path)["complete"] and not (path / name).exists():
         # an earlier run was killed while it removed the folder
         rmtree(path)
+    elif (path / REFUSED).is_file():
+        _discard_another(path, job)
     yield OutputFolder(path)
+
+
+def _discard_another(path: Path, job: Job) -> None:
+    """Remove the folder of a refused result, unless it is this job's, whose work it spares."""
+    try:
+        job_before(path, job.key)
+    except InputError:
+        rmtree(path)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
-from longlens.errors import InputError
+from longlens.io.reading import find_row
 from longlens.io.results import read_manifest
 from longlens.jobs.output import OutputFolder
 from longlens.report.tables import html_table
@@ -59,17 +59,7 @@ class TableResults:
 
     def row(self, protein: str | int) -> dict[str, Any]:
         """The table's row of a protein, by its id or number (from 0). Raises `InputError` unless just one matches."""
-        if isinstance(protein, int):
-            if not -len(self) <= protein < len(self):
-                raise InputError(f"expected a protein's number in 0..{len(self) - 1}, got {protein}")
-            return self.table[protein % len(self)]
-        rows = [row for row in self.table if row["id"] == protein]
-        if len(rows) != 1:
-            several = f"{len(rows)} records have it: use the number of the one that is meant" if rows else "none has it"
-            raise InputError(f"expected the id of one protein, got {protein!r}; {several}")
-        if rows[0]["problem"] is not None:
-            raise InputError(f"expected a record that was read, got {protein!r}: {rows[0]['problem']}")
-        return rows[0]
+        return find_row(self.table, protein)
 
     def _repr_html_(self) -> str:
         shown = {name: [row[name] for row in self.table] for name in SHOWN if name in self.table[0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,34 @@ from longlens.models.pretrained import load, read_config
 def test_the_organisation_is_hinted_at_for_names_of_fair_esm(name):
     with pytest.raises(CheckpointError, match=f"is called facebook/{name}"):
         load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("tinny", "tiny"), ("esm2_t12_35M", "facebook/esm2_t12_35M_UR50D"), ("ESMC-300M", "biohub/ESMC-300M"),
+     ("prot_t5_xl_half_uniref50", "Rostlab/prot_t5_xl_half_uniref50-enc")],
+)  # fmt: skip
+def test_a_name_like_a_models_is_corrected_without_asking_the_hub(name, meant, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(CheckpointError, match=f"did you mean {meant}\\?; `longlens models` lists"):
+        load(name)
+    with pytest.raises(CheckpointError, match=r"expected a model, found no file or folder 'xyzzy', .* a slash; `longl"):
+        load("xyzzy")
+
+
+def test_a_hub_that_is_not_reached_is_asked_for_once_and_said_in_one_line(monkeypatch):
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append(name)
+        raise OSError("no network\nand a second line")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    said_in_it = r"could not get 'facebook/esm2_t12' \(no network\), .* did you mean facebook/esm2_t12_35M"
+    with pytest.raises(CheckpointError, match=said_in_it) as said:
+        load("facebook/esm2_t12")
+    assert asked == ["facebook/esm2_t12"]
+    assert "\n" not in str(said.value)
 
 
 def test_a_version_of_antiberty_without_weights_names_the_one_that_has_them(tmp_path, monkeypatch):
@@ -40,7 +69,8 @@ def hub(tmp_path, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: ["model.safetensors"])
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, timeout: listed)
     return folder, fetched
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from longlens.errors import CheckpointError
 from longlens.models.checkpoints.configuration import encoder_config, read_json
 from longlens.models.encoder import EncoderConfig
 from longlens.models.families.pieces import FILES as TOKENIZER_FILES
-from longlens.models.families.registry import family_of
+from longlens.models.families.registry import FAMILIES, family_of
 
 _SMALL_FILES = ["config.json", "vocab.txt"]
 # the hub's other formats of the same weights are not fetched
@@ -27,7 +28,7 @@ def fetch(name: str) -> Path:
     config = _small_files(name) / "config.json"
     if config.is_file():
         encoder_config(read_json(config), Path(name))
-    return _snapshot(name, _FILES)
+    return _snapshot(name, _FILES, _doubled(name))
 
 
 def fetch_config(name: str) -> EncoderConfig:
@@ -45,10 +46,17 @@ def hub_takes_chains(name: str) -> bool:
 
 
 def _small_files(name: str) -> Path:
-    if _FAIR_ESM.fullmatch(name):
+    published = {known.name for family in FAMILIES for known in family.known}
+    if _FAIR_ESM.fullmatch(name) and f"facebook/{name}" in published:
         raise CheckpointError(
             f"found no file or folder {name!r}; on the Hugging Face hub that model is called facebook/{name}: give "
             "this name, or the path of fair-esm's .pt file"
+        )
+    if "/" not in name:
+        # as all names of protein models on the hub have
+        raise CheckpointError(
+            f"expected a model, found no file or folder {name!r}, and names on the Hugging Face hub have an "
+            f"organisation and a slash{nearest_name(name)}"
         )
     if importlib.util.find_spec("huggingface_hub") is None:
         raise CheckpointError(
@@ -57,19 +65,37 @@ def _small_files(name: str) -> Path:
     return _snapshot(name, _SMALL_FILES)
 
 
-def _snapshot(name: str, files: list[str]) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+def _snapshot(name: str, files: list[str], doubled: list[str] | None = None) -> Path:
+    """`doubled`: files that are not fetched although `files` names them."""
+    from huggingface_hub import snapshot_download
 
-    try:
-        file_names = HfApi().list_repo_files(name)
-    except Exception:
-        # without a network connection the cache may still hold the model
-        file_names = []
-    doubled = ["pytorch_model*"] if any(file.endswith(".safetensors") for file in file_names) else None
     try:
         return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=doubled))
     except Exception as error:
+        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"expected a model's folder, a fair-esm file or a model of the Hugging Face hub, could not get {name!r}: "
-            f"{error}"
-        ) from error
+            f"expected a model's folder, a fair-esm file or a model of the Hugging Face hub, could not get {name!r} "
+            f"({reason}), and the hub's cache has none{nearest_name(name)}"
+        ) from None
+
+
+def _doubled(name: str) -> list[str] | None:
+    """The files that hold the same weights as others of the model."""
+    from huggingface_hub import HfApi
+
+    try:
+        # unlike a list of files, it is asked for once only where there is no network
+        written = HfApi().model_info(name, timeout=10).siblings or []
+    except Exception:
+        # the cache may still hold the model
+        written = []
+    return ["pytorch_model*"] if any(file.rfilename.endswith(".safetensors") for file in written) else None
+
+
+def nearest_name(name: str) -> str:
+    """The end of a message about a name that is no model's: a name like it, and where all names are."""
+    # also by the part behind the organisation, which is what people remember
+    names = {known.name.lower(): known.name for family in FAMILIES for known in family.known}
+    names |= {known.rpartition("/")[2]: full for known, full in list(names.items())}
+    alike = get_close_matches(name.lower(), names, n=1)
+    return f"{f'; did you mean {names[alike[0]]}?' if alike else ''}; `longlens models` lists the models by name"

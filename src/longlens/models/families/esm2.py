@@ -101,5 +101,6 @@ ESM2 = Family(
         Known("facebook/esm2_t33_650M_UR50D", 33, 1280, 20, "651 M", "MIT", contacts=True),
         Known("facebook/esm2_t36_3B_UR50D", 36, 2560, 40, "2.84 B", "MIT", contacts=True),
         Known("facebook/esm2_t48_15B_UR50D", 48, 5120, 40, "15.1 B", "MIT", contacts=True),
+        Known("tiny", 5, 256, 4, "4.0 M", "Apache-2.0", note="inside this package, to try longlens with; a weak model"),
     ),
 )  # fmt: skip
