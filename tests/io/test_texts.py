@@ -24,6 +24,38 @@ def test_texts_and_fasta_are_told_apart_however_packed(tmp_path, kind):
     assert looks_like_fasta(path)
 
 
+TEXTS = {
+    "mail": "> Are you coming to the meeting on Monday?\n> It begins at nine.\n\nYes, I am.\n",
+    "short mail": "> Coffee?\n\nthanks, no\n",
+    "very short": "> Tea?\n\nWell yes\n",
+    "nested": ">> Who wrote this?\n> I did.\nThen all is well, and the work can go on as it was planned before.\n",
+    "all quoted": "> The whole file is a quote\n> of two lines\n",
+    "one line": "> a quote",
+    "markdown": ">Everything should be made as simple as possible.\n\nThis is often said, and seldom done.\n",
+    "answered": "> first point\n\nI agree with the first point, as you know.\n\n> second\n\nNo.\n",
+}
+FASTA = {
+    "one": ">a\nMKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ\n",
+    "a blank before the name": "> a\nMKTAYIAKQR\n",
+    "peptides": ">1\nSIINFEKL\n>2\nGILGFVFTL\n>3\nKVAELVHF\n>4\nFLYAL\n>5\nLLFGYPVY\n>6\nTAX\n",
+    "lower case": ">a\nmktayiakqrqisfvkshfsrqleerlgliev\nqaplt\n",
+    "groups": ">a\nMKTAYIAKQR QISFVKSHFS RQLEERLGLI EVQ\nMKTAYIAKQR QISFVKSHFS\n",
+    "lower-case groups": ">a\nmktayiakqr qisfvkshfs rqleerlgli evq\nmktayiakqr qisfvkshfs\n",
+    "a complex": ">a\nMKTAYIAK:GGSAYIW:\n",
+    "a broken one": ">a\nMKT1AY\n",
+    "names alone": ">a\n>b\n",
+    "an empty record": ">a\n>b\nMKTAYIAKQRQISFVKSHFSRQ\n",
+    "a short one": ">a\nMk\n",
+}
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *FASTA])
+def test_quotes_are_texts_and_sequences_are_fasta(tmp_path, name):
+    path = tmp_path / "in"
+    path.write_text((TEXTS | FASTA)[name])
+    assert looks_like_fasta(path) == (name in FASTA)
+
+
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "xz"])
 def test_a_cut_or_broken_text_is_an_error_of_ours(tmp_path, kind):
     whole = PACKED[kind](b"a text that is long enough to be cut in the middle, and to be broken there " * 20)

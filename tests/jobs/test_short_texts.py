@@ -51,6 +51,45 @@ def test_a_start_token_that_was_declined_is_named(folders):
     assert len(longlens.surprise("a", model=folders["started"])) == 1
 
 
+QUOTE = "> Are you coming to the meeting on Monday?\n\nYes, I am.\n"
+FASTA = ">a\nMKTAYIAKQRQISFVKSHFSRQ\n"
+
+
+def _of_text(folders, text, out, command, *more):
+    models = {
+        "surprise": [text, "-m", folders["started"]],
+        "compare-models": [folders["started"], folders["started"], text],
+        "context": [text, "-m", folders["started"], "--curve", 0, "--exact", 1, "--most-surprising", 1, "--no-figures"],
+    }[command]
+    arguments = list(map(str, [command, *models, "-o", out, *more]))
+    return CliRunner().invoke(cli, arguments, standalone_mode=False)
+
+
+@pytest.mark.parametrize("command", ["surprise", "compare-models", "context"])
+def test_a_text_that_begins_with_a_quote_is_read(folders, tmp_path, command):
+    text = tmp_path / "mail.txt"
+    text.write_text(QUOTE)
+    result = _of_text(folders, text, tmp_path / "out.csv", command)
+    assert result.exception is None, result.exception
+
+
+@pytest.mark.parametrize("command", ["surprise", "compare-models", "context"])
+def test_fasta_is_a_text_only_where_that_is_said(folders, tmp_path, command):
+    text = tmp_path / "a.fasta"
+    text.write_text(FASTA)
+    refused = _of_text(folders, text, tmp_path / "out.csv", command)
+    assert isinstance(refused.exception, InputError)
+    if command != "context":
+        assert "longlens embed --include surprise; if it is a text, say so with --input text" in str(refused.exception)
+    result = _of_text(folders, text, tmp_path / "out.csv", command, "--input", "text")
+    assert result.exception is None, result.exception
+
+
+def test_another_kind_of_input_is_refused(folders):
+    with pytest.raises(InputError, match="expected input 'auto' or 'text', got 'proteins'"):
+        longlens.surprise("a text", model=folders["started"], input="proteins")
+
+
 @pytest.mark.parametrize("command", ["surprise", "compare-models", "context"])
 def test_the_commands_end_with_2_and_leave_nothing(folders, tmp_path, monkeypatch, capsys, command):
     text, out = tmp_path / "text.txt", tmp_path / "out.csv"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
               "the tokenizer has one]")  # fmt: skip
 @click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
               help="Of masked models: each token masked in turn, or one pass. [default: masked]")  # fmt: skip
+@click.option("--input", "kind", type=click.Choice(["auto", "text"]), default="auto", show_default=True,
+              help="text: also where the file looks like FASTA, with a first line of '>'.")  # fmt: skip
 @max_memory_option
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU.")  # fmt: skip
@@ -45,6 +47,7 @@ def compare_models(
     stride: int | None,
     bos: bool | None,
     masking: str | None,
+    kind: str,
     max_memory: str | None,
     dtype: str,
     device: str,
@@ -62,8 +65,8 @@ def compare_models(
     with shown_progress() as progress:
         found = run_compare(
             model, other, text if text == "-" else Path(text), output=output, format=format_, context=context,
-            stride=stride, bos=bos, masking=masking, max_memory=max_memory, method=method, dtype=dtype, device=device,
-            threads=choose_threads(threads), progress=progress,
+            stride=stride, bos=bos, masking=masking, input=kind, max_memory=max_memory, method=method,
+            dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
         )  # fmt: skip
     print_results(found.data, _summary(found), output)
     return 0

@@ -74,7 +74,7 @@ class Stretches(click.ParamType):  # type: ignore[type-arg]
 @click.option("--curve", type=click.IntRange(0), default=64, show_default=True,
               help="Tokens of the curve of surprise by context; 0: none.")  # fmt: skip
 @click.option("--input", "kind", type=click.Choice(["auto", "proteins", "text"]), default="auto", show_default=True,
-              help="auto: proteins where the file begins with '>'.")  # fmt: skip
+              help="auto: proteins where the file looks like FASTA.")  # fmt: skip
 @click.option("--figures/--no-figures", default=True, show_default=True)
 @click.option("--tokens-per-batch", "--toks-per-batch", type=click.IntRange(1), default=16_384, show_default=True)
 @on_error_option

@@ -85,7 +85,7 @@ class LayerHeadList(click.ParamType):  # type: ignore[type-arg]
     help="Number of strongest partners that are kept for each token.",
 )
 @click.option("--input", "kind", type=click.Choice(["auto", "proteins", "text"]), default="auto", show_default=True,
-              help="auto: proteins where the file begins with '>'.")  # fmt: skip
+              help="auto: proteins where the file looks like FASTA.")  # fmt: skip
 @click.option("--figures/--no-figures", default=True, show_default=True)
 @max_memory_option
 @on_error_option

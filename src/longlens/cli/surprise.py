@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 @click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
               help="Of a masked model: each token masked in turn, or one pass. [default: masked]")  # fmt: skip
 @click.option("--figure", is_flag=True, help="Also draw surprise along the text, beside the output as .png.")
+@click.option("--input", "kind", type=click.Choice(["auto", "text"]), default="auto", show_default=True,
+              help="text: also where the file looks like FASTA, with a first line of '>'.")  # fmt: skip
 @max_memory_option
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU.")  # fmt: skip
@@ -49,6 +51,7 @@ def surprise(
     bos: bool | None,
     masking: str | None,
     figure: bool,
+    kind: str,
     max_memory: str | None,
     dtype: str,
     device: str,
@@ -67,8 +70,9 @@ def surprise(
     with shown_progress() as progress:
         found = run_surprise(
             text if text == "-" else Path(text), model=model, output=output, by=by, unit=unit, format=format_,
-            context=context, stride=stride, bos=bos, masking=masking, figure=figure, max_memory=max_memory,
-            method=method, dtype=dtype, device=device, threads=choose_threads(threads), progress=progress,
+            context=context, stride=stride, bos=bos, masking=masking, figure=figure, input=kind,
+            max_memory=max_memory, method=method, dtype=dtype, device=device, threads=choose_threads(threads),
+            progress=progress,
         )  # fmt: skip
     print_results(found.data, _summary(found), output)
     return 0

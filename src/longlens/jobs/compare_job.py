@@ -149,6 +149,7 @@ def compare_models(
     stride: int | None = None,
     bos: bool | None = None,
     masking: str | None = None,
+    input: str = "auto",
     max_memory: str | None = None,
     method: Method | str = "exact",
     dtype: str = "auto",
@@ -166,8 +167,8 @@ def compare_models(
 
     Args:
         model, other: transformers folders, or names on the Hugging Face hub: models a and b.
-        source, output, format, context, stride, bos, masking, max_memory, method, dtype, device, threads, progress: as
-            `longlens.surprise` takes them.
+        source, output, format, context, stride, bos, masking, input, max_memory, method, dtype, device, threads,
+            progress: as `longlens.surprise` takes them.
 
     Raises:
         InputError: models of different tokenizers or kinds; and as `longlens.surprise`.
@@ -177,7 +178,7 @@ def compare_models(
     check_windows(context, stride)
     if target is not None:
         refuse_folder(target)
-    with threads_set(threads), opened_text(source) as (text, name):
+    with threads_set(threads), opened_text(source, input) as (text, name):
         pair = [load_language_model(each, name, dtype=dtype, device=device) for each in (model, other)]
         _refuse_other_tokenizer(*pair)
         first, second = (

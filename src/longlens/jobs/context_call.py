@@ -83,7 +83,7 @@ def context(
         exact: how many stretches are hidden in truth for each target, the strongest by the estimate; "all".
         halve: how many of these are halved, down to one token, to locate what carried the prediction.
         curve: tokens whose surprise is computed against the context that the model is given; 0: no curve.
-        input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
+        input: "proteins", "text", or "auto": proteins, unless it is a file that does not look like FASTA.
         figures: also draw figures.
         tokens_per_batch: tokens of copies computed at a time.
         max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.

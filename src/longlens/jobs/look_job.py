@@ -149,7 +149,7 @@ def look(
         record: ids of the records to use; empty: all.
         pool: the most cells along a map.
         top: partners kept for each token and head.
-        input: "proteins", "text", or "auto": proteins, unless it is a file that does not begin with ">".
+        input: "proteins", "text", or "auto": proteins, unless it is a file that does not look like FASTA.
         figures: also draw figures.
         max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         on_error: "stop", or "skip": records that cannot be read are left out, and listed in the manifest and the table.

@@ -148,6 +148,7 @@ def surprise(
     bos: bool | None = None,
     masking: str | None = None,
     figure: bool = False,
+    input: str = "auto",
     max_memory: str | None = None,
     method: Method | str = "exact",
     dtype: str = "auto",
@@ -177,6 +178,7 @@ def surprise(
             the first token has no surprise.
         masking: of a masked model: "masked" (the default), each token masked in turn, or "in-place", one pass.
         figure: also draw surprise along the text: the output's name with .png.
+        input: "auto", which refuses a file of proteins (FASTA), or "text".
         max_memory: limit of the whole process, such as "16G"; None is 80 % of free memory.
         method: method of attention, an object or its string form.
         dtype, device: as `longlens.load` takes them.
@@ -192,7 +194,7 @@ def surprise(
     target, chosen = None if output is None else Path(output), format_of(output, format)
     _check_request(by, unit, figure, target)
     check_windows(context, stride)
-    with threads_set(threads), opened_text(source) as (text, name):
+    with threads_set(threads), opened_text(source, input) as (text, name):
         loaded = load_language_model(model, name, dtype=dtype, device=device)
         reading = read_text_with(loaded, text, name, context=context, stride=stride, bos=bos, masking=masking)
         chosen_method = str(parse_method(method) if isinstance(method, str) else method)

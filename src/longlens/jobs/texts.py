@@ -36,22 +36,24 @@ class TextSource(ProteinSource):
 
 
 @contextmanager
-def opened_text(source: str | Path) -> Iterator[tuple[str, str]]:
+def opened_text(source: str | Path, kind: str = "auto") -> Iterator[tuple[str, str]]:
     """A text, as it is in its file, and the name of the file: a path, "-" (standard input), or the text itself.
 
     A string is a file if it is "-" or names one that exists. Raises `SequenceError` for a file that cannot be read, is
-    empty or not UTF-8, `InputError` for proteins.
+    empty or not UTF-8, `InputError` for what looks like proteins, unless `kind` is "text".
     """
+    if kind not in ("auto", "text"):
+        raise InputError(f"expected input 'auto' or 'text', got {kind!r}")
     if isinstance(source, str) and not source.strip():
         raise InputError("expected a text, got an empty one")
     if isinstance(source, str) and source != "-" and not _exists(source):
         yield source, "text"
         return
     with readable_twice([source]) as (path,):
-        if looks_like_fasta(path):
+        if kind == "auto" and looks_like_fasta(path):
             raise InputError(
                 f"{source}: expected a text, got proteins (FASTA, which begins with '>'); their surprise is that of "
-                "longlens embed --include surprise"
+                "longlens embed --include surprise; if it is a text, say so with --input text"
             )
         yield read_text(path, strip=False), Path(path).name
 
@@ -59,7 +61,7 @@ def opened_text(source: str | Path) -> Iterator[tuple[str, str]]:
 @contextmanager
 def opened_source(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str] | None, Proteins]]:
     """The text and the name of its file, or None and the proteins. `kind`: "proteins", "text", or "auto": proteins,
-    unless it is a file that does not begin with ">". With "text", a string that names no file is the text itself."""
+    unless it is a file that does not look like FASTA. With "text", a string that names no file is the text itself."""
     if not isinstance(source, str | Path) or not (
         kind != "text" or isinstance(source, Path) or source == "-" or _exists(source)
     ):
