@@ -123,6 +123,7 @@ def test_kinds_of_sequence(sequence, kind):
         (["MKT-A", "MKTAA"], True),
         (["MKTA", "MKaaT-", "M-TA"], True),
         (["MKT.A", "MKTaA"], True),
+        (["MKTAY", "MK.AY", "MKTA."], True),
         (["MKTA", "MKTA"], False),
         (["MK-TA"], False),
         (["MK-TA", "MKT"], False),

@@ -56,6 +56,14 @@ def test_a_broken_manifest_is_named(tmp_path, text):
         job_before(tmp_path, {})
 
 
+def test_differences_from_another_job_are_counted_beyond_ten(tmp_path):
+    job = {"records": [{"n": n} for n in range(15)]}
+    (tmp_path / "manifest.json").write_text(json.dumps({"complete": True, "job": job}))
+    with pytest.raises(InputError, match=r"another job; (.*\n){11}  and 5 more$") as said:
+        job_before(tmp_path, {"records": [{"n": -1} for _ in range(15)]})
+    assert str(said.value).count("was ") == 10
+
+
 def test_results_of_another_command_are_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"complete": true, "job": {}}')
     with pytest.raises(InputError, match="those of another command"):

@@ -200,6 +200,7 @@ def looks_like_alignment(sequences: Iterable[str]) -> bool:
     Examines the first 100 sequences. A single sequence is not an alignment.
     """
     columns: set[int] = set()
+    lengths: set[int] = set()
     gaps = count = 0
     for sequence in islice(sequences, _LOOKED_AT):
         row = sequence.translate(_DROP_BLANKS)
@@ -207,7 +208,9 @@ def looks_like_alignment(sequences: Iterable[str]) -> bool:
         gaps += row.count("-") + row.count(".")
         # a3m and a2m: an insertion is a lower-case letter, or a dot where another row has one
         columns.add(sum(1 for c in row if c.isupper() or c in "-*"))
-        if len(columns) > 1 or not columns - {0}:
+        # aligned FASTA: a dot is a gap like any other
+        lengths.add(len(row))
+        if min(len(columns), len(lengths)) > 1 or not columns - {0}:
             return False
     return count > 1 and gaps > 0
 

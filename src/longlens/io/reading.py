@@ -73,8 +73,8 @@ class Results(ArrowTable):
         name = name or self.default_vectors()
         if name not in vectors:
             raise InputError(
-                f"expected an array with a vector for each protein, {', '.join(vectors)}, got {name!r}, which has "
-                "other rows"
+                f"expected an array with a vector for each protein, {', '.join(vectors)}, got {name!r}, "
+                + ("which has other rows" if name in list(self) else "which the results do not have")
             )
         rows = [row for row in self.table if row["problem"] is None]
         model = self.manifest["model"]["name"]

@@ -40,6 +40,10 @@ class ArraySpec:
     dtype: str = "float32"
 
 
+# differences between two jobs that a message lists, at most
+LISTED = 10
+
+
 class ResultFolder:
     """One job's folder. `key` is everything that decides the result, as plain JSON."""
 
@@ -303,7 +307,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _refuse_difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     changed = _changes(before, now)
     if changed:
-        listed = "\n  ".join(changed)
+        more = f"\n  and {len(changed) - LISTED:,} more" if len(changed) > LISTED else ""
+        listed = "\n  ".join(changed[:LISTED]) + more
         raise InputError(f"{path} holds the results of another job; give another output, or what differs:\n  {listed}")
 
 
