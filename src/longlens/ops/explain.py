@@ -80,9 +80,8 @@ def explain(
     """What `longlens.attention` would do with these arguments; nothing is computed.
 
     Takes what `attention` takes. `query`, `key` and `value` may be shapes, with `dtype` (float32) and `device`
-    ("cpu"); key and value default to the query's. `key_mask=True` and `sinks=True` stand for
-    any key mask and any sinks. `requires_grad` asks for a
-    backward pass.
+    ("cpu"); key and value default to the query's. `key_mask=True` and `sinks=True` stand for any key mask and any
+    sinks. `requires_grad` asks for a backward pass.
 
     Raises `InputError`, `MaskError`, `DtypeError` or `MethodError` as `attention` does. A request that the method
     refuses is explained, not raised.
