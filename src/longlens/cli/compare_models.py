@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longlens.cli.options import WordsCommand, choose_threads, max_memory_option, method_option, threads_option
+from longlens.cli.options import WordsCommand, choose_threads, table_options, text_options
 from longlens.cli.progress import shown_progress
 from longlens.cli.summaries import nats, print_results
 
@@ -19,24 +19,8 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("other")
 @click.argument("text", metavar="TEXT|-")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write: .csv, .tsv, .parquet or .json. "
-              "[default: standard output]")  # fmt: skip
-@click.option("--format", "format_", type=click.Choice(["csv", "tsv", "parquet", "json"]), default=None,
-              help="Of standard output. [default: csv]")  # fmt: skip
-@click.option("--context", type=int, metavar="W", help="Tokens of a window. [default: the whole text]")
-@click.option("--stride", type=int, metavar="S", help="Tokens from one window to the next.")
-@click.option("--bos/--no-bos", default=None, help="Whether causal models get their start token first. [default: if "
-              "the tokenizer has one]")  # fmt: skip
-@click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
-              help="Of masked models: each token masked in turn, or one pass. [default: masked]")  # fmt: skip
-@click.option("--input", "kind", type=click.Choice(["auto", "text"]), default="auto", show_default=True,
-              help="text: also where the file looks like FASTA, with a first line of '>'.")  # fmt: skip
-@max_memory_option
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True)
-@threads_option
-@method_option
+@table_options
+@text_options
 def compare_models(
     model: str,
     other: str,

@@ -86,17 +86,52 @@ def several_models_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _with_model(several, function)
 
 
+_device_options: list[Decorator] = [
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+                 show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU."),
+    click.option("--device", default="auto", show_default=True),
+    threads_option,
+]  # fmt: skip
+
+
 def _with_model(model: Decorator, function: Callable[..., Any]) -> Callable[..., Any]:
-    wrap: list[Decorator] = [
-        model,
-        click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-                     show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU."),
-        click.option("--device", default="auto", show_default=True),
-        threads_option,
-    ]  # fmt: skip
-    for decorator in reversed(wrap):
+    return _wrapped([model, *_device_options], function)
+
+
+def _wrapped(decorators: Sequence[Decorator], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with options, in the order of the help."""
+    for decorator in reversed(decorators):
         function = decorator(function)
     return function
+
+
+def table_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--output and --format of a table that goes to standard output without a file."""
+    wrap: list[Decorator] = [
+        click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write: .csv, .tsv, .parquet or "
+                     ".json. [default: standard output]"),
+        click.option("--format", "format_", type=click.Choice(["csv", "tsv", "parquet", "json"]), default=None,
+                     help="Of standard output. [default: csv]"),
+    ]  # fmt: skip
+    return _wrapped(wrap, function)
+
+
+def text_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--context, --stride, --bos, --surprise, --input: how a model reads a text; then memory, device and method."""
+    wrap: list[Decorator] = [
+        click.option("--context", type=int, metavar="W", help="Tokens of a window. [default: the whole text]"),
+        click.option("--stride", type=int, metavar="S", help="Tokens from one window to the next."),
+        click.option("--bos/--no-bos", default=None, help="Whether a causal model gets its start token first. "
+                     "[default: if its tokenizer has one]"),
+        click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
+                     help="Of a masked model: each token masked in turn, or one pass. [default: masked]"),
+        click.option("--input", "kind", type=click.Choice(["auto", "text"]), default="auto", show_default=True,
+                     help="text: also where the file looks like FASTA, with a first line of '>'."),
+        max_memory_option,
+        *_device_options,
+        method_option,
+    ]  # fmt: skip
+    return _wrapped(wrap, function)
 
 
 def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,9 +144,7 @@ def reading_options(function: Callable[..., Any]) -> Callable[..., Any]:
                      help="Take the structure of a residue with a lower pLDDT as unknown (SaProt's authors: 70)."),
         click.option("--rare-as-x", is_flag=True, help="Read U, Z, O and B as X, as ProtBert's authors do."),
     ]  # fmt: skip
-    for decorator in reversed(wrap):
-        function = decorator(function)
-    return function
+    return _wrapped(wrap, function)
 
 
 method_option = click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longlens.cli.options import WordsCommand, choose_threads, max_memory_option, method_option, threads_option
+from longlens.cli.options import WordsCommand, choose_threads, table_options, text_options
 from longlens.cli.progress import shown_progress
 from longlens.cli.summaries import nats, number, print_results
 
@@ -18,27 +18,11 @@ if TYPE_CHECKING:
 @click.command(cls=WordsCommand)
 @click.argument("text", metavar="TEXT|-")
 @click.option("-m", "--model", required=True, help="A transformers folder, or a name on the Hugging Face hub.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write: .csv, .tsv, .parquet or .json. "
-              "[default: standard output]")  # fmt: skip
+@table_options
 @click.option("--by", type=click.Choice(["token", "word", "line"]), default="token", show_default=True)
 @click.option("--unit", type=click.Choice(["nats", "bits"]), default="nats", show_default=True)
-@click.option("--format", "format_", type=click.Choice(["csv", "tsv", "parquet", "json"]), default=None,
-              help="Of standard output. [default: csv]")  # fmt: skip
-@click.option("--context", type=int, metavar="W", help="Tokens of a window. [default: the whole text]")
-@click.option("--stride", type=int, metavar="S", help="Tokens from one window to the next.")
-@click.option("--bos/--no-bos", default=None, help="Whether a causal model gets its start token first. [default: if "
-              "its tokenizer has one]")  # fmt: skip
-@click.option("--surprise", "masking", type=click.Choice(["masked", "in-place"]), default=None,
-              help="Of a masked model: each token masked in turn, or one pass. [default: masked]")  # fmt: skip
 @click.option("--figure", is_flag=True, help="Also draw surprise along the text, beside the output as .png.")
-@click.option("--input", "kind", type=click.Choice(["auto", "text"]), default="auto", show_default=True,
-              help="text: also where the file looks like FASTA, with a first line of '>'.")  # fmt: skip
-@max_memory_option
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              show_default=True, help="auto: float32 on a CPU, bfloat16 on a GPU.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True)
-@threads_option
-@method_option
+@text_options
 def surprise(
     text: str,
     model: str,

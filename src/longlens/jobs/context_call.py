@@ -100,8 +100,6 @@ def context(
         None if targets is None else _words(targets), most_surprising, given_spans(spans),
         _exact(exact), halve, curve, tokens_per_batch, figures,
     )  # fmt: skip
-    if input not in ("auto", "proteins", "text"):
-        raise InputError(f"expected input 'auto', 'proteins' or 'text', got {input!r}")
     by_id = read_bed(Path(spans)) if isinstance(spans, str | Path) and _is_file(spans) else None
     if figures:
         require_matplotlib()

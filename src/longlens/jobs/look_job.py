@@ -167,8 +167,6 @@ def look(
         collect=None if collect is None else as_words(collect), tokens=tuple(tokens), maps=tuple(maps), pool=pool,
         links=top, method=str(method), figures=figures,
     )  # fmt: skip
-    if input not in ("auto", "proteins", "text"):
-        raise InputError(f"expected input 'auto', 'proteins' or 'text', got {input!r}")
     ids = (record,) if isinstance(record, str) else tuple(record)
     with threads_set(threads), opened_source(source, input) as (text, proteins):
         if text is not None:

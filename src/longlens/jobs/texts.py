@@ -61,7 +61,12 @@ def opened_text(source: str | Path, kind: str = "auto") -> Iterator[tuple[str, s
 @contextmanager
 def opened_source(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str] | None, Proteins]]:
     """The text and the name of its file, or None and the proteins. `kind`: "proteins", "text", or "auto": proteins,
-    unless it is a file that does not look like FASTA. With "text", a string that names no file is the text itself."""
+    unless it is a file that does not look like FASTA. With "text", a string that names no file is the text itself.
+
+    Raises `InputError` for another `kind`.
+    """
+    if kind not in ("auto", "proteins", "text"):
+        raise InputError(f"expected input 'auto', 'proteins' or 'text', got {kind!r}")
     if not isinstance(source, str | Path) or not (
         kind != "text" or isinstance(source, Path) or source == "-" or _exists(source)
     ):
