@@ -76,9 +76,11 @@ def chosen_targets(subject: Hideable, words: Iterable[str], where: str) -> list[
     for word in words:
         for target in _tokens_of(subject, word.strip(), where):
             if not 0 <= target < len(subject.labels):
-                raise InputError(f"{where}: expected targets in {_extent(subject)}, got {word}")
+                raise InputError(f"{where}: expected targets in {_extent(subject, predicted=True)}, got {word}")
             if subject.special[target]:
-                raise InputError(f"{where}: expected targets in {_extent(subject)}, got {word}, a start or end token")
+                raise InputError(
+                    f"{where}: expected targets in {_extent(subject, predicted=True)}, got {word}, a start or end token"
+                )
             if subject.causal and target == 0:
                 raise InputError(f"{where}: expected targets from 1 on, got 0: nothing comes before the first token")
             out[target] = None
@@ -91,7 +93,7 @@ def _tokens_of(subject: Hideable, word: str, where: str) -> list[int]:
     if re.fullmatch(r"\d+(-\d+)?", word):
         ((start, stop),) = parse_ranges(word, "targets")
         if stop > len(subject.labels) + 1:
-            raise InputError(f"{where}: expected targets in {_extent(subject)}, got {word}")
+            raise InputError(f"{where}: expected targets in {_extent(subject, predicted=True)}, got {word}")
         return list(range(start, stop))
     residue = re.fullmatch(r"([A-Za-z])(\d+)", word)
     if residue and (found := subject.find(word)):
@@ -106,7 +108,7 @@ def _tokens_of(subject: Hideable, word: str, where: str) -> list[int]:
     if not found:
         raise InputError(
             f"{where}: expected a target as a number (27), a range (10-20), a residue with its number (K27) or a word "
-            f"of the text, got {word!r}; tokens are {_extent(subject)}"
+            f"of the text, got {word!r}; tokens are {_extent(subject, predicted=True)}"
         )
     return found
 
@@ -115,7 +117,7 @@ def check_spans(subject: Hideable, spans: Sequence[Span], where: str) -> list[Sp
     """The stretches, sorted, each once. Raises `InputError` for one that is not within the sequence's tokens."""
     for start, stop in spans:
         if not 0 <= start < stop <= len(subject.labels) or subject.special[start:stop].any():
-            raise InputError(f"{where}: expected stretches within {_extent(subject)}, got {start}-{stop - 1}")
+            raise InputError(f"{where}: expected spans within {_extent(subject)}, got {start}-{stop - 1}")
     return sorted(set(spans))
 
 
@@ -132,6 +134,8 @@ def hidden_from(subject: Hideable, target: int, spans: Sequence[Span]) -> list[S
     return list(dict.fromkeys(out))
 
 
-def _extent(subject: Hideable) -> str:
+def _extent(subject: Hideable, *, predicted: bool = False) -> str:
+    """The first and last token that is not special; `predicted`: of those that can be predicted."""
     places = [place for place, special in enumerate(subject.special) if not special]
-    return f"{places[0]}-{places[-1]}"
+    first = places[1] if predicted and subject.causal and places[0] == 0 and len(places) > 1 else places[0]
+    return f"{first}-{places[-1]}"
