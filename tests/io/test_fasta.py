@@ -95,7 +95,7 @@ def test_what_is_no_fasta(tmp_path, data, words):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(SequenceError, match="expected a FASTA file, got a directory"):
         records(tmp_path)
-    with pytest.raises(SequenceError, match="expected a FASTA file, found none"):
+    with pytest.raises(SequenceError, match="expected a FASTA file, found no file of this name"):
         records(tmp_path / "nowhere.fasta")
 
 

@@ -251,7 +251,7 @@ def test_bad_input_of_finetune(tmp_path, text, options, said):
 
 
 def test_what_else_finetune_refuses(tmp_path, small, monkeypatch):
-    assert "expected a FASTA file, found none" in refused(
+    assert "expected a FASTA file, found no file of this name" in refused(
         "finetune", tmp_path / "no.fasta", "-o", tmp_path / "o", "--task", "sequence_to_class"
     )
     path = composition_file(tmp_path / "c.csv", 30)

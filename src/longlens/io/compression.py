@@ -66,7 +66,7 @@ def read_bytes(path: Path | str, name: str, count: int = -1) -> bytes:
         with Path(path).open("rb") as file:
             return decompressed(file, name).read(count)
     except FileNotFoundError:
-        raise SequenceError(f"{name}: expected a file, found none") from None
+        raise SequenceError(f"{name}: expected a file, found none of this name") from None
     except READ_FAULTS as error:
         if is_broken(error):
             raise SequenceError(

@@ -51,7 +51,7 @@ def read_fasta(path: Path | str) -> Iterator[FastaRecord]:
                 residues += len(last.sequence)
                 yield last
     except FileNotFoundError:
-        raise SequenceError(f"{name}: expected a FASTA file, found none") from None
+        raise SequenceError(f"{name}: expected a FASTA file, found no file of this name") from None
     except IsADirectoryError:
         raise SequenceError(f"{name}: expected a FASTA file, got a directory; name the files in it") from None
     except READ_FAULTS as error:
