@@ -39,7 +39,7 @@ def test_a_name_that_is_no_file_is_a_sequence_and_what_looks_like_a_path_is_one(
     monkeypatch.chdir(tmp_path)
     assert read("two.fasta")[0] == ["a", "b"]
     for missing in ("none.fasta", "folder/none", "none.fa.gz"):
-        with pytest.raises(SequenceError, match="found none"):
+        with pytest.raises(SequenceError, match="found no file"):
             read(missing)
     # far longer than a file's name may be
     assert read(protein(5000, 0)) == (["1"], [protein(5000, 0)])

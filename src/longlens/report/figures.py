@@ -37,7 +37,8 @@ def require_matplotlib() -> None:
     """Raise `InputError` if matplotlib is missing."""
     if not has_matplotlib():
         raise InputError(
-            "figures need matplotlib, which is not installed; pip install 'longlens[plot]', or go without figures (look and context: --no-figures)"
+            "figures need matplotlib, which is not installed; pip install 'longlens[plot]', or go without figures "
+            "(look and context: --no-figures)"
         )
 
 
