@@ -110,7 +110,7 @@ def test_command_and_files(folders, text, tmp_path):
     manifest = json.loads((tmp_path / "out.parquet.manifest.json").read_text())
     assert (manifest["model"]["name"], manifest["other"]["name"]) == ("a", "b")
     result = run("compare-models", folders["a"], folders["b"], "-", "--format", "json", input=texts.TEXT)
-    assert json.loads(result.stdout)["columns"]["token"][0] == 0
+    assert json.loads(result.stdout)["columns"]["token"][0] == 1
     assert "KL(a||b)" in result.stderr
 
 

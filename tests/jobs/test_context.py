@@ -151,7 +151,7 @@ def test_the_cost_is_as_stated(tiny):
     assert counted["forward"] == passes["forward"] + 4
     assert counted["pieces"] == passes["pieces"] - 4 * (length + 2)
     assert passes["pieces"] <= passes["predicted_pieces"]
-    assert any("at most 22 forward passes and 2 backward passes" in line for line in said)
+    assert any("at most 22 forward and 2 backward passes" in line for line in said)
 
 
 def test_results_agree_with_the_parts(tiny):

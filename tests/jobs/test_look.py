@@ -306,6 +306,8 @@ def test_wrong_texts_are_named(texts, model_folder, tmp_path, monkeypatch, caplo
     refused(SequenceError, "UTF-8", b"\xff\xfe\x00", texts["masked"])
     refused(UnsupportedError, "no head", TEXT.encode(), texts["bare"], "--collect", "entropy,surprise")
     refused(InputError, "a model of proteins", TEXT.encode(), "tiny")
+    refused(CheckpointError, "found no folder of the name", TEXT.encode(), tmp_path / "nothing")
+    (tmp_path / "nothing").mkdir()
     refused(CheckpointError, "configuration and a tokenizer", TEXT.encode(), tmp_path / "nothing")
     with pytest.raises(SequenceError, match="expected a file, found none"):
         run(tmp_path / "none.txt", "-o", out, "-m", texts["bare"])

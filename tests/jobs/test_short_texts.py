@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import longlens
 import text_models as texts
 from longlens.cli.main import cli, main
-from longlens.errors import InputError
+from longlens.errors import InputError, SequenceError
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,19 @@ def test_a_start_token_that_was_declined_is_named(folders):
     with pytest.raises(InputError, match="leave out --no-bos"):
         longlens.surprise("a", model=folders["started"], bos=False)
     assert len(longlens.surprise("a", model=folders["started"])) == 1
+
+
+@pytest.mark.parametrize("name", ["nosuch.txt", "folder/text", "./x", "book.TXT"])
+def test_the_name_of_a_file_that_is_not_there_is_no_text(folders, name):
+    with pytest.raises(SequenceError, match=f"{name}: expected a file or a text, found no file of this name"):
+        longlens.surprise(name, model=folders["started"])
+    with pytest.raises(SequenceError, match="found no file of this name"):
+        longlens.compare_models(folders["started"], folders["started"], name)
+
+
+@pytest.mark.parametrize("text", ["fox", "U.S.", "and/or else", "see a.txt"])
+def test_short_texts_are_not_taken_for_names(folders, text):
+    assert "".join(longlens.surprise(text, model=folders["started"])["text"]) == text
 
 
 QUOTE = "> Are you coming to the meeting on Monday?\n\nYes, I am.\n"

@@ -127,7 +127,7 @@ def test_all_words_of_a_toy_tokenizer_sum_to_1():
         certain = after_blank(ids, ends)
         mass = np.array([np.log(np.exp(row[begins]).sum()) for row in rows])
         found = SurprisedText(
-            "".join(pieces[i] for i in ids), stops - [len(pieces[i]) for i in ids], stops,
+            "".join(pieces[i] for i in ids), np.arange(count), stops - [len(pieces[i]) for i in ids], stops,
             np.array([-rows[t][ids[t]] for t in range(count)]), np.zeros(count), np.ones(count),
             np.ones(count, np.int64), np.arange(count), begins[ids] | certain[:-1], np.where(certain, 0.0, mass),
         )  # fmt: skip

@@ -16,6 +16,7 @@ from longlens.cli.options import (
     warn_of_default_model,
 )
 from longlens.cli.progress import shown_progress
+from longlens.cli.summaries import counted
 
 
 class WholeOrAll(click.ParamType):  # type: ignore[type-arg]
@@ -117,9 +118,9 @@ def context(
             on_error=on_error, max_memory=max_memory, dtype=dtype, device=device, threads=choose_threads(threads),
             progress=progress,
         )  # fmt: skip
-    passes = found.passes
+    forward, backward = (sum(row[name] for row in found.passes) for name in ("forward", "backward"))
     click.echo(
-        f"{output}: {len(found):,} sequences, {sum(row['forward'] for row in passes):,} forward and "
-        f"{sum(row['backward'] for row in passes):,} backward passes"
+        f"{output}: {counted(len(found), 'sequence')}, {counted(forward, 'forward pass', 'es')} and "
+        f"{counted(backward, 'backward pass', 'es')}"
     )
     return SKIPPED if found.skipped else 0

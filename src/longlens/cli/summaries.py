@@ -25,6 +25,11 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def counted(count: int, name: str, plural: str = "s") -> str:
+    """A number of things, with their name."""
+    return f"{count:,} {name}{'' if count == 1 else plural}"
+
+
 def nats(mean: float | None, error: float | None) -> str:
     """A mean with its standard error, where that is known."""
     return f"{number(mean, 4)}{'' if error is None else f' +- {error:.4f}'} nats"

@@ -58,7 +58,8 @@ def surprise(
             max_memory=max_memory, method=method, dtype=dtype, device=device, threads=choose_threads(threads),
             progress=progress,
         )  # fmt: skip
-    print_results(found.data, _summary(found), output)
+    drawn = [("figure", str(output.with_suffix(".png")))] if figure and output is not None else []
+    print_results(found.data, [*_summary(found), *drawn], output)
     return 0
 
 

@@ -42,6 +42,11 @@ class Document:
         """What the model gets for tokens start..stop: those, with the special tokens around them."""
         return np.concatenate([self.before, self.ids[start:stop], self.after]).astype(np.int64)
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """(N,): the number of each token where the model gets the whole text, the special tokens before it included."""
+        return len(self.before) + np.arange(len(self.ids))
+
     def first_of_words(self) -> NDArray[np.bool_]:
         """(N,) bool: the tokens after a blank in the text, or with one at their beginning."""
         first = [

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,6 +133,10 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
     import transformers
 
     chosen = choose_device(device)
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
+        raise CheckpointError(
+            f"expected a transformers folder, or a name on the Hugging Face hub, found no folder of the name {name!r}"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)

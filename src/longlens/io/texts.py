@@ -43,8 +43,8 @@ def _is_prose(text: str) -> bool:
     return len(text.split()) > 1 and letters < SHORT and any(character.islower() for character in text)
 
 
-def read_text(path: Path | str, *, strip: bool = True) -> str:
-    """The text of a UTF-8 file, plain or compressed; `strip`: without blanks around it.
+def read_text(path: Path | str) -> str:
+    """The text of a UTF-8 file, plain or compressed, as it is.
 
     Raises `SequenceError` for another encoding, an empty file, or one that cannot be read.
     """
@@ -54,7 +54,7 @@ def read_text(path: Path | str, *, strip: bool = True) -> str:
         raise SequenceError(f"{_name(path)}: expected a text in UTF-8, got other bytes ({error})") from None
     if not text.strip():
         raise SequenceError(f"{_name(path)}: expected a text, got an empty file")
-    return text.strip() if strip else text
+    return text
 
 
 def _name(path: Path | str) -> str:

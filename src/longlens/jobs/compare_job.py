@@ -105,7 +105,7 @@ class CompareJob(Job):
         folder.describe({"summary": plain_json(summary)})
         seen, agree = arrays.pop("seen"), arrays.pop("agree")
         table: dict[str, Any] = {
-            "token": np.arange(len(document)), "text": document.pieces, "start": document.starts,
+            "token": document.numbers, "text": document.pieces, "start": document.starts,
             "stop": document.stops, **arrays, "difference": arrays["surprise_b"] - arrays["surprise_a"],
             "agree": agree, "seen": seen,
         }  # fmt: skip

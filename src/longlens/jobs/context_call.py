@@ -250,5 +250,5 @@ def _announce_cost(plans: Sequence[SequencePlan], progress: ProgressCallback) ->
     )
     curve = f", and {pieces:,} tokens in pieces for the curve" if pieces else ""
     progress(Notice(
-        f"this takes at most {forward:,} forward passes and {backward:,} backward passes of a whole sequence{curve}"
+        f"this takes at most {forward:,} forward and {backward:,} backward passes of a whole sequence{curve}"
     ))  # fmt: skip

@@ -124,7 +124,7 @@ class SurpriseJob(Job):
             first = self._edges.begins.numpy()[document.ids] | certain[:-1]
             begins[certain] = 0.0
         return SurprisedText(
-            document.text, document.starts, document.stops, first_of_word=first,
+            document.text, document.numbers, document.starts, document.stops, first_of_word=first,
             begins=None if self.group is None else begins, **columns,
         )  # fmt: skip
 

@@ -32,7 +32,8 @@ BY = ("token", "word", "line")
 
 @dataclass(frozen=True)
 class SurprisedText:
-    """A text and its numbers, in nats; N tokens. `starts` and `stops` (N,) in characters; `surprise`, `entropy`,
+    """A text and its numbers, in nats; N tokens. `numbers` (N,) are the tokens' own (`Document.numbers`);
+    `starts` and `stops` (N,) in characters; `surprise`, `entropy`,
     `variance` (N,), NaN without a prediction; `rank`, `seen` (N,).
 
     `first_of_word` (N,) bool: the tokens that begin a word. `begins` (N + 1,): log of the probability that a word
@@ -40,6 +41,7 @@ class SurprisedText:
     """
 
     text: str
+    numbers: NDArray[np.int64]
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     surprise: Floats
@@ -68,7 +70,7 @@ def by_token(found: SurprisedText, unit: float) -> Table:
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.where(deviation > 0, (found.surprise - found.entropy) / deviation, np.nan)
     return {
-        "token": np.arange(len(found.starts)),
+        "token": found.numbers,
         "text": [found.text[a:b] for a, b in zip(found.starts, found.stops, strict=True)],
         "start": found.starts, "stop": found.stops, "surprise": found.surprise / unit, "entropy": found.entropy / unit,
         "rank": found.rank, "z": z, "seen": found.seen,
@@ -98,12 +100,12 @@ def word_surprise(found: SurprisedText, bounds: list[tuple[int, int]]) -> Floats
 
 
 def by_word(found: SurprisedText, unit: float) -> Table:
-    """word, text, start, stop, tokens, surprise, uncorrected (the sum of its tokens' surprise), seen."""
+    """word (from 1), text, start, stop, tokens, surprise, uncorrected (the sum of its tokens' surprise), seen."""
     bounds = word_bounds(found)
     places = [_stripped(found, first, last) for first, last in bounds]
     sums = np.array([found.surprise[first:last].sum() for first, last in bounds])
     return {
-        "word": np.arange(len(bounds)), "text": [found.text[start:stop] for start, stop in places],
+        "word": np.arange(1, len(bounds) + 1), "text": [found.text[start:stop] for start, stop in places],
         "start": np.array([start for start, _ in places]), "stop": np.array([stop for _, stop in places]),
         "tokens": np.array([last - first for first, last in bounds]),
         "surprise": word_surprise(found, bounds) / unit, "uncorrected": sums / unit,

@@ -85,5 +85,5 @@ def draw_table(columns: dict[str, Any], by: str, unit: str, title: str) -> Figur
     shown = "bits per byte" if by == "line" else unit
     return draw_surprise(
         np.asarray(columns[value], np.float64), None if entropy is None else np.asarray(entropy, np.float64), texts,
-        unit=shown, each=by, title=title,
+        unit=shown, each=by, title=title, first=int(columns[by][0]) if len(columns[by]) else 0,
     )  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longlens.errors import InputError
+from longlens.errors import InputError, SequenceError
 from longlens.hf.texts import TextModel, load_text_model
 from longlens.io.alphabet import STANDARD as RESIDUES
 from longlens.io.survey import RecordInfo, Survey
@@ -40,13 +41,16 @@ def opened_text(source: str | Path, kind: str = "auto") -> Iterator[tuple[str, s
     """A text, as it is in its file, and the name of the file: a path, "-" (standard input), or the text itself.
 
     A string is a file if it is "-" or names one that exists. Raises `SequenceError` for a file that cannot be read, is
-    empty or not UTF-8, `InputError` for what looks like proteins, unless `kind` is "text".
+    empty or not UTF-8, and for a string that looks like the name of a file that does not exist; `InputError` for what
+    looks like proteins, unless `kind` is "text".
     """
     if kind not in ("auto", "text"):
         raise InputError(f"expected input 'auto' or 'text', got {kind!r}")
     if isinstance(source, str) and not source.strip():
         raise InputError("expected a text, got an empty one")
     if isinstance(source, str) and source != "-" and not _exists(source):
+        if re.fullmatch(r"\S*(/\S*|\.[A-Za-z]\w{1,7})", source):
+            raise SequenceError(f"{source}: expected a file or a text, found no file of this name")
         yield source, "text"
         return
     with readable_twice([source]) as (path,):
@@ -55,7 +59,7 @@ def opened_text(source: str | Path, kind: str = "auto") -> Iterator[tuple[str, s
                 f"{source}: expected a text, got proteins (FASTA, which begins with '>'); their surprise is that of "
                 "longlens embed --include surprise; if it is a text, say so with --input text"
             )
-        yield read_text(path, strip=False), Path(path).name
+        yield read_text(path), Path(path).name
 
 
 @contextmanager

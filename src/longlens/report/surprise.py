@@ -30,15 +30,16 @@ def draw_surprise(
     unit: str,
     each: str,
     title: str,
+    first: int = 0,
 ) -> Figure:
     """`surprise` (n,) of each token, word or line (`each`) as a line, with `entropy` (n,), which is what the model
-    expected, where there is one. Up to 60 `texts` are written below the axis."""
+    expected, where there is one. Up to 60 `texts` are written below the axis, otherwise numbers from `first`."""
     count = len(surprise)
     named = texts is not None and count <= NAMED
     figure = new_figure((WIDTH, 3.2 if named else 2.6))
     ax = figure.add_subplot()
     if count <= POINTS:
-        place = np.arange(count)
+        place = first + np.arange(count)
         if named:
             ax.bar(place, np.nan_to_num(surprise), color="tab:blue", label="surprise")
         else:
@@ -47,16 +48,18 @@ def draw_surprise(
             ax.plot(place, entropy, color="tab:orange", lw=1.0, label="entropy (expected)", drawstyle="steps-mid")
     else:
         edges = np.linspace(0, count, POINTS // 4 + 1).astype(int)
-        place = (edges[:-1] + edges[1:]) / 2
+        place = first + (edges[:-1] + edges[1:]) / 2
         low, mean, high = _stretches(surprise, edges)
         ax.fill_between(place, low, high, color="tab:blue", alpha=0.25, lw=0, label="lowest to highest")
         ax.plot(place, mean, color="tab:blue", lw=0.9, label="surprise, mean")
         if entropy is not None:
             ax.plot(place, _stretches(entropy, edges)[1], color="tab:orange", lw=0.9, label="entropy (expected), mean")
     if named and texts is not None:
-        ax.set_xticks(range(count), [_cut(plain(text)) for text in texts], rotation=90, fontsize=7)
+        ax.set_xticks(place, [_cut(plain(text)) for text in texts], rotation=90, fontsize=7)
     ax.margins(x=0.01)
-    ax.set_ylim(bottom=0)
+    if named:
+        # bars stand on 0; a line may vary little about a high value
+        ax.set_ylim(bottom=0)
     ax.set(xlabel="" if named else each, ylabel=unit, title=plain(title))
     ax.legend(fontsize=7, ncols=3)
     return figure
