@@ -250,3 +250,17 @@ def test_what_cannot_be_compared_is_refused(model, structure, tmp_path):
         longlens.evaluate_contacts(tmp_path / "empty", structure)
     with pytest.raises(InputError, match="expected a folder of longlens contacts or a file"):
         longlens.evaluate_contacts(tmp_path / "p.fasta", structure)
+
+
+def test_structures_without_contacts_are_left_out_and_said(model, structure, tmp_path):
+    far = tmp_path / "2def.cif"
+    other, line = "ACDEFGHIKLMNPQRSTVWY", {place: (9.0 * place, 0.0, 0.0) for place in range(20)}
+    far.write_text(cif_text([Part("A", other, range(20), coordinates=line)]))
+    both = longlens.contacts({"x": SEQUENCE, "y": other}, model=model, threshold=0.0, output=tmp_path / "maps")
+    found = longlens.evaluate_contacts(both, [structure, far])
+    assert (found.without_contacts, {row["id"] for row in found.rows}) == (["y"], {"x"})
+    result = CliRunner().invoke(cli, ["contacts", "evaluate", str(both.folder), str(structure), str(far)])
+    assert "1 proteins, such as y, have no contacts in their structure and are left out" in result.stderr
+    alone = longlens.contacts({"y": other}, model=model, threshold=0.0)
+    with pytest.raises(InputError, match="expected contacts in the structures of y, found none: no two"):
+        longlens.evaluate_contacts(alone, far)

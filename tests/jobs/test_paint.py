@@ -188,6 +188,40 @@ def test_results_of_longlens_are_painted(structure, tmp_path):
     assert sorted(by_biopython(tmp_path / "c.cif")[0, "A", 1]) == pytest.approx([float(surprise[5])], abs=1e-4)
 
 
+def test_of_several_proteins_the_one_of_the_chain_is_painted(structure, tmp_path):
+    model = load(save(esm(2, 32, 4), tmp_path / "model"))
+    proteins = {"other": protein(12, 1), "mine": SEQUENCE, "third": protein(30, 2)}
+    looks = longlens.look(proteins, model=model, figures=False, output=tmp_path / "looked")
+    longlens.paint(structure, looks, tmp_path / "l.defattr", column="received")
+    assert f"\t/A:103\t{looks['mine']['tokens']['received'][3]:.6g}" in (tmp_path / "l.defattr").read_text()
+    # a table of residues with their proteins' ids
+    rows = [f"{name},{residue},{place}" for name, text in proteins.items() for place, residue in enumerate(text)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,residue,number", *rows]) + "\n")
+    longlens.paint(structure, tmp_path / "t.csv", tmp_path / "t.defattr", column="number")
+    assert "\t/A:103\t2\n" in (tmp_path / "t.defattr").read_text()
+    with pytest.raises(InputError, match="found 0 of 3; name the one that is meant with --protein"):
+        longlens.paint(_cut(tmp_path), looks, tmp_path / "c.cif", column="received")
+
+
+def test_what_carried_one_target_is_painted(structure, tmp_path):
+    model = load(save(esm(2, 32, 4), tmp_path / "model"))
+    options = {"model": model, "spans": 8, "exact": 1, "figures": False}
+    found = longlens.context(
+        {"other": protein(12, 1), "mine": SEQUENCE}, targets="5", output=tmp_path / "one", **options
+    )
+    longlens.paint(structure, found, tmp_path / "c.defattr", column="estimate")
+    assert f"\t/A:103\t{found['mine']['keys']['estimate'][3]:.6g}" in (tmp_path / "c.defattr").read_text()
+    two = longlens.context({"mine": SEQUENCE}, targets="5,9", output=tmp_path / "two", **options)
+    with pytest.raises(InputError, match="the effects on one target, got those on 2"):
+        longlens.paint(structure, two, tmp_path / "d.defattr", column="estimate")
+
+
+def _cut(folder):
+    path = folder / "cut.cif"
+    path.write_text(cif_text([Part("A", SEQUENCE[5:], range(30))]))
+    return path
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -205,6 +239,14 @@ def test_results_of_longlens_are_painted(structure, tmp_path):
         (["--values", "v.csv", "-o", "o.cif", "--chain", "Q"], "expected protein chains of A, B, L, got Q"),
         (["--values", "v.csv", "-o", "o.cif", "--chain", "L"], "got identities of L "),
         (["--values", "empty", "-o", "o.cif"], "found no manifest.json"),
+        (
+            ["--values", "broken.parquet", "-o", "o.cif"],
+            "broken.parquet: expected a table in Parquet, it cannot be read",
+        ),
+        (["--values", "v.csv", "-o", "o.cif", "--missing", "nan"], "expected a finite number"),
+        (["--values", "v.csv", "-o", "o.cif", "--attribute", "tolerance"], "only with an output in .defattr"),
+        (["--values", "v.csv", "-o", "o.defattr", "--missing", "1"], "only with an output in .cif"),
+        (["--values", "v.csv", "-o", "o.cif", "--fasta", "none.fasta"], "none.fasta: expected a FASTA file"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_written(arguments, message, structure, tmp_path, monkeypatch):
@@ -215,6 +257,7 @@ def test_bad_input_is_refused_and_nothing_is_written(arguments, message, structu
     (tmp_path / "letters.csv").write_text("position,surprise\n1,0.5\n")
     (tmp_path / "words.csv").write_text("residue,surprise\nM,high\n")
     (tmp_path / "other.csv").write_text("residue,surprise\n" + "".join(f"{x},1\n" for x in "WWCCHHWWCCPPWWHHCCWW"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing more")
     before = structure.read_bytes()
     result = CliRunner().invoke(cli, ["paint", "s.cif", *arguments], standalone_mode=False)
     assert isinstance(result.exception, InputError), result.exception

@@ -102,6 +102,11 @@ def test_assays_get_a_column_for_each_model_and_a_mean_by_proteins_and_types(fol
     for model, part in wanted.groupby("model"):
         by_protein = part.groupby(["coarse_selection_type", "UniProt_ID"])["spearman"].mean()
         assert scores.spearman(model) == pytest.approx(by_protein.groupby("coarse_selection_type").mean().mean())
+        # and of a taxon: over its proteins alone
+        by_taxon = part.groupby(["UniProt_ID", "taxon"])["spearman"].mean().groupby("taxon").mean()
+        found = {row["group"]: row["spearman"] for row in scores.summary
+                 if (row["model"], row["kind"]) == (model, "taxon")}  # fmt: skip
+        assert found == pytest.approx(by_taxon.to_dict())
     summary = pd.read_csv(out / "summary.csv", keep_default_na=False)
     assert set(zip(summary["kind"], summary["group"], strict=True)) == {
         ("all", ""), ("selection", "Activity"), ("selection", "Stability"), ("taxon", "Human"), ("taxon", "Virus"),
@@ -164,6 +169,15 @@ def test_variants_that_cannot_be_scored_are_skipped(folder, models, tmp_path):
     rows = list(csv.DictReader((tmp_path / "out" / "C2_X_2024.csv").read_text().splitlines()))
     assert rows[0]["one"] == ""
     assert all(row["one"] for row in rows[1:])
+
+
+@pytest.mark.parametrize("option", [("--mutation-col", "mutant"), ("--offset-idx", "1")])
+def test_options_of_other_tables_are_refused(folder, tmp_path, option):
+    result = CliRunner().invoke(
+        cli, ["score", "--proteingym", str(folder), "-o", str(tmp_path / "out"), *option], standalone_mode=False
+    )
+    assert f"expected --proteingym without {option[0]}" in result.exception.format_message()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -236,6 +250,8 @@ def test_the_error_is_that_of_drawing_proteins():
     assert mean == pytest.approx(values.mean())
     # the standard error of a mean, by its formula
     assert error == pytest.approx(values.std() / np.sqrt(40), rel=0.03)
+    # one protein tells nothing of others
+    assert np.isnan(mean_and_error(values[:1], assays[:1])[1])
     # two assays of one protein vary together
     twice = [Assay(f"a{number}", None, "", f"u{number // 2}", "one") for number in range(40)]
     pairs = values.reshape(20, 2).mean(1)

@@ -188,6 +188,12 @@ def evaluate(files: tuple[Path, ...], fasta: Path | None, length: str, output: P
             f"longlens: warning: {len(found.unmatched):,} predictions have no structure, such as {found.unmatched[0]}",
             err=True,
         )
+    if found.without_contacts:
+        click.echo(
+            f"longlens: warning: {len(found.without_contacts):,} proteins, such as {found.without_contacts[0]}, have "
+            "no contacts in their structure and are left out",
+            err=True,
+        )
     if output is not None:
         click.echo(f"results     {found.save(output)}")
 

@@ -13,7 +13,7 @@ LISTED = 20
 @click.command()
 @click.argument("structure", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--values", required=True, type=click.Path(path_type=Path, exists=True),
-              help="A folder of embed or look, or a table with a column of residues.")  # fmt: skip
+              help="A folder of embed, look or context, or a table with a column of residues.")  # fmt: skip
 @click.option("--column", default="surprise", show_default=True, help="Array or column to show; mean: of the 19 "
               "substitutions in a table of score --all.")  # fmt: skip
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path),
@@ -23,7 +23,7 @@ LISTED = 20
 @click.option("--fasta", type=click.Path(path_type=Path), default=None,
               help="The proteins, if no chain is identical to one that was embedded.")  # fmt: skip
 @click.option("--attribute", default=None, help="Name of ChimeraX's attribute. [default: the column]")
-@click.option("--missing", type=float, default=0.0, show_default=True, help="Number of atoms that have none.")
+@click.option("--missing", type=float, default=None, help="Number of atoms that have none. [default: 0]")
 def paint(
     structure: Path,
     values: Path,
@@ -33,7 +33,7 @@ def paint(
     chain: tuple[str, ...],
     fasta: Path | None,
     attribute: str | None,
-    missing: float,
+    missing: float | None,
 ) -> None:
     """Write a number for each residue, such as its surprise, onto a STRUCTURE (PDB or mmCIF), as a new file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def score(
             raise click.UsageError("expected --proteingym without other variants, proteins and figures")
         if structures or min_plddt is not None or rare_as_x:
             raise click.UsageError("expected --proteingym without --structures, --min-plddt and --rare-as-x")
+        _refuse_columns()
         if output is None:
             raise click.UsageError("expected a folder for the results of --proteingym: -o FOLDER")
         return max(_score_assays(
@@ -126,9 +128,24 @@ def score(
         )  # fmt: skip
     if output is None:
         sys.stdout.write(scores.text)
+    else:
+        click.echo(f"results     {output}")
+        if figure:
+            click.echo(f"figure      {output.with_suffix('.png')}")
     if scores.skipped:
         click.echo(f"{scores.skipped:,} variants are not scored: see the column `problem`", err=True)
     return SKIPPED if scores.skipped else 0
+
+
+def _refuse_columns() -> None:
+    """Refuse options of other tables beside --proteingym, also where they were given their default."""
+    source = click.get_current_context().get_parameter_source
+    for name in ("mutation_col", "offset_idx"):
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"expected --proteingym without --{name.replace('_', '-')}: its tables name variants in the column "
+                "mutant, from 1"
+            )
 
 
 def _score_assays(assays: Path, **options: Any) -> int:
@@ -141,9 +158,8 @@ def _score_assays(assays: Path, **options: Any) -> int:
         scores = score_proteingym(assays, progress=progress, **options)
     for row in scores.summary:
         if row["kind"] == "all":
-            click.echo(
-                f"spearman    {row['spearman']:.3f} +- {row['error']:.3f}, {row['model']}, {row['assays']:,} assays"
-            )
+            error = "" if math.isnan(row["error"]) else f" +- {row['error']:.3f}"
+            click.echo(f"spearman    {row['spearman']:.3f}{error}, {row['model']}, {row['assays']:,} assays")
     click.echo(f"results     {scores.folder / 'summary.csv'}")
     if scores.skipped:
         click.echo(f"{scores.skipped:,} variants are not scored: see `problem` in by-model", err=True)

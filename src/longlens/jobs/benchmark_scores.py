@@ -2,7 +2,12 @@
 
 per assay   Spearman's rank correlation, with its sign; area under the ROC curve where there are classes
 mean        over the assays of a protein (UniProt_ID) in a selection type, then over its proteins, then over types
-error       standard deviation of that mean when the proteins of each selection type are drawn with replacement
+of a taxon  over the assays of a protein, then over the proteins of the taxon, whatever their selection types
+error       standard deviation of that mean when the proteins of each selection type (or taxon) are drawn with
+            replacement; none where one of them has a single protein, which tells nothing of others
+
+The means are those of performance_DMS_benchmarks.py of ProteinGym's repository, which rounds each assay's number to
+three decimals first.
 """
 
 from __future__ import annotations
@@ -43,19 +48,23 @@ def area_under_curve(scores: Floats, classes: Floats) -> float:
     return float((rank[fit].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
-def mean_and_error(values: Floats, assays: Sequence[Assay]) -> tuple[float, float]:
+def mean_and_error(values: Floats, assays: Sequence[Assay], *, by_selection: bool = True) -> tuple[float, float]:
     """The mean of one number for each assay, and its bootstrap error; NaN where there is none. Assays with NaN are left
-    out."""
+    out. `by_selection`: over the selection types; otherwise over all proteins."""
     groups: dict[str, dict[str, list[float]]] = {}
     for value, assay in zip(values, assays, strict=True):
         if np.isfinite(value):
-            groups.setdefault(assay.selection, {}).setdefault(assay.uniprot, []).append(float(value))
+            group = groups.setdefault(assay.selection if by_selection else "", {})
+            group.setdefault(assay.uniprot, []).append(float(value))
     if not groups:
         return float("nan"), float("nan")
     proteins = [np.array([np.mean(several) for several in groups[name].values()]) for name in sorted(groups)]
+    mean = float(np.mean([part.mean() for part in proteins]))
+    if min(map(len, proteins)) == 1:
+        return mean, float("nan")
     draw = np.random.default_rng(0)
     drawn = np.mean([part[draw.integers(len(part), size=(DRAWS, len(part)))].mean(1) for part in proteins], 0)
-    return float(np.mean([part.mean() for part in proteins])), float(drawn.std(ddof=1))
+    return mean, float(drawn.std(ddof=1))
 
 
 def summary_rows(values: Floats, assays: Sequence[Assay]) -> list[tuple[str, str, float, float, int]]:
@@ -69,6 +78,6 @@ def summary_rows(values: Floats, assays: Sequence[Assay]) -> list[tuple[str, str
                 continue
             chosen = [place for place, other in enumerate(names) if other == name]
             part = values[chosen]
-            mean, error = mean_and_error(part, [assays[place] for place in chosen])
+            mean, error = mean_and_error(part, [assays[place] for place in chosen], by_selection=kind != "taxon")
             rows.append((kind, name, mean, error, int(np.isfinite(part).sum())))
     return rows

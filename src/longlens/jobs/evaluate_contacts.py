@@ -55,11 +55,13 @@ class _Place:
 
 
 class ContactEvaluation(ArrowTable):
-    """Precision by protein, range and cut (`rows`), the means over proteins (`summary`), and the predictions that no
-    structure was found for (`unmatched`)."""
+    """Precision by protein, range and cut (`rows`), the means over proteins (`summary`), the predictions that no
+    structure was found for (`unmatched`), and those whose structure has no contacts (`without_contacts`)."""
 
-    def __init__(self, rows: list[dict[str, Any]], unmatched: list[str], length: str) -> None:
-        self.rows, self.unmatched, self.length = rows, unmatched, length
+    def __init__(
+        self, rows: list[dict[str, Any]], unmatched: list[str], without_contacts: list[str], length: str
+    ) -> None:
+        self.rows, self.unmatched, self.without_contacts, self.length = rows, unmatched, without_contacts, length
 
     @property
     def summary(self) -> list[dict[str, Any]]:
@@ -121,7 +123,8 @@ def evaluate_contacts(
         length: what L is: "full", the residues of the chain's sequence, or "resolved", those with atoms.
 
     Raises:
-        InputError: files that cannot be read, no structure for any prediction, residues beyond the chain.
+        InputError: files that cannot be read, no structure for any prediction, or none with contacts, residues beyond
+            the chain.
     """
     if length not in LENGTHS:
         raise InputError(f"expected length of {', '.join(LENGTHS)}, got {length!r}")
@@ -134,7 +137,7 @@ def evaluate_contacts(
     places = [_Place(Path(path), chain) for path in files for chain in read_chains(Path(path))]
     if not held or not places:
         raise InputError(f"expected predictions and structures, got {len(held)} and {len(places)} chains")
-    rows, unmatched = [], []
+    rows, unmatched, bare = [], [], []
     for prediction in held:
         place = _match(prediction, places, alone=len(held) == len(places) == 1)
         if place is None:
@@ -143,16 +146,24 @@ def evaluate_contacts(
         chain = place.chain
         resolved = len(chain.resolved)
         counted = len(chain.sequence) if length == "full" else resolved
-        for part in precision_by_range(prediction.parts(), _partners(prediction, place), chain, counted):
+        parts = list(precision_by_range(prediction.parts(), _partners(prediction, place), chain, counted))
+        if not parts:
+            bare.append(prediction.id)
+        for part in parts:
             rows.append({"id": prediction.id, "structure": place.structure.name, "chain": chain.id,
                          "length": len(chain.sequence), "resolved": resolved, **asdict(part)})  # fmt: skip
+    if bare and not rows:
+        raise InputError(
+            f"expected contacts in the structures of {', '.join(bare[:5])}, found none: no two of their residues, 6 or "
+            "more apart, have C-beta atoms less than 8 Angstrom apart; give structures of whole proteins"
+        )
     if not rows:
         names = ", ".join(sorted({f"{place.structure.name} {place.chain.id}" for place in places})[:5])
         raise InputError(
-            f"expected a structure of {', '.join(unmatched[:5]) or 'proteins with contacts'}, got {names}; a chain has "
+            f"expected a structure of {', '.join(unmatched[:5])}, got {names}; a chain has "
             "the same residues or its name as the protein's id (1abc_A); give the proteins with --fasta to align them"
         )
-    return ContactEvaluation(rows, unmatched, length)
+    return ContactEvaluation(rows, unmatched, bare, length)
 
 
 def _read(given: Any, sequences: dict[str, str]) -> Iterator[Prediction]:

@@ -68,7 +68,7 @@ def paint(
     chain: str | Sequence[str] | None = None,
     fasta: str | Path | None = None,
     attribute: str | None = None,
-    missing: float = 0.0,
+    missing: float | None = None,
 ) -> Painting:
     """Write one number for each residue onto a structure, as a new file.
 
@@ -80,8 +80,8 @@ def paint(
 
     Args:
         structure: a .pdb, .cif or .mmcif file, which is not changed.
-        values: results of `longlens.embed` or `longlens.look`, or their folder; a table with a column of residues; or
-            numbers (L,), with `sequence`.
+        values: results of `longlens.embed`, `longlens.look` or `longlens.context`, or their folder; a table with a
+            column of residues; or numbers (L,), with `sequence`.
         output: .cif: the structure with the numbers in `B_iso_or_equiv`; .defattr: an attribute for ChimeraX.
         sequence: the protein's L residues, for numbers.
         column: the array or column of the results.
@@ -89,7 +89,7 @@ def paint(
         chain: chains to paint; None: all that are at least 90 % identical to the protein.
         fasta: the proteins, for results of `embed` that are not identical to a chain.
         attribute: name of ChimeraX's attribute; None: the column.
-        missing: the number of atoms without one, such as water, in a .cif file.
+        missing: the number of atoms without one, such as water, in a .cif file; None: 0.
 
     Raises:
         InputError: files that cannot be read, no chain of the protein, another protein.
@@ -99,6 +99,7 @@ def paint(
     name = attribute or column
     if target.suffix == ".defattr":
         require_attribute(name)
+    _refuse_useless(target, attribute, missing)
     chains = read_chains(source)
     numbers = _values(values, sequence, column, protein, None if fasta is None else Path(fasta), chains)
     named = [chain] if isinstance(chain, str) else chain
@@ -111,7 +112,7 @@ def paint(
         done = len(value_of.keys() & there.keys())
         report.append(PaintedChain(one.id, alike, done, len(there) - done, len(value_of.keys() - there.keys()),
                                    _mismatches(numbers, one, pairs)))  # fmt: skip
-    text = defattr_text(painted, name) if target.suffix == ".defattr" else painted_cif(source, painted, missing)
+    text = defattr_text(painted, name) if target.suffix == ".defattr" else painted_cif(source, painted, missing or 0.0)
     with writing(target):
         write_whole(target, text.encode())
     return Painting(target, report)
@@ -125,6 +126,21 @@ def _check_output(source: Path, target: Path) -> None:
     refuse_folder(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise InputError(f"expected another file than the structure, {source}, which is not changed; name a new one")
+
+
+def _refuse_useless(target: Path, attribute: str | None, missing: float | None) -> None:
+    """Raise `InputError` for what does not belong to the format of the output, and for a number that is none."""
+    if target.suffix == ".defattr" and missing is not None:
+        raise InputError(
+            "expected --missing (missing) only with an output in .cif: in .defattr such atoms have no line"
+        )
+    if target.suffix != ".defattr" and attribute is not None:
+        raise InputError(
+            f"expected --attribute (attribute) only with an output in .defattr, got {target}, where numbers are "
+            "B-factors"
+        )
+    if missing is not None and not np.isfinite(missing):
+        raise InputError(f"expected a finite number for atoms that have none, got {missing}")
 
 
 def _values(

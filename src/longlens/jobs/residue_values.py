@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -50,8 +51,9 @@ def read_residue_values(
     """The numbers of one protein.
 
     Args:
-        path: a folder of `longlens embed` (an array such as surprise) or `longlens look` (a column of `tokens`), or a
-            table (.csv, .tsv, .parquet) with a column of residues (wild_type, residue, label or token).
+        path: a folder of `longlens embed` (an array such as surprise), `longlens look` (a column of `tokens`) or
+            `longlens context` (a column of `keys`, of one target), or a table (.csv, .tsv, .parquet) with a column of
+            residues (wild_type, residue, label or token).
         column: the array or column; "mean" is the mean effect of the 19 substitutions in a table of `score --all`.
         protein: its id, where there are several.
         fasta: the proteins, for results that do not hold their sequences.
@@ -60,36 +62,39 @@ def read_residue_values(
     Raises:
         InputError: no such results, column or protein, or several of them.
     """
+    # read even where it is not needed, so that a wrong file is never passed over
+    sequences = None if fasta is None else list(read_cleaned([fasta]))
+    known = {digest(sequence) for sequence in alike}
     if path.is_dir():
-        found = _from_folder(path, column, protein, {digest(sequence) for sequence in alike})
+        found = _from_folder(path, column, protein, known)
     elif path.suffix == ".parquet":
-        if not path.is_file():
-            raise InputError(f"{path}: expected a table or a folder of results, found none")
-        found = _from_table(pq.read_table(path).to_pydict(), str(path), column, protein)
+        found = _from_table(_read_parquet(path), str(path), column, protein, known)
     else:
         table = read_delimited(path)
         columns = {name: [row[name] for row in table.rows] for name in table.columns}
-        found = _from_table(columns, table.name, column, protein)
-    if fasta is None or found.sequence is not None:
+        found = _from_table(columns, table.name, column, protein, known)
+    if sequences is None or found.sequence is not None:
         return found
-    sequence = next((text for text in _sequences(fasta) if found.matches(text)), None)
+    sequence = next((text for text in sequences if found.matches(text)), None)
     if sequence is None:
         raise InputError(f"{fasta}: expected the protein {found.id!r} as it was embedded, found none with its residues")
     return ResidueValues(found.id, found.values, sequence, found.sha256)
 
 
-def _sequences(fasta: Path) -> Iterator[str]:
-    return read_cleaned([fasta])
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    try:
+        columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    except FileNotFoundError:
+        raise InputError(f"{path}: expected a table or a folder of results, found none") from None
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: expected a table in Parquet, it cannot be read ({error}); write it again") from None
+    return columns
 
 
 def _from_folder(folder: Path, column: str, protein: str | None, alike: set[str]) -> ResidueValues:
     manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     if "folders" in manifest:
-        ids = manifest["proteins"]["ids"]
-        place = _choice(ids, [None] * len(ids), protein, alike, str(folder))
-        path = folder / manifest["folders"][place] / "tokens.parquet"
-        found = _from_table(pq.read_table(path).to_pydict(), str(path), column, None)
-        return ResidueValues(ids[place], found.values, found.sequence, found.sha256)
+        return _from_tables(folder, manifest, column, protein, alike)
     results = open_results(folder)
     rows = [row for row in results.table if row["problem"] is None]
     arrays = [name for name in results if results[name].ndim == 1]
@@ -100,6 +105,45 @@ def _from_folder(folder: Path, column: str, protein: str | None, alike: set[str]
         )
     row = rows[_choice([row["id"] for row in rows], [row["sha256"] for row in rows], protein, alike, str(folder))]
     return ResidueValues(row["id"], results.residues(column, row).astype(np.float64), None, row["sha256"])
+
+
+def _from_tables(
+    folder: Path, manifest: Mapping[str, Any], column: str, protein: str | None, alike: set[str]
+) -> ResidueValues:
+    """Of results with a folder for each protein: those of look, or of context."""
+    ids = manifest["proteins"]["ids"]
+    tables = [_table_of(folder / name) for name in manifest["folders"]]
+    hashes: list[str | None] = [None] * len(ids)
+    if protein is None and len(ids) > 1:
+        hashes = [digest("".join(_residues(_read_parquet(table)))) for table in tables]
+    place = _choice(ids, hashes, protein, alike, str(folder))
+    found = _from_table(_read_parquet(tables[place]), str(tables[place]), column, None, alike)
+    return ResidueValues(ids[place], found.values, found.sequence, found.sha256)
+
+
+def _table_of(folder: Path) -> Path:
+    """The table of a protein's residues. Raises `InputError` if there is none."""
+    for name in ("tokens.parquet", "keys.parquet"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"{folder}: expected tokens.parquet of longlens look or keys.parquet of longlens context, found neither; give "
+        "a table with a column of residues"
+    )
+
+
+def _residues(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The letters of a table's residues."""
+    letters = next(name for name in LETTERS if name in columns)
+    return [str(columns[letters][row]) for row in _rows(columns, letters)]
+
+
+def _rows(columns: Mapping[str, Sequence[Any]], letters: str) -> list[int]:
+    """The rows of residues: not of special tokens, which a table names, or writes with several letters."""
+    if "special" in columns:
+        return [row for row, special in enumerate(columns["special"]) if not special]
+    every = range(len(columns[letters]))
+    return list(every) if "key" not in columns else [row for row in every if len(str(columns[letters][row])) == 1]
 
 
 def _choice(ids: Sequence[str], hashes: Sequence[str | None], protein: str | None, alike: set[str], where: str) -> int:
@@ -118,7 +162,9 @@ def _choice(ids: Sequence[str], hashes: Sequence[str | None], protein: str | Non
                      "name the one that is meant with --protein")  # fmt: skip
 
 
-def _from_table(columns: Mapping[str, Sequence[Any]], where: str, column: str, protein: str | None) -> ResidueValues:
+def _from_table(
+    columns: Mapping[str, Sequence[Any]], where: str, column: str, protein: str | None, alike: set[str]
+) -> ResidueValues:
     letters = next((name for name in LETTERS if name in columns), None)
     if letters is None:
         raise InputError(f"{where}: expected a column of residues ({', '.join(LETTERS)}), found {', '.join(columns)}")
@@ -127,13 +173,20 @@ def _from_table(columns: Mapping[str, Sequence[Any]], where: str, column: str, p
         columns = dict(columns) | {MEAN: (table.sum(0) / (len(STANDARD) - 1)).tolist()}
     if column not in columns:
         raise InputError(f"{where}: expected a column {column!r}, found {', '.join(columns)}")
-    rows = [
-        row for row in range(len(columns[letters])) if not columns.get("special", {}) or not columns["special"][row]
-    ]
+    rows = _rows(columns, letters)
+    targets = set(columns.get("target", ()))
+    if len(targets) > 1:
+        raise InputError(
+            f"{where}: expected the effects on one target, got those on {len(targets)}; run longlens context with the "
+            "one that is meant as --targets"
+        )
     if "id" in columns:
-        ids = list(dict.fromkeys(str(columns["id"][row]) for row in rows))
-        name = ids[_choice(ids, [None] * len(ids), protein, set(), where)]
-        rows = [row for row in rows if str(columns["id"][row]) == name]
+        of_id: dict[str, list[int]] = {}
+        for row in rows:
+            of_id.setdefault(str(columns["id"][row]), []).append(row)
+        hashes = [digest("".join(str(columns[letters][row]) for row in part)) for part in of_id.values()]
+        name = list(of_id)[_choice(list(of_id), hashes, protein, alike, where)]
+        rows = of_id[name]
     else:
         name = protein or Path(where).stem
     sequence = "".join(str(columns[letters][row]) for row in rows)
