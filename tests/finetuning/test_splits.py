@@ -190,6 +190,13 @@ def test_classes_and_values():
     targets = labelled(*[("b",)] * 3, *[("a",)] * 4)
     assert targets.classes == ("a", "b")
     assert [values[0] for values in targets.values] == [1, 1, 1, 0, 0, 0, 0]
+    # of two, the rarer one is the second, by targets and not by proteins
+    assert labelled(*[("a",)] * 3, *[("b",)] * 4).classes == ("b", "a")
+    assert labelled(*[("a", "a", "b")] * 3, name="residue_to_class").classes == ("a", "b")
+    assert labelled(*[("b", "b", "a")] * 3, name="residue_to_class").classes == ("b", "a")
+    assert labelled(*[("a",)] * 3, *[("b",)] * 4, *[("c",)] * 5).classes == ("a", "b", "c")
+    with pytest.raises(SequenceError, match="expected values that differ, got the same value for all proteins"):
+        labelled(("2",), ("2.0",), name="sequence_to_value")
     values = labelled(("1.5", ""), ("nan", "-2"), name="residue_to_value").values
     np.testing.assert_array_equal(values, [[1.5, np.nan], [np.nan, -2]])
     with pytest.raises(

@@ -64,6 +64,20 @@ def test_predictions_as_files(tmp_path, tuned):
     assert run.stdout == (tmp_path / "p.csv").read_text()
 
 
+def test_the_threshold_of_the_rarer_class_is_said(tmp_path, small):
+    path = composition_file(tmp_path / "c.csv", 40, classes=True)
+    tuned = longlens.finetune(
+        path, task="sequence_to_class", model=small, method="probe", output=tmp_path / "tuned",
+        progress=lambda event: None,
+    )  # fmt: skip
+    looked_for, threshold = tuned.report["classes"][1], tuned.report["thresholds"]["probe"]
+    said = f"{looked_for}, the rarer class (pr_auc is its), predicted where its probability is {threshold:.3f} or more"
+    assert said in tuned.text
+    (tmp_path / "f.fasta").write_text(">a\nMKTAYIAK\n")
+    run = CliRunner().invoke(cli, ["predict", str(tmp_path / "f.fasta"), "--model", str(tmp_path / "tuned")])
+    assert f"predicted is {looked_for} where its probability is {threshold:.3f} or more" in run.stderr
+
+
 def test_a_base_that_was_moved_is_named(tuned, small):
     before = longlens.predict(PROTEINS, model=tuned)
     moved = small.with_name("moved")

@@ -57,6 +57,12 @@ def as_text(report: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
         f"split       {split['kind']}: {split['train']:,} train, {split['validation']:,} validation, "
         f"{split['test']:,} test; {split['clusters']:,} clusters",
     ]
+    threshold = report["thresholds"].get(report["method"])
+    if threshold is not None:
+        lines.append(
+            f"looked for  {report['classes'][1]}, the rarer class (pr_auc is its), predicted where its probability is "
+            f"{threshold:.3f} or more"
+        )
     measures = list(next(iter(report["test"].values())))
     lines += ["", "test set, with 95 % intervals over clusters", ""]
     rows = [["", *measures]] + [

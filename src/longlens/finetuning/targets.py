@@ -53,7 +53,7 @@ def parse_task(name: str) -> Task:
 class Targets:
     """The targets of proteins as numbers: (1,) or (L,) float64 for each, the number of the class or the value.
 
-    NaN: not known. `classes` in alphabetical order; empty for values.
+    NaN: not known. `classes`: of two, the rarer one is the second; more are in alphabetical order; empty for values.
     """
 
     task: Task
@@ -70,17 +70,20 @@ def make_targets(task: Task, proteins: Sequence[LabelledProtein]) -> Targets:
     """Targets as numbers.
 
     Raises `SequenceError` for a value that is no number or larger than `LARGEST` (with file and line), for values whose
-    spread is less than one over it, for a single class, and for a class that fewer than `LEAST` proteins have.
+    spread is 0 or less than one over it, for a single class, and for a class that fewer than `LEAST` proteins have.
     """
     if not task.classes:
         return Targets(task, _values(proteins), ())
     have: Counter[str] = Counter()
+    targets: Counter[str] = Counter()
     first: dict[str, str] = {}
     for protein in proteins:
+        targets.update(protein.targets)
         for name in sorted(set(protein.targets) - {""}):
             have[name] += 1
             first.setdefault(name, protein.place)
-    classes = tuple(sorted(have))
+    # the rarer of two is the one that is looked for: its threshold is chosen, and its curve measured
+    classes = tuple(sorted(have, key=lambda name: (-targets[name] if len(have) == 2 else 0, name)))
     if len(classes) < 2:
         raise SequenceError(f"expected at least 2 classes, got {', '.join(classes) or 'none'}")
     rare = [name for name in classes if have[name] < LEAST]
@@ -107,7 +110,9 @@ def _is_number(text: str) -> bool:
 def _values(proteins: Sequence[LabelledProtein]) -> list[NDArray[np.float64]]:
     values = [_numbers(protein) for protein in proteins]
     spread = float(np.nanstd(np.concatenate(values)))
-    if 0 < spread < 1 / LARGEST:
+    if spread == 0:
+        raise SequenceError("expected values that differ, got the same value for all proteins")
+    if spread < 1 / LARGEST:
         raise SequenceError(
             f"expected values that differ by more than {1 / LARGEST:.0e}, got a standard deviation of {spread:.1e}; "
             "give them in a smaller unit, or their logarithms"

@@ -148,7 +148,7 @@ class FinetuneJob(Job):
 
     def units(self, first_run_choices: dict[str, Any]) -> Iterator[Unit]:
         count, settings = len(self.proteins), self.options.settings
-        yield Unit(0, 0, StageProgress("compare", 2 * count, 2 * count, "proteins"))
+        yield Unit(0, 0, StageProgress("compare", 2 * count, 2 * count, "steps"))
         batches = list(make_batches(self.lengths, int(first_run_choices["tokens_per_batch"])))
         yield from residue_units("vectors", self.lengths, batches)
         yield Unit(0, 0, StageProgress("probe", 1, 1, "fits"))
@@ -247,7 +247,7 @@ class FinetuneJob(Job):
 
         def step(done: int) -> None:
             if done % 100 == 0:
-                self.progress(StageProgress("compare", done, 2 * count, "proteins"))
+                self.progress(StageProgress("compare", done, 2 * count, "steps"))
 
         comparison = Comparison.make(
             self.sequences, [protein.set for protein in self.proteins], self.options.split, self.given_clusters,

@@ -28,7 +28,7 @@ from longlens.jobs.inputs import Proteins, ProteinSource, open_proteins
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import memory_limit, threads_set
 from longlens.jobs.plan import BatchOutputs, batch_bytes, batch_tokens, largest_batch, make_batches
-from longlens.jobs.progress import ProgressCallback, only_warnings
+from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, residue_units
 from longlens.jobs.single_file import refuse_folder, run_to_file
 from longlens.models.language_model import MaskedLM
@@ -191,6 +191,9 @@ def predict(
         loaded = load_base(folder, info, base, dtype, device, max_memory)
         described = ModelInfo(loaded, loaded.source if info.base else str(folder))
         announce(described, source.survey, progress)
+        if info.threshold is not None:
+            progress(Notice(f"predicted is {info.classes[1]} where its probability is {info.threshold:.3f} or more, as "
+                            "chosen on validation proteins"))  # fmt: skip
         limit = memory_limit(loaded, max_memory)
         outputs = BatchOutputs(3 * loaded.config.width, 1)
         budget = batch_tokens("auto", loaded.config, loaded.dtype.itemsize, limit, outputs)
