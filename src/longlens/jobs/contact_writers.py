@@ -130,15 +130,18 @@ class WholeMapWriter(MapWriter):
 
 
 class MapPreview(MapWriter):
-    """The map in at most `CELLS` x `CELLS` cells, each the largest of its pairs."""
+    """The map in at most `CELLS` x `CELLS` cells, each the largest of its pairs at least `separation` apart: nearer
+    ones, on which no head was fitted, would outshine all others in a long protein."""
 
-    def __init__(self, residues: int) -> None:
+    def __init__(self, residues: int, separation: int) -> None:
+        self.separation = separation
         self.width = -(-residues // CELLS)
         count = -(-residues // self.width)
         self.cells = torch.zeros(count, count)
 
     def take(self, rows: Rows) -> None:
         probabilities = rows.probabilities.cpu()
+        probabilities = probabilities.masked_fill(_gaps(probabilities) < self.separation, 0.0)
         columns = torch.arange(rows.first, rows.first + probabilities.shape[1]) // self.width
         owners = torch.arange(rows.first, rows.first + len(probabilities)) // self.width
         by_column = torch.zeros(len(probabilities), len(self.cells))

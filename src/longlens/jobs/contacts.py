@@ -164,7 +164,7 @@ def _write_map(
 ) -> None:
     about = about | {"id": entry.id, "length": str(entry.length)}
     target = folder.path / file_name(place, options)
-    picture = MapPreview(entry.length) if draw is not None else None
+    picture = MapPreview(entry.length, options.separation) if draw is not None else None
     sinks: list[MapWriter] = [] if picture is None else [picture]
     half = folder.work / target.name
     with PairSpool(folder.work) as spool:
