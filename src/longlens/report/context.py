@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LETTERS, NAMED = 150, 12
 CARRIED, MISLED = "tab:red", "tab:blue"
 TRACK = "each token, to first order (ground: stretches, exact)"
+# below the title, since bars and ground have both colours
+MEANING = "red: carried the prediction; blue: misled it"
 
 
 def draw_context(
@@ -52,13 +54,8 @@ def _track(
     ax: Axes, keys: NDArray[Any], labels: Sequence[str], target: int, known: Sequence[tuple[tuple[int, int], float]]
 ) -> None:
     places = np.arange(len(keys))
-    ax.bar(
-        places,
-        keys,
-        width=1.0,
-        color=np.where(keys > 0, CARRIED, MISLED),
-        label=TRACK,
-    )
+    ax.bar(places, keys, width=1.0, color=np.where(keys > 0, CARRIED, MISLED))
+    ax.set_title(f"{TRACK}; {MEANING}", fontsize=7, loc="left")
     most = max((abs(effect) for _, effect in known), default=1.0) or 1.0
     for (start, stop), effect in known:
         colour = CARRIED if effect > 0 else MISLED
@@ -94,12 +91,14 @@ def _bars(
 ) -> None:
     places = np.arange(len(shown))
     values = np.array([exact[place] for place in shown])
-    ax.barh(places, values, height=0.7, color=np.where(values > 0, CARRIED, MISLED), label="exact")
-    ax.plot([estimate[place] for place in shown], places, "k|", ms=7, mew=1.2, label="estimate")
+    ax.barh(places, values, height=0.7, color=np.where(values > 0, CARRIED, MISLED))
+    ax.plot([estimate[place] for place in shown], places, "k|", ms=7, mew=1.2, label="estimate (bars: exact)")
     ax.axvline(0, color="0.6", lw=0.6)
     ax.set_yticks(places, names)
     ax.invert_yaxis()
-    ax.set_xlabel("change of surprise when a stretch is hidden (nats); above 0: it carried the prediction", fontsize=8)
+    ax.set_xlabel(
+        "change of surprise when a stretch is hidden (nats); right of 0: it carried the prediction", fontsize=8
+    )
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0)
