@@ -74,7 +74,7 @@ def test_a_motif_is_learned_by_low_rank_adaptation_and_by_nothing_less(tmp_path)
         output=tmp_path / "tuned",
     )  # fmt: skip
     found = measures(tuned, "mcc")
-    # 0.90 to 0.92 for three seeds (benchmarks/finetuning.py)
+    # benchmarks/finetuning.py: 0.90 to 0.92 for three seeds
     assert found["lora"]["value"] > 0.8
     for name in ("majority", "length", "composition", "probe"):
         assert found[name]["high"] < found["lora"]["low"], name
