@@ -136,7 +136,7 @@ def test_lists_of_contacts(tmp_path):
     (found,) = read_pairs([path], tmp_path / "p.fasta")
     assert found.contacts.tolist() == [[0, 8], [1, 7]]
     for text, kind, message in (
-        ("id,i\na,1\n", InputError, "columns id, i, j"),
+        ("id,i\na,1\n", InputError, "expected a column 'j', found id, i"),
         ("id,i,j\nc,1,2\n", InputError, "line 2: expected a protein"),
         ("id,i,j\na,1,x\n", InputError, "residue numbers"),
         ("id,i,j\na,1,11\n", SequenceError, r"1\.\.10"),

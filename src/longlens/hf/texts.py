@@ -140,7 +140,8 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # a folder without the files of a tokenizer makes transformers raise a TypeError
         raise CheckpointError(
             f"expected a transformers folder, or a name on the Hugging Face hub, with a configuration and a tokenizer, "
             f"got {name!r}: {error}"

@@ -72,4 +72,6 @@ def read_bytes(path: Path | str, name: str, count: int = -1) -> bytes:
             raise SequenceError(
                 f"{name}: its compressed data is cut off or broken ({error}); fetch the file again"
             ) from error
-        raise SequenceError(f"{name}: cannot be read ({error})") from error
+        raise SequenceError(
+            f"{name}: expected a file, it cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from error

@@ -59,7 +59,7 @@ def read_delimited(path: Path | str) -> DelimitedTable:
                 f"{name}: its compressed data is cut off or broken ({error}); fetch the file again"
             ) from None
         reason = error.strerror if isinstance(error, OSError) else None
-        raise SequenceError(f"{name}: cannot be read ({reason or error})") from None
+        raise SequenceError(f"{name}: expected a CSV or TSV file, it cannot be read ({reason or error})") from None
     header = text.split("\n", 1)[0]
     tabs = plain_name(name).endswith((".tsv", ".tab")) or ("\t" in header and "," not in header)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")

@@ -56,7 +56,8 @@ def read_fasta(path: Path | str) -> Iterator[FastaRecord]:
         raise SequenceError(f"{name}: expected a FASTA file, got a directory; name the files in it") from None
     except READ_FAULTS as error:
         if not is_broken(error):
-            raise SequenceError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SequenceError(f"{name}: expected a FASTA file, it cannot be read ({reason})") from error
         records = last.number if last else 0
         before = f"after {records} whole records of {residues} residues, the last {last.id!r}" if last else "at once"
         raise TruncatedInputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from longlens.errors import InputError, SequenceError
 from longlens.io.alphabet import clean_protein
 from longlens.io.chains import read_chains
+from longlens.io.delimited import read_delimited
 from longlens.io.fasta import read_fasta
 
 # C-beta atoms closer than this, in Angstrom, are in contact (CASP; Rao et al. 2020)
@@ -42,27 +42,26 @@ def read_structure(path: Path) -> Iterator[ProteinContacts]:
 def read_pairs(paths: Sequence[Path], fasta: Path) -> list[ProteinContacts]:
     """Contacts from tables with the columns id, i, j (from 1), of proteins of a FASTA file.
 
-    Raises `InputError` for missing columns, ids or residues; the message gives the line.
+    Raises `InputError` for a file that cannot be read, and missing columns, ids or residues; the message gives the
+    line.
     """
     proteins = {record.id: clean_protein(record.sequence, record.place).sequence for record in read_fasta(fasta)}
     pairs: dict[str, set[tuple[int, int]]] = {}
     for path in paths:
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            if not {"id", "i", "j"} <= set(table.fieldnames or ()):
-                raise InputError(f"{path}: expected the columns id, i, j, got {', '.join(table.fieldnames or ())}")
-            for row in table:
-                where = f"{path}, line {table.line_num}"
-                if row["id"] not in proteins:
-                    raise InputError(f"{where}: expected a protein of {fasta}, got {row['id']!r}")
-                length = len(proteins[row["id"]])
-                try:
-                    i, j = sorted((int(row["i"]), int(row["j"])))
-                except (TypeError, ValueError):
-                    raise InputError(f"{where}: expected residue numbers, got {row['i']!r}, {row['j']!r}") from None
-                if not 1 <= i < j <= length:
-                    raise SequenceError(f"{where}: expected two residues in 1..{length}, got {i} and {j}")
-                pairs.setdefault(row["id"], set()).add((i - 1, j - 1))
+        table = read_delimited(path)
+        table.require(("id", "i", "j"))
+        for number, row in enumerate(table.rows):
+            where = table.place(number)
+            if row["id"] not in proteins:
+                raise InputError(f"{where}: expected a protein of {fasta}, got {row['id']!r}")
+            length = len(proteins[row["id"]])
+            try:
+                i, j = sorted((int(row["i"]), int(row["j"])))
+            except ValueError:
+                raise InputError(f"{where}: expected residue numbers, got {row['i']!r}, {row['j']!r}") from None
+            if not 1 <= i < j <= length:
+                raise SequenceError(f"{where}: expected two residues in 1..{length}, got {i} and {j}")
+            pairs.setdefault(row["id"], set()).add((i - 1, j - 1))
     return [ProteinContacts(name, proteins[name], np.array(sorted(found), np.int64)) for name, found in pairs.items()]
 
 

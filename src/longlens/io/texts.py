@@ -46,7 +46,7 @@ def _is_prose(text: str) -> bool:
 def read_text(path: Path | str) -> str:
     """The text of a UTF-8 file, plain or compressed, as it is.
 
-    Raises `SequenceError` for another encoding, an empty file, or one that cannot be read.
+    Raises `SequenceError` for another encoding or bytes of 0, an empty file, or one that cannot be read.
     """
     try:
         text = read_bytes(path, _name(path)).decode("utf-8-sig")
@@ -54,6 +54,8 @@ def read_text(path: Path | str) -> str:
         raise SequenceError(f"{_name(path)}: expected a text in UTF-8, got other bytes ({error})") from None
     if not text.strip():
         raise SequenceError(f"{_name(path)}: expected a text, got an empty file")
+    if "\0" in text:
+        raise SequenceError(f"{_name(path)}: expected a text in UTF-8, got bytes of 0, as other files have them")
     return text
 
 

@@ -229,4 +229,5 @@ def _reason(error: Exception) -> str:
         )
     fault = re.search(r"WeightsUnpickler error: (.*)", message)
     first = fault[1] if fault else (message.strip().splitlines() or [type(error).__name__])[0]
-    return f"cut off or not a file of weights ({first}); fetch it again"
+    shown = f" ({first})" if first else ""
+    return f"expected a file of weights, got one that is cut off or of another kind{shown}; fetch it again"
