@@ -167,8 +167,10 @@ def compare_models(
 
     Args:
         model, other: transformers folders, or names on the Hugging Face hub: models a and b.
-        source, output, format, context, stride, bos, masking, input, max_memory, method, dtype, device, threads,
-            progress: as `longlens.surprise` takes them.
+        source: a text file, "-" (standard input), or the text itself, if no file has that name.
+        output: a .csv, .tsv, .parquet or .json file, with its manifest beside it. None: no file.
+        format, context, stride, bos, masking, input: of the table and the reading, as `longlens.surprise` takes them.
+        max_memory, method, dtype, device, threads, progress: likewise.
 
     Raises:
         InputError: models of different tokenizers or kinds; and as `longlens.surprise`.
