@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.io.result_arrays import ABOUT, unique_names
 from longlens.io.results import MANIFEST, read_manifest
+from longlens.io.stored import open_stored_npz, read_stored_table, undamaged
 from longlens.report import annotated, tables
 from longlens.report.arrow import ArrowTable, with_vectors
 
@@ -41,19 +41,25 @@ class Results(ArrowTable):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.table: list[dict[str, Any]] = pq.read_table(folder / "index.parquet").to_pylist()
-        self._arrays: Mapping[str, Any] = _open_arrays(folder)
+        self.table: list[dict[str, Any]] = read_stored_table(folder / "index.parquet").to_pylist()
+        self._path, self._arrays = _open_arrays(folder)
 
     def __getitem__(self, name: str) -> Any:
         """An array by name; read by slicing it."""
-        try:
-            return self._arrays[name]
-        except KeyError:
-            raise InputError(f"expected one of {', '.join(self)}, got {name!r}") from None
+        with undamaged(self._path):
+            if name in self._arrays:
+                return self._arrays[name]
+        raise InputError(f"expected one of {', '.join(self)}, got {name!r}")
 
     def __iter__(self) -> Iterator[str]:
         """The arrays' names."""
-        return iter(sorted(name for name in _names(self._arrays) if not name.startswith(ABOUT)))
+        with undamaged(self._path):
+            return iter(sorted(name for name in _names(self._arrays) if not name.startswith(ABOUT)))
+
+    def _whole(self, name: str) -> Any:
+        array = self[name]
+        with undamaged(self._path):
+            return array[:]
 
     def to_frame(self) -> Any:
         """The table as a pandas DataFrame; raises `InputError`, which names the extra, if pandas is missing."""
@@ -82,9 +88,9 @@ class Results(ArrowTable):
         for other in vectors:
             kind, _, layer = other.partition("/")
             if other != name:
-                further["_".join(["X", model, *([] if kind == "mean" else [kind]), layer])] = self[other][:]
+                further["_".join(["X", model, *([] if kind == "mean" else [kind]), layer])] = self._whole(other)
         return annotated.to_anndata(
-            self[name][:],
+            self._whole(name),
             unique_names([row["id"] for row in rows]),
             {column: [row[column] for row in rows] for column in self.table[0] if column not in PLACES},
             further=further,
@@ -106,8 +112,8 @@ class Results(ArrowTable):
 
     def _arrow(self) -> Any:
         """The table, with a column of vectors for each array of proteins; skipped records have none."""
-        table = pq.read_table(self.folder / "index.parquet").replace_schema_metadata()
-        return with_vectors(table, {name: self[name][:] for name in self.vectors()})
+        table = read_stored_table(self.folder / "index.parquet").replace_schema_metadata()
+        return with_vectors(table, {name: self._whole(name) for name in self.vectors()})
 
     def _columns(self) -> dict[str, list[Any]]:
         return {name: [row[name] for row in self.table] for name in (self.table[0] if self.table else ())}
@@ -127,7 +133,9 @@ class Results(ArrowTable):
         row = protein if isinstance(protein, Mapping) else find_row(self.table, protein)
         if row["start"] is None:
             raise InputError(f"expected a record that was read, got {row['id'] or row['record']}: {row['problem']}")
-        return np.asarray(self[name][row["start"] : row["stop"]])
+        array = self[name]
+        with undamaged(self._path):
+            return np.asarray(array[row["start"] : row["stop"]])
 
 
 def find_row(table: Sequence[dict[str, Any]], protein: str | int) -> dict[str, Any]:
@@ -162,23 +170,28 @@ def open_results(folder: str | Path) -> Results:
     return Results(path)
 
 
-def _open_arrays(folder: Path) -> Mapping[str, Any]:
+def _open_arrays(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The file or folder of the arrays, and the arrays."""
     for name in ("arrays.h5", "arrays.zarr", "arrays.npz"):
         path = folder / name
-        if path.suffix == ".h5" and path.exists():
-            import h5py
-
-            return h5py.File(path, "r")
-        if path.suffix == ".zarr" and path.exists():
-            import zarr
-
-            group: Any = zarr.open_group(path, mode="r")
-            return group
         if path.exists():
-            return np.load(path)
+            with undamaged(path):
+                return path, _opened(path)
     raise InputError(
         f"expected arrays.h5, arrays.zarr or arrays.npz in {folder}; read other formats with the tools they are for"
     )
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix == ".h5":
+        import h5py
+
+        return h5py.File(path, "r")
+    if path.suffix == ".zarr":
+        import zarr
+
+        return zarr.open_group(path, mode="r")
+    return open_stored_npz(path)
 
 
 def _names(group: Any, before: str = "") -> Iterator[str]:

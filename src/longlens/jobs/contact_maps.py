@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from longlens.errors import InputError
 from longlens.io.contact_rr import read_rr
+from longlens.io.stored import open_stored_npz, read_stored_table, undamaged
 from longlens.jobs.table_results import TableResults
 from longlens.report.arrow import ArrowTable, stream_of
 from longlens.report.contacts import CELLS, draw_contacts
@@ -41,13 +42,19 @@ class ContactMaps(ArrowTable, TableResults):
         """The pairs of a protein, i < j; with the option `top` also j < i, but not in the format rr."""
         path = self._path(protein)
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
-            return {name: table[name].to_numpy() for name in ("i", "j", "probability")}
+            table = read_stored_table(path)
+            with undamaged(path):
+                return {name: table[name].to_numpy() for name in ("i", "j", "probability")}
         if path.suffix == ".npz":
-            with np.load(path) as file:
+            with undamaged(path), open_stored_npz(path) as file:
                 return {"i": file["row"] + 1, "j": file["col"] + 1, "probability": file["data"]}
         if path.suffix == ".rr":
             held = read_rr(path)
+            if len(held.i) != self.row(protein)["pairs"]:
+                raise InputError(
+                    f"{path}: expected {self.row(protein)['pairs']:,} pairs, got {len(held.i):,}; it was cut off or "
+                    "changed since: run longlens contacts again, with a new output"
+                )
             return {"i": held.i, "j": held.j, "probability": held.probability.astype(np.float32)}
         matrix = self.matrix(protein)
         i, j = np.triu_indices(len(matrix), 1)
@@ -57,10 +64,8 @@ class ContactMaps(ArrowTable, TableResults):
         """(L, L), symmetric; 0 for pairs that were not kept. It takes 4 L^2 bytes."""
         path = self._path(protein)
         if path.suffix == ".zarr":
-            import zarr
-
-            array: Any = zarr.open_array(path, mode="r")
-            return np.asarray(array[:])
+            with undamaged(path):
+                return np.asarray(_open_map(path)[:])
         length, pairs = self.row(protein)["length"], self[protein]
         whole = np.zeros((length, length), np.float32)
         i, j = pairs["i"] - 1, pairs["j"] - 1
@@ -108,12 +113,11 @@ class ContactMaps(ArrowTable, TableResults):
         if path.suffix != ".zarr":
             yield self[protein]
             return
-        import zarr
-
-        array: Any = zarr.open_array(path, mode="r")
+        array = _open_map(path)
         rows = max(1, ELEMENTS // array.shape[0])
         for first in range(0, array.shape[0], rows):
-            part = np.asarray(array[first : first + rows])
+            with undamaged(path):
+                part = np.asarray(array[first : first + rows])
             i = np.repeat(np.arange(first, first + len(part)) + 1, part.shape[1])
             j = np.tile(np.arange(part.shape[1]) + 1, len(part))
             yield {"i": i, "j": j, "probability": part.ravel()}
@@ -126,3 +130,10 @@ class ContactMaps(ArrowTable, TableResults):
 
     def _path(self, protein: str | int) -> Path:
         return self.folder / self.row(protein)["file"]
+
+
+def _open_map(path: Path) -> Any:
+    import zarr
+
+    with undamaged(path):
+        return zarr.open_array(path, mode="r")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
+from longlens.io.stored import read_stored_table
 from longlens.jobs.table_results import TableResults
 from longlens.report.tables import to_frame
 
@@ -60,7 +60,7 @@ class Contexts(TableResults):
         tables = {}
         for path in sorted(self.path(sequence).iterdir()):
             if path.suffix == ".parquet":
-                columns = pq.read_table(path)
+                columns = read_stored_table(path)
                 name = "curve_tokens" if path.stem == "curve" else path.stem
                 tables[name] = {column: columns[column].to_numpy() for column in columns.column_names}
             elif path.suffix == ".csv":

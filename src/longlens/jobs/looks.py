@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
+from longlens.io.stored import open_stored_npz, read_stored_table, undamaged
 from longlens.jobs.table_results import TableResults
 from longlens.report.arrow import ArrowTable
 from longlens.report.coloured import coloured_html
@@ -53,10 +53,10 @@ class Looks(ArrowTable, TableResults):
         tables = {}
         for path in sorted(self.path(sequence).iterdir()):
             if path.suffix == ".parquet":
-                columns = pq.read_table(path)
+                columns = read_stored_table(path)
                 tables[path.stem] = {name: columns[name].to_numpy() for name in columns.column_names}
             elif path.suffix == ".npz":
-                with np.load(path) as arrays:
+                with undamaged(path), open_stored_npz(path) as arrays:
                     tables[path.stem] = {name: arrays[name] for name in arrays if not name.startswith("about/")}
             elif path.suffix == ".csv":
                 with path.open(newline="", encoding="utf-8") as file:
@@ -84,7 +84,7 @@ class Looks(ArrowTable, TableResults):
     def _arrow(self) -> Any:
         tables = []
         for number, id in enumerate(self.ids):
-            table = pq.read_table(self.path(number) / "tokens.parquet").replace_schema_metadata()
+            table = read_stored_table(self.path(number) / "tokens.parquet").replace_schema_metadata()
             tables.append(table.add_column(0, "id", pa.array([id] * len(table), pa.string())))
         # sequences have the same columns, but for those that are empty in all of one sequence's tokens
         return pa.concat_tables(tables, promote_options="permissive")
@@ -95,7 +95,7 @@ class Looks(ArrowTable, TableResults):
     def _picture(self) -> str | None:
         """The first sequence: its tokens on the ground of their surprise, and the overview."""
         parts = []
-        tokens = pq.read_table(self.path(0) / "tokens.parquet")
+        tokens = read_stored_table(self.path(0) / "tokens.parquet")
         if "surprise" in tokens.column_names:
             shown = tokens.filter(pc.invert(tokens["special"]))
             labels = shown["label"].to_pylist()

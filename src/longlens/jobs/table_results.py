@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet as pq
-
 from longlens.io.reading import find_row
 from longlens.io.results import read_manifest
+from longlens.io.stored import read_stored_table
 from longlens.jobs.output import OutputFolder
 from longlens.report.tables import html_table
 
@@ -36,7 +35,8 @@ class TableResults:
     @cached_property
     def table(self) -> list[dict[str, Any]]:
         """A row for each record; skipped records come last and have a `problem`."""
-        return pq.read_table(self.folder / "index.parquet").to_pylist()
+        rows: list[dict[str, Any]] = read_stored_table(self.folder / "index.parquet").to_pylist()
+        return rows
 
     @property
     def model(self) -> str:
