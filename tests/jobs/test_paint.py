@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 from Bio.PDB.MMCIFParser import MMCIFParser
@@ -13,6 +15,7 @@ from esm_peer import esm, protein, save
 from longlens.cli.main import cli
 from longlens.errors import InputError
 from longlens.io.alignment import aligned_pairs, identity
+from longlens.io.alphabet import STANDARD
 from longlens.io.chains import read_chains
 from longlens.models.pretrained import load
 from written_structures import Part, cif_text, pdb_text
@@ -278,6 +281,56 @@ def test_broken_structures_are_named(name, text, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         longlens.paint(path, [1.0], tmp_path / "o.cif", sequence="M")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("column", "message"), [
+    ({"surprise": [[1.0, 2.0]] * 8}, "expected numbers in column 'surprise'"),
+    ({"surprise": [{"a": 1}] * 8}, "expected numbers in column 'surprise'"),
+    ({"surprise": [None] * 8}, "expected numbers in column 'surprise', got none in 8 rows"),
+    ({"surprise": [float("inf")] * 8}, "got none in 8 rows"),
+    ({"surprise": [1.0] * 8, "residue": ["?"] * 8}, "expected"),
+])  # fmt: skip
+def test_columns_of_other_types_are_refused(column, message, tmp_path):
+    (tmp_path / "s.cif").write_text(cif_text([Part("A", "GAVMLIKR", range(8))]))
+    pq.write_table(pa.table({"residue": list("GAVMLIKR"), **column}), tmp_path / "v.parquet")
+    with pytest.raises(InputError, match=message) as caught:
+        longlens.paint(tmp_path / "s.cif", tmp_path / "v.parquet", tmp_path / "o.cif")
+    assert str(tmp_path / "v.parquet") in str(caught.value)
+    assert not (tmp_path / "o.cif").exists()
+
+
+def test_small_letters_are_residues_and_large_numbers_are_read_back(tmp_path):
+    (tmp_path / "s.cif").write_text(cif_text([Part("A", "GAVMLIKR", range(8))]))
+    rows = "".join(f"{letter},{10.0 ** (40 * place)}\n" for place, letter in enumerate("gavmlikr"))
+    (tmp_path / "v.csv").write_text(f"residue,surprise\n{rows}")
+    longlens.paint(tmp_path / "s.cif", tmp_path / "v.csv", tmp_path / "o.cif")
+    found = by_biopython(tmp_path / "o.cif")
+    for place in range(8):
+        assert sorted(found[0, "A", place + 1]) == pytest.approx([10.0 ** (40 * place)])
+
+
+@pytest.mark.parametrize(("own", "other"), [("", "-1.5"), ("0", "-1.5")])
+def test_the_mean_of_substitutions_leaves_out_the_residue_itself(own, other, tmp_path):
+    (tmp_path / "s.cif").write_text(cif_text([Part("A", "GAVMLIKR", range(8))]))
+    rows = [",".join([letter, *(own if x == letter else other for x in STANDARD)]) for letter in "GAVMLIKR"]
+    rows[2] = rows[2].replace("-1.5", "", 1)
+    (tmp_path / "v.csv").write_text("\n".join([f"wild_type,{','.join(STANDARD)}", *rows]) + "\n")
+    painting = longlens.paint(tmp_path / "s.cif", tmp_path / "v.csv", tmp_path / "o.defattr", column="mean")
+    lines = (tmp_path / "o.defattr").read_text().splitlines()[3:]
+    # a residue of which a substitution is missing has no mean
+    assert lines == [f"\t/A:{number}\t-1.5" for number in (1, 2, 4, 5, 6, 7, 8)]
+    assert (painting.chains[0].painted, painting.chains[0].bare) == (7, 1)
+    (tmp_path / "v.csv").write_text((tmp_path / "v.csv").read_text().replace("-1.5", "low", 1))
+    with pytest.raises(InputError, match="expected numbers in column"):
+        longlens.paint(tmp_path / "s.cif", tmp_path / "v.csv", tmp_path / "o.defattr", column="mean")
+
+
+def test_a_table_of_look_without_residues_is_named(tmp_path):
+    (tmp_path / "s.cif").write_text(cif_text([Part("A", SEQUENCE, RESOLVED)]))
+    looks = longlens.look({"mine": SEQUENCE, "other": protein(12, 1)}, figures=False, output=tmp_path / "looked")
+    pq.write_table(pa.table({"x": [1]}), looks.path("other") / "tokens.parquet")
+    with pytest.raises(InputError, match=r"tokens\.parquet: expected a column of residues .*, found x"):
+        longlens.paint(tmp_path / "s.cif", looks, tmp_path / "o.cif", column="received")
 
 
 def test_numbers_need_a_sequence_of_their_length(structure, tmp_path):

@@ -78,7 +78,9 @@ def _with_value(line: str, columns: list[str], values: Painted, missing: float, 
     polymer = not labelled or cells.get("_atom_site.label_seq_id", "1") != "."
     value = values.get((chain, number), missing) if polymer else missing
     place = words[columns.index("_atom_site.B_iso_or_equiv")]
-    return f"{line[: place.start()]}{f'{value:.4f}'.ljust(len(place[0]))}{line[place.end() :]}"
+    # four decimals, as tables of atoms have them, but for numbers that would be longer than a line
+    text = f"{value:.4f}" if abs(value) < 1e9 else f"{value:.6e}"
+    return f"{line[: place.start()]}{text.ljust(len(place[0]))}{line[place.end() :]}"
 
 
 def _require(columns: list[str], structure: Path) -> None:

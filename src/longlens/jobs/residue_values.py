@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from longlens.errors import InputError
-from longlens.io.alphabet import STANDARD
+from longlens.io.alphabet import STANDARD, clean_protein
 from longlens.io.delimited import read_delimited
 from longlens.io.reading import open_results
 from longlens.io.results import MANIFEST, read_manifest
@@ -115,7 +115,7 @@ def _from_tables(
     tables = [_table_of(folder / name) for name in manifest["folders"]]
     hashes: list[str | None] = [None] * len(ids)
     if protein is None and len(ids) > 1:
-        hashes = [digest("".join(_residues(_read_parquet(table)))) for table in tables]
+        hashes = [digest("".join(_residues(_read_parquet(table), str(table)))) for table in tables]
     place = _choice(ids, hashes, protein, alike, str(folder))
     found = _from_table(_read_parquet(tables[place]), str(tables[place]), column, None, alike)
     return ResidueValues(ids[place], found.values, found.sequence, found.sha256)
@@ -132,10 +132,18 @@ def _table_of(folder: Path) -> Path:
     )
 
 
-def _residues(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def _residues(columns: Mapping[str, Sequence[Any]], where: str) -> list[str]:
     """The letters of a table's residues."""
-    letters = next(name for name in LETTERS if name in columns)
+    letters = _letters(columns, where)
     return [str(columns[letters][row]) for row in _rows(columns, letters)]
+
+
+def _letters(columns: Mapping[str, Sequence[Any]], where: str) -> str:
+    """The column of residues. Raises `InputError` if there is none."""
+    letters = next((name for name in LETTERS if name in columns), None)
+    if letters is None:
+        raise InputError(f"{where}: expected a column of residues ({', '.join(LETTERS)}), found {', '.join(columns)}")
+    return letters
 
 
 def _rows(columns: Mapping[str, Sequence[Any]], letters: str) -> list[int]:
@@ -165,12 +173,9 @@ def _choice(ids: Sequence[str], hashes: Sequence[str | None], protein: str | Non
 def _from_table(
     columns: Mapping[str, Sequence[Any]], where: str, column: str, protein: str | None, alike: set[str]
 ) -> ResidueValues:
-    letters = next((name for name in LETTERS if name in columns), None)
-    if letters is None:
-        raise InputError(f"{where}: expected a column of residues ({', '.join(LETTERS)}), found {', '.join(columns)}")
+    letters = _letters(columns, where)
     if column == MEAN and column not in columns and set(STANDARD) <= columns.keys():
-        table = np.array([[float(value) for value in columns[residue]] for residue in STANDARD])
-        columns = dict(columns) | {MEAN: (table.sum(0) / (len(STANDARD) - 1)).tolist()}
+        columns = dict(columns) | {MEAN: _means(columns, letters, where)}
     if column not in columns:
         raise InputError(f"{where}: expected a column {column!r}, found {', '.join(columns)}")
     rows = _rows(columns, letters)
@@ -184,18 +189,37 @@ def _from_table(
         of_id: dict[str, list[int]] = {}
         for row in rows:
             of_id.setdefault(str(columns["id"][row]), []).append(row)
-        hashes = [digest("".join(str(columns[letters][row]) for row in part)) for part in of_id.values()]
+        hashes = [digest(_sequence(columns[letters], part)) for part in of_id.values()]
         name = list(of_id)[_choice(list(of_id), hashes, protein, alike, where)]
         rows = of_id[name]
     else:
         name = protein or Path(where).stem
-    sequence = "".join(str(columns[letters][row]) for row in rows)
+    given = _sequence(columns[letters], rows)
+    sequence = clean_protein(given, where).sequence if len(given) == len(rows) and rows else ""
     if len(sequence) != len(rows) or not rows:
         raise InputError(f"{where}: expected one letter for each residue in column {letters!r}, got other texts")
-    try:
-        values = np.array(
-            [float("nan" if columns[column][row] in (None, "") else columns[column][row]) for row in rows]
-        )
-    except ValueError as error:
-        raise InputError(f"{where}: expected numbers in column {column!r} ({error})") from None
+    values = _numbers([columns[column][row] for row in rows], column, where)
+    if not np.isfinite(values).any():
+        raise InputError(f"{where}: expected numbers in column {column!r}, got none in {len(rows):,} rows")
     return ResidueValues(name, values, sequence, digest(sequence))
+
+
+def _sequence(letters: Sequence[Any], rows: Sequence[int]) -> str:
+    return "".join(str(letters[row]) for row in rows).upper()
+
+
+def _numbers(cells: Sequence[Any], column: str, where: str) -> NDArray[np.float64]:
+    """Cells as numbers, NaN for empty ones. Raises `InputError` for anything else."""
+    try:
+        return np.array([float("nan" if cell is None or cell == "" else cell) for cell in cells], np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: expected numbers in column {column!r} ({error})") from None
+
+
+def _means(columns: Mapping[str, Sequence[Any]], letters: str, where: str) -> list[float]:
+    """The mean effect of the 19 substitutions of each residue, NaN where one is missing."""
+    effects = np.stack([_numbers(columns[residue], residue, where) for residue in STANDARD], 1)
+    # that of the residue itself is 0, or left out
+    own = np.array([str(letter).upper() for letter in columns[letters]])[:, None] == np.array(list(STANDARD))
+    means: list[float] = (np.where(own, 0.0, effects).sum(1) / (len(STANDARD) - 1)).tolist()
+    return means
