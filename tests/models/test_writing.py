@@ -88,6 +88,15 @@ def test_weights_of_the_model_are_written_not_those_of_its_folder(tmp_path):
     assert json.loads((tmp_path / "after" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_a_model_can_be_written_over_the_one_that_was_read(tmp_path):
+    CASES["ESM-C"].make(tmp_path)
+    model = longlens.load(tmp_path, dtype="float32")
+    with torch.no_grad():
+        model.encoder.layers[0].down.weight.zero_()
+    save(model, tmp_path)
+    assert not longlens.load(tmp_path).encoder.layers[0].down.weight.any()
+
+
 def test_the_decoder_of_a_t5_is_left_out_and_its_encoder_equal(tmp_path):
     whole = t5_peer.with_decoder("ProtT5")
     t5_peer.save(whole, tmp_path / "before", "ProtT5")

@@ -74,6 +74,8 @@ def _work_folder(name: str, output: Path | None, job: Job) -> Iterator[OutputFol
         rmtree(path)
     elif (path / REFUSED).is_file():
         _discard_another(path, job)
+        # while the job goes on with it, it is nobody else's to discard
+        (path / REFUSED).unlink(missing_ok=True)
     yield OutputFolder(path)
 
 

@@ -37,7 +37,10 @@ def write_as_read(model: MaskedLM, form: WrittenForm, folder: Path, dtype: torch
     tensors = _tensors(model, form, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     for path in form.files:
-        shutil.copyfile(path, folder / path.name)
+        target = folder / path.name
+        # a model may be written over the one that it was read from
+        if not (target.exists() and target.samefile(path)):
+            shutil.copyfile(path, target)
     _say_dtype(folder / "config.json", dtype or model.dtype)
     # written as an ordinary file, so that it gets the usual permissions
     (folder / WEIGHTS).write_bytes(save_tensors(tensors, metadata={"format": "pt"}))
