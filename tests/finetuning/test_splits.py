@@ -120,7 +120,9 @@ def test_clusters_never_lie_on_both_sides_and_a_random_split_leaks(families):
     ]
     assert count == sum(relatives) >= 7
     random_warning, _, test_warning = leaking.warnings()
+    twins = [leaking.leaks()[name].near_twins for name in ("validation", "test")]
     assert "the split is random" in random_warning
+    assert f"{twins[0]} of 9 validation and {twins[1]} of 9 test proteins are near twins" in random_warning
     assert f"{count} of 9 test proteins are 30% or more identical" in test_warning
     assert "50% to 70%" in test_warning
     again = Comparison.from_json(leaking.as_json())

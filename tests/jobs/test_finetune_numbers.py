@@ -143,3 +143,15 @@ def test_settings_out_of_range(name, value, said):
 
 def test_the_largest_seed_serves(tmp_path, small):
     tune(composition_file(tmp_path / "c.csv", 40), small, "sequence_to_value", seed=2**32 - 1)
+
+
+def test_a_stage_that_no_longer_improves_stops_and_says_so(tmp_path, small):
+    events = []
+    tuned = longlens.finetune(
+        composition_file(tmp_path / "c.csv", 40), task="sequence_to_value", model=small, progress=events.append,
+        settings=TuneSettings(steps=100, every=2, patience=2, hidden=4, head_rate=0.5),
+    )  # fmt: skip
+    stage = tuned.report["stages"]["head"]
+    assert stage["steps"] == stage["best_step"] + 4 < 100
+    said = f"head: stopped at step {stage['steps']}, after 2 validations without improvement"
+    assert any(said in str(event) for event in events)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from longlens.errors import InputError
 from longlens.finetuning.similarity import Neighbour, greedy_clusters, nearest
-from longlens.finetuning.splits import ALIKE, Leaks, Split, count_leaks, make_split
+from longlens.finetuning.splits import ALIKE, TWINS, Leaks, Split, count_leaks, make_split
 from longlens.finetuning.targets import Targets
 
 
@@ -44,11 +44,14 @@ class Comparison:
 
     def warnings(self) -> list[str]:
         """A sentence for a random split, and one for each set that leaks."""
-        sentences = [found.sentence(name, self.split.kind) for name, found in self.leaks().items()]
+        leaks = self.leaks()
+        sentences = [found.sentence(name, self.split.kind) for name, found in leaks.items()]
         if self.split.kind == "random":
+            twins = " and ".join(f"{found.near_twins:,} of {found.proteins:,} {name}" for name, found in leaks.items())
             sentences.insert(
                 0,
-                "the split is random: similar proteins fall on both sides of it; --split clusters keeps them together",
+                f"the split is random, so similar proteins fall on both sides of it: {twins} proteins are near twins "
+                f"of training proteins ({TWINS:.0%} or more identical); --split clusters keeps them together",
             )
         return [sentence for sentence in sentences if sentence]
 

@@ -18,6 +18,8 @@ SHARES = (0.7, 0.15, 0.15)
 KINDS = ("auto", "given", "clusters", "random")
 # proteins of this identity or more are of one family
 ALIKE = 0.3
+# and of this one near twins
+TWINS = 0.9
 # the bounds of the histogram of nearest-training identities
 BOUNDS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -150,8 +152,8 @@ class Leaks:
         )
         return (
             f"{self.alike:,} of {self.proteins:,} {name} proteins are {ALIKE:.0%} or more identical to a training "
-            f"protein, {self.near_twins:,} of them 90% or more, so that measures on them are too good for new families "
-            f"({kind} split; nearest training identity {listed})"
+            f"protein, {self.near_twins:,} of them {TWINS:.0%} or more, so that measures on them are too good for "
+            f"new families ({kind} split; nearest training identity {listed})"
         )
 
 
@@ -159,5 +161,5 @@ def count_leaks(neighbours: Sequence[Neighbour]) -> Leaks:
     """The histogram of identities to the nearest training protein."""
     identities = np.array([neighbour.identity for neighbour in neighbours])
     counts, _ = np.histogram(identities, BOUNDS)
-    alike, twins = (int((identities >= bound).sum()) for bound in (ALIKE, 0.9))
+    alike, twins = (int((identities >= bound).sum()) for bound in (ALIKE, TWINS))
     return Leaks(len(neighbours), alike, twins, tuple(int(count) for count in counts))

@@ -341,6 +341,9 @@ class FinetuneJob(Job):
         warning = loss_warning(name, after["log"])
         if warning and not (before and loss_warning(name, before["log"])):
             self.progress(Notice(warning, warning=True))
+        if stage.ended(after) and after["step"] < stage.settings.steps:
+            self.progress(Notice(f"{name}: stopped at step {after['step']:,}, after {stage.settings.patience} "
+                                 f"validations without improvement; step {after['best_step']:,} is kept"))  # fmt: skip
         # the round before may be needed again, if this one is not recorded
         _state_path(folder, name, number - 2).unlink(missing_ok=True)
 
