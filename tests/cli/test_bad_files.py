@@ -4,7 +4,9 @@ longlens or of the command line, and nothing left behind."""
 from __future__ import annotations
 
 import gzip
+import json
 import random
+import shutil
 
 import click
 import pytest
@@ -14,7 +16,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 import text_models
 from esm_peer import esm, save
 from longlens.cli.main import cli
-from longlens.errors import LonglensError
+from longlens.errors import CheckpointError, LonglensError
 from longlens.models.families.saprot import TOKENS
 
 # None: there is no such file; "folder": an empty one
@@ -111,4 +113,35 @@ def test_a_bad_file_is_refused(command, kind, folder, monkeypatch):
     assert any(words in said for words in ("expected", "fetch the file again", "does not exist", "is a directory")), (
         said
     )
+    assert {path.name for path in folder.iterdir()} == before
+
+
+TEXT_COMMANDS = {
+    "look": "look t.txt -o out -m @ --no-figures --input text", "surprise": "surprise t.txt -m @ -o out.csv",
+    "compare": "compare-models g @ t.txt -o out.csv", "context": "context t.txt -m @ -o out --no-figures --input text",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "bytes", "empty pickle", "pickle of bytes", "configuration"])
+@pytest.mark.parametrize("command", TEXT_COMMANDS)
+def test_a_damaged_model_of_text_is_refused(command, kind, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "t.txt").write_text("The fox sleeps, and the dog watches it.\n")
+    bad = folder / f"bad {kind}".replace(" ", "-")
+    shutil.copytree(folder / "g", bad, dirs_exist_ok=True)
+    weights = bad / "model.safetensors"
+    if kind == "configuration":
+        settings = json.loads((bad / "config.json").read_text())
+        (bad / "config.json").write_text(json.dumps({**settings, "n_head": "two"}))
+    elif "pickle" in kind:
+        weights.unlink(missing_ok=True)
+        (bad / "pytorch_model.bin").write_bytes(KINDS["empty" if "empty" in kind else "bytes"])
+    else:
+        weights.write_bytes({"cut": (folder / "g" / weights.name).read_bytes()[:-100]}.get(kind, KINDS.get(kind)))
+    before = {path.name for path in folder.iterdir()}
+    result = CliRunner().invoke(cli, TEXT_COMMANDS[command].replace("@", bad.name).split(), standalone_mode=False)
+    assert isinstance(result.exception, CheckpointError), repr(result.exception)
+    assert bad.name in str(result.exception)
+    assert "expected" in str(result.exception)
+    assert "weights_only" not in str(result.exception)
     assert {path.name for path in folder.iterdir()} == before

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import longlens
 from esm_peer import esm, save
 from longlens.cli.main import cli
 from longlens.errors import CheckpointError, InputError
-from longlens.finetuning.saved import FILE, load_head, save_head
+from longlens.finetuning.saved import ENTRY, FILE, load_head, save_head
 from longlens.finetuning.trainer import TuneSettings
 from longlens.jobs.base_model import weights_sha256
 from longlens.models.pretrained import DTYPES
@@ -168,6 +171,27 @@ def test_bad_input_of_predict(tmp_path, tuned):
     fasta.write_text(">a\nMK\n")
     (tmp_path / "head.safetensors").write_bytes(b"no")
     assert "head.safetensors cannot be read" in refused("predict", fasta, "--model", tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["entry", "classes", "hidden", "tensors", "width"])
+def test_a_head_that_does_not_fit_its_description_is_refused(tmp_path, tuned, fault):
+    fasta, path = tmp_path / "f.fasta", tmp_path / FILE
+    fasta.write_text(">a\nMK\n")
+    with safe_open(tuned / FILE, "pt") as file:
+        entries = json.loads(file.metadata()[ENTRY])
+    tensors = load_file(tuned / FILE)
+    if fault in ("entry", "classes"):
+        del entries[{"entry": "task"}.get(fault, fault)]
+    elif fault == "hidden":
+        entries["hidden"] += 1
+    elif fault == "tensors":
+        del tensors["query"]
+    else:
+        tensors["linear.weight"] = tensors["linear.weight"][:, 1:].contiguous()
+    save_file(tensors, path, metadata={ENTRY: json.dumps(entries)})
+    said = refused("predict", fasta, "--model", tmp_path, "-o", tmp_path / "p.csv")
+    assert "expected the folder of a finished `longlens finetune`; the description and the tensors" in said
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["f.fasta", FILE]
 
 
 def test_a_device_that_there_is_not_is_named_and_nothing_else(tmp_path, tuned):

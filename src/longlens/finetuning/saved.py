@@ -69,10 +69,15 @@ def load_head(folder: Path) -> tuple[Head, HeadInfo]:
         raise CheckpointError(f"{expected}; {FILE} cannot be read ({error})") from None
     if entries is None or "linear.weight" not in tensors:
         raise CheckpointError(f"{expected}, got another {FILE}")
-    info = HeadInfo(**{**entries, "classes": tuple(entries["classes"])})
-    outputs, width = tensors["linear.weight"].shape
-    head = Head(width, outputs, info.hidden)
-    head.load_state_dict(tensors)
+    try:
+        info = HeadInfo(**{**entries, "classes": tuple(entries["classes"])})
+        outputs, width = tensors["linear.weight"].shape
+        head = Head(width, outputs, info.hidden)
+        head.load_state_dict(tensors)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{expected}; the description and the tensors of {FILE} do not fit each other ({error})"
+        ) from None
     return head.eval().requires_grad_(False), info
 
 

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from longlens.errors import CheckpointError, InputError, UnsupportedError
@@ -131,6 +133,7 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
     if importlib.util.find_spec("transformers") is None:
         raise CheckpointError("a model of text needs transformers, which is not installed; pip install 'longlens[hf]'")
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     chosen = choose_device(device)
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1):
@@ -140,7 +143,7 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         # a folder without the files of a tokenizer makes transformers raise a TypeError
         raise CheckpointError(
             f"expected a transformers folder, or a name on the Hugging Face hub, with a configuration and a tokenizer, "
@@ -157,6 +160,12 @@ def load_text_model(name: str, *, dtype: str = "auto", device: str = "auto") -> 
             model, loading = getattr(transformers, kind).from_pretrained(
                 name, dtype=choose_dtype(dtype, chosen), output_loading_info=True
             )
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        # PyTorch's own words on a pickle are long, and advise to load it unsafely
+        reason = f" ({error})" if isinstance(error, SafetensorError) else ""
+        raise CheckpointError(
+            f"{name}: expected a file of weights, got one that is cut off or of another kind{reason}; fetch it again"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name}: its weights cannot be read ({error})") from error
     # a pooler follows all attention layers, and not every checkpoint has one
