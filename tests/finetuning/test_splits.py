@@ -199,6 +199,9 @@ def test_classes_and_values():
     assert labelled(*[("a",)] * 3, *[("b",)] * 4, *[("c",)] * 5).classes == ("a", "b", "c")
     with pytest.raises(SequenceError, match="expected values that differ, got the same value for all proteins"):
         labelled(("2",), ("2.0",), name="sequence_to_value")
+    with pytest.raises(SequenceError, match="expected values that differ"):
+        # whose standard deviation in float64 is 5.6e-17
+        labelled(*[("0.3",)] * 30, name="sequence_to_value")
     values = labelled(("1.5", ""), ("nan", "-2"), name="residue_to_value").values
     np.testing.assert_array_equal(values, [[1.5, np.nan], [np.nan, -2]])
     with pytest.raises(

@@ -202,6 +202,11 @@ def test_of_several_proteins_the_one_of_the_chain_is_painted(structure, tmp_path
     (tmp_path / "t.csv").write_text("\n".join(["id,residue,number", *rows]) + "\n")
     longlens.paint(structure, tmp_path / "t.csv", tmp_path / "t.defattr", column="number")
     assert "\t/A:103\t2\n" in (tmp_path / "t.defattr").read_text()
+    # a column of that name is no target of context
+    rows = "".join(f"{residue},{place},{place}\n" for place, residue in enumerate(SEQUENCE))
+    (tmp_path / "u.csv").write_text(f"residue,target,number\n{rows}")
+    longlens.paint(structure, tmp_path / "u.csv", tmp_path / "u.defattr", column="number")
+    assert "\t/A:103\t2\n" in (tmp_path / "u.defattr").read_text()
     with pytest.raises(InputError, match="found 0 of 3; name the one that is meant with --protein"):
         longlens.paint(_cut(tmp_path), looks, tmp_path / "c.cif", column="received")
 

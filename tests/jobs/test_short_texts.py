@@ -51,15 +51,20 @@ def test_a_start_token_that_was_declined_is_named(folders):
     assert len(longlens.surprise("a", model=folders["started"])) == 1
 
 
-@pytest.mark.parametrize("name", ["nosuch.txt", "folder/text", "./x", "book.TXT"])
+@pytest.mark.parametrize("name", ["nosuch.txt", "my letter.txt", "./x", "/no/such file", "book.TXT"])
 def test_the_name_of_a_file_that_is_not_there_is_no_text(folders, name):
     with pytest.raises(SequenceError, match=f"{name}: expected a file or a text, found no file of this name"):
         longlens.surprise(name, model=folders["started"])
-    with pytest.raises(SequenceError, match="found no file of this name"):
-        longlens.compare_models(folders["started"], folders["started"], name)
+    for call in (
+        lambda: longlens.compare_models(folders["started"], folders["started"], name),
+        lambda: longlens.context(name, input="text", model=folders["started"], figures=False),
+        lambda: longlens.look(name, input="text", model=folders["started"], figures=False),
+    ):
+        with pytest.raises(SequenceError, match="found no file of this name"):
+            call()
 
 
-@pytest.mark.parametrize("text", ["fox", "U.S.", "and/or else", "see a.txt"])
+@pytest.mark.parametrize("text", ["fox", "U.S.", "and/or", "3/4", "Hello.World", "https://a.b/c"])
 def test_short_texts_are_not_taken_for_names(folders, text):
     assert "".join(longlens.surprise(text, model=folders["started"])["text"]) == text
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM, EsmcForMaskedLM, EsmForMaskedLM, T5EncoderModel, T5ForConditionalGeneration
 
 import longlens
@@ -108,14 +109,46 @@ def test_the_decoder_of_a_t5_is_left_out_and_its_encoder_equal(tmp_path):
     assert torch.equal(T5EncoderModel.from_pretrained(tmp_path / "after")(ids).last_hidden_state, wanted)
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
+def test_a_model_is_written_over_one_in_several_files_and_not_through_links(tmp_path):
+    CASES["ESM-C"].make(tmp_path / "one")
+    tensors = load_file(tmp_path / "one" / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    several, linked = tmp_path / "several", tmp_path / "linked"
+    several.mkdir()
+    linked.mkdir()
+    (several / "config.json").write_bytes((tmp_path / "one" / "config.json").read_bytes())
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, several / shard, metadata={"format": "pt"})
+    index = {"weight_map": {name: shard for shard, held in shards.items() for name in held}}
+    (several / "model.safetensors.index.json").write_text(json.dumps(index))
+    for path in (tmp_path / "one").iterdir():
+        # as the hub's cache has its files
+        (linked / path.name).symlink_to(path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    for folder in (several, linked):
+        model = longlens.load(folder, dtype="float32")
+        with torch.no_grad():
+            model.encoder.layers[0].down.weight.zero_()
+        save(model, folder)
+        assert not longlens.load(folder).encoder.layers[0].down.weight.any()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
+
+
+def test_the_folder_that_was_read_may_be_gone_and_strange_files_in_it_are_not_copied(tmp_path):
+    CASES["ESM-C"].make(tmp_path / "before")
+    (tmp_path / "before" / "train.log.txt").write_text("step 1")
+    model = longlens.load(tmp_path / "before", dtype="float32")
+    shutil.rmtree(tmp_path / "before")
+    save(model, tmp_path / "after")
+    assert longlens.load(tmp_path / "after").config == model.config
+    assert {path.name for path in (tmp_path / "after").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_model_of_another_architecture_that_was_read_from_no_folder_is_refused(tmp_path):
     CASES["ESM-C"].make(tmp_path / "before")
     model = longlens.load(tmp_path / "before")
-    (tmp_path / "before" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"expected .*config.json, a file of the model's folder, .* put it back"):
-        save(model, tmp_path / "after")
-    assert not (tmp_path / "after").exists()
-    # a model of another architecture that was read from no folder
     model.written = None
     with pytest.raises(CheckpointError, match=r"expected a model that can be written, .* give the model's folder"):
         save(model, tmp_path / "after")
+    assert not (tmp_path / "after").exists()

@@ -109,8 +109,10 @@ def _is_number(text: str) -> bool:
 
 def _values(proteins: Sequence[LabelledProtein]) -> list[NDArray[np.float64]]:
     values = [_numbers(protein) for protein in proteins]
-    spread = float(np.nanstd(np.concatenate(values)))
-    if spread == 0:
+    known = np.concatenate(values)
+    spread, largest = float(np.nanstd(known)), float(np.nanmax(np.abs(known)))
+    # the deviation of equal numbers is not always 0
+    if spread <= 1e-12 * largest:
         raise SequenceError("expected values that differ, got the same value for all proteins")
     if spread < 1 / LARGEST:
         raise SequenceError(

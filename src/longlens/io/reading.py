@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,11 @@ def find_row(table: Sequence[dict[str, Any]], protein: str | int) -> dict[str, A
 
     Raises `InputError` unless just one matches.
     """
-    if isinstance(protein, int):
+    if isinstance(protein, Integral):
         count = sum(row["problem"] is None for row in table)
         if not -count <= protein < count:
             raise InputError(f"expected a protein's number in 0..{count - 1}, got {protein}")
-        return table[protein % count]
+        return table[int(protein) % count]
     rows = [row for row in table if row["id"] == protein]
     if len(rows) != 1:
         several = f"{len(rows)} records have it: use the number of the one that is meant" if rows else "none has it"

@@ -179,7 +179,7 @@ def _from_table(
     if column not in columns:
         raise InputError(f"{where}: expected a column {column!r}, found {', '.join(columns)}")
     rows = _rows(columns, letters)
-    targets = set(columns.get("target", ()))
+    targets = set(columns["target"]) if {"key", "target"} <= columns.keys() else set()
     if len(targets) > 1:
         raise InputError(
             f"{where}: expected the effects on one target, got those on {len(targets)}; run longlens context with the "
@@ -221,5 +221,6 @@ def _means(columns: Mapping[str, Sequence[Any]], letters: str, where: str) -> li
     effects = np.stack([_numbers(columns[residue], residue, where) for residue in STANDARD], 1)
     # that of the residue itself is 0, or left out
     own = np.array([str(letter).upper() for letter in columns[letters]])[:, None] == np.array(list(STANDARD))
-    means: list[float] = (np.where(own, 0.0, effects).sum(1) / (len(STANDARD) - 1)).tolist()
+    # a wild type such as X is none of the 20
+    means: list[float] = (np.where(own, 0.0, effects).sum(1) / (~own).sum(1)).tolist()
     return means

@@ -72,7 +72,7 @@ def _work_folder(name: str, output: Path | None, job: Job) -> Iterator[OutputFol
     if (path / MANIFEST).is_file() and read_manifest(path)["complete"] and not (path / name).exists():
         # an earlier run was killed while it removed the folder
         rmtree(path)
-    elif (path / REFUSED).is_file():
+    elif (path / REFUSED).is_file() and (path / MANIFEST).is_file():
         _discard_another(path, job)
         # while the job goes on with it, it is nobody else's to discard
         (path / REFUSED).unlink(missing_ok=True)

@@ -17,6 +17,10 @@ from longlens.io.survey import RecordInfo, Survey
 from longlens.io.texts import looks_like_fasta, read_text
 from longlens.jobs.inputs import Proteins, ProteinSource, is_file, readable_twice
 
+_FILE_NAME = re.compile(
+    r"(/|\.{1,2}/|~/).*|.*\.(txt|text|md|rst|html?|csv|tsv|json|log|tex|fa|fasta|gz|bz2|xz)", re.IGNORECASE
+)
+
 
 @dataclass(frozen=True)
 class TextSource(ProteinSource):
@@ -49,8 +53,7 @@ def opened_text(source: str | Path, kind: str = "auto") -> Iterator[tuple[str, s
     if isinstance(source, str) and not source.strip():
         raise InputError("expected a text, got an empty one")
     if isinstance(source, str) and source != "-" and not _exists(source):
-        if re.fullmatch(r"\S*(/\S*|\.[A-Za-z]\w{1,7})", source):
-            raise SequenceError(f"{source}: expected a file or a text, found no file of this name")
+        _refuse_missing(source)
         yield source, "text"
         return
     with readable_twice([source]) as (path,):
@@ -74,6 +77,8 @@ def opened_source(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str]
     if not isinstance(source, str | Path) or not (
         kind != "text" or isinstance(source, Path) or source == "-" or _exists(source)
     ):
+        if kind == "text" and isinstance(source, str):
+            _refuse_missing(source)
         yield ((str(source), "text") if kind == "text" else None), source
         return
     if kind != "text" and not is_file(source):
@@ -85,6 +90,15 @@ def opened_source(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str]
             yield None, Path(path)
         else:
             yield (read_text(path), Path(path).name), source
+
+
+def _refuse_missing(text: str) -> None:
+    """Raise `SequenceError` for a text that looks like the name of a file: one line with such a beginning or end."""
+    path = re.fullmatch(
+        r"(/|\.{1,2}/|~/).*|.*\.(txt|text|md|rst|html?|csv|tsv|json|log|tex|fa|fasta|gz|bz2|xz)", text, re.I
+    )
+    if path and len(text) < 256:
+        raise SequenceError(f"{text}: expected a file or a text, found no file of this name")
 
 
 def _exists(name: str) -> bool:

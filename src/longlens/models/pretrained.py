@@ -132,7 +132,7 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
     of ESM-2's architecture as `EsmForMaskedLM`. `dtype`: of the weights; None: the model's.
 
     Raises:
-        CheckpointError: a model of another architecture, or a file that is no longer there.
+        CheckpointError: a model of another architecture that was not read from a folder.
     """
     refuse_unsavable(model)
     config = model.config

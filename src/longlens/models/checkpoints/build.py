@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -52,8 +55,16 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
     model.load_state_dict(state, strict=True, assign=True)
     model.source = checkpoint.source
     if checkpoint.files:
-        model.written = WrittenForm(names, config, checkpoint.tensors.originals, checkpoint.files)
+        model.written = WrittenForm(names, config, checkpoint.tensors.originals, _contents(checkpoint.files))
     return model.eval().requires_grad_(False)
+
+
+def _contents(files: Iterable[Path]) -> dict[str, bytes]:
+    """Files by name."""
+    try:
+        return {path.name: path.read_bytes() for path in files}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: expected a file of a model, it cannot be read ({error})") from None
 
 
 def _assemble(

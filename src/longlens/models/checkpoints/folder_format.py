@@ -11,12 +11,15 @@ from longlens.models.checkpoints.checkpoint import Checkpoint
 from longlens.models.checkpoints.configuration import encoder_config, read_json
 from longlens.models.checkpoints.tensors import CheckpointTensors, SafetensorsFile, TensorFile, TorchFile
 from longlens.models.families.names import TensorNames
+from longlens.models.families.pieces import FILES as TOKENIZER_FILES
 from longlens.models.families.registry import class_names, family_of
 
 _FORMATS: tuple[tuple[str, type[SafetensorsFile] | type[TorchFile]], ...] = (
     ("model.safetensors", SafetensorsFile),
     ("pytorch_model.bin", TorchFile),
 )
+
+_DESCRIPTIONS = ("config.json", "vocab.txt", *TOKENIZER_FILES, "special_tokens_map.json")
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -40,12 +43,8 @@ def read_folder(folder: Path) -> Checkpoint:
 
 
 def descriptions(folder: Path) -> tuple[Path, ...]:
-    """The files of a folder that describe a model and its tokens: all but weights, their indices and what else lies
-    there."""
-    return tuple(
-        path for path in sorted(folder.iterdir())
-        if path.is_file() and path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json")
-    )  # fmt: skip
+    """The files of a folder that describe its model and tokens; nothing else that lies there."""
+    return tuple(folder / name for name in _DESCRIPTIONS if (folder / name).is_file())
 
 
 def read_tensors(folder: Path, layouts: Sequence[TensorNames]) -> tuple[CheckpointTensors, TensorNames]:

@@ -72,11 +72,11 @@ def _snapshot(name: str, files: list[str], doubled: list[str] | None = None) -> 
     try:
         return Path(snapshot_download(name, allow_patterns=files, ignore_patterns=doubled))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise CheckpointError(
             f"expected a model's folder, a fair-esm file or a model of the Hugging Face hub, could not get {name!r} "
-            f"({reason}), and the hub's cache has none{nearest_name(name)}"
-        ) from None
+            f"({reason}){nearest_name(name)}"
+        ) from error
 
 
 def _doubled(name: str) -> list[str] | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from longlens.errors import CheckpointError
+from longlens.io.results import write_whole
 from longlens.models.families.written import WrittenForm
 from longlens.models.language_model import MaskedLM
 
@@ -25,25 +24,16 @@ def write_as_read(model: MaskedLM, form: WrittenForm, folder: Path, dtype: torch
 
     What means nothing to a masked language model is not written, such as the decoder of a T5 or a classifier. The
     vector that BERT adds to every token is part of its positions here, and is written so, with token types of zero.
-
-    Raises:
-        CheckpointError: a file of `form` is no longer there.
+    Each file is replaced in one step, and never through a link, so that a model may be written over another.
     """
-    missing = [path for path in form.files if not path.is_file()]
-    if missing:
-        raise CheckpointError(
-            f"expected {missing[0]}, a file of the model's folder, to write the model with it, found none; put it back"
-        )
     tensors = _tensors(model, form, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in form.files:
-        target = folder / path.name
-        # a model may be written over the one that it was read from
-        if not (target.exists() and target.samefile(path)):
-            shutil.copyfile(path, target)
-    _say_dtype(folder / "config.json", dtype or model.dtype)
+    for name, content in form.files.items():
+        write_whole(folder / name, _with_dtype(content, dtype or model.dtype) if name == "config.json" else content)
     # written as an ordinary file, so that it gets the usual permissions
-    (folder / WEIGHTS).write_bytes(save_tensors(tensors, metadata={"format": "pt"}))
+    write_whole(folder / WEIGHTS, save_tensors(tensors, metadata={"format": "pt"}))
+    # the index of a model in several files, which would be read in place of the one file
+    (folder / f"{WEIGHTS}.index.json").unlink(missing_ok=True)
 
 
 def _tensors(model: MaskedLM, form: WrittenForm, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -65,13 +55,14 @@ def _tensors(model: MaskedLM, form: WrittenForm, dtype: torch.dtype | None) -> d
         here |= {name: frequencies for name in names.frequency_names(config) if name in form.originals}
     here |= {copy: here[original] for copy, original in names.tied if copy in form.originals and original in here}
     # a file holds no two tensors in one memory
-    return {form.originals[name][0]: tensor.clone().contiguous() for name, tensor in here.items()}
+    return {form.originals.get(name, (name,))[0]: tensor.clone().contiguous() for name, tensor in here.items()}
 
 
-def _say_dtype(config: Path, dtype: torch.dtype) -> None:
-    """Correct the dtype that a config.json names, if it names one."""
-    entries = json.loads(config.read_text(encoding="utf-8"))
+def _with_dtype(config: bytes, dtype: torch.dtype) -> bytes:
+    """A config.json that names this dtype, if it names one."""
+    entries = json.loads(config)
     named = [entry for entry in _DTYPES if entry in entries]
-    if named:
-        entries |= dict.fromkeys(named, str(dtype).removeprefix("torch."))
-        config.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    if not named:
+        return config
+    entries |= dict.fromkeys(named, str(dtype).removeprefix("torch."))
+    return (json.dumps(entries, indent=1) + "\n").encode()

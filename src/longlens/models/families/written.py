@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from longlens.models.config import EncoderConfig
 from longlens.models.families.names import TensorNames
@@ -15,10 +14,10 @@ class WrittenForm:
     """The form of a folder: what its tensors mean and are called, and the files beside them.
 
     `config`: the encoder that the files describe. `originals`: name here -> name and shape in the file.
-    `files`: config.json, and those of the vocabulary or tokenizer.
+    `files`: the content of config.json, and of those of the vocabulary or tokenizer, by name; they are small.
     """
 
     names: TensorNames
     config: EncoderConfig
     originals: Mapping[str, tuple[str, tuple[int, ...]]]
-    files: tuple[Path, ...]
+    files: Mapping[str, bytes]
