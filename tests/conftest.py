@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+# benchmarks are programs beside the package: their folder goes onto the path, as it does when one of them is run,
+# behind everything else, since names such as "lens" or "contacts" are short
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 
 def pytest_configure() -> None:

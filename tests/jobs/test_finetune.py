@@ -14,16 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers as tf
-from click.testing import CliRunner
 
 import longlens
 from esm_peer import esm, save
-from longlens.cli.main import cli
 from longlens.errors import InputError, LonglensWarning, SequenceError
 from longlens.finetuning.trainer import TuneSettings
 from longlens.io.results import ResultFolder
 from longlens.jobs.runner import Interrupted
 from planted_tasks import composition_file, motif_file, residues
+from refused_commands import refused
 
 QUICK = TuneSettings(steps=6, every=2, tokens=300, hidden=8, rank=2)
 
@@ -206,17 +205,6 @@ def test_killed_while_it_trains_it_goes_on_to_the_same_bytes(whole, small, tmp_p
 
 
 # ---- bad input
-
-
-def refused(*words):
-    """The message of a command that is refused."""
-    run = CliRunner().invoke(cli, [str(word) for word in words])
-    assert run.exit_code != 0
-    if isinstance(run.exception, SystemExit):
-        assert run.exit_code == 2
-        return run.output
-    assert isinstance(run.exception, InputError)
-    return str(run.exception)
 
 
 @pytest.mark.parametrize(

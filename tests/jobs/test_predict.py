@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 import longlens
 from esm_peer import esm, save
 from longlens.cli.main import cli
-from longlens.errors import CheckpointError, InputError
+from longlens.errors import CheckpointError
 from longlens.finetuning.saved import ENTRY, FILE, load_head, save_head
 from longlens.finetuning.trainer import TuneSettings
 from longlens.jobs.base_model import weights_sha256
 from longlens.models.pretrained import DTYPES
 from planted_tasks import composition_file
+from refused_commands import refused
 
 PROTEINS = {"a": "MKTAYIAK", "b": "GAVLIW"}
 
@@ -144,17 +145,6 @@ def test_a_head_of_an_earlier_longlens_is_named(tmp_path, tuned, small):
 
 
 # ---- bad input
-
-
-def refused(*words):
-    """The message of a command that is refused."""
-    run = CliRunner().invoke(cli, [str(word) for word in words])
-    assert run.exit_code != 0
-    if isinstance(run.exception, SystemExit):
-        assert run.exit_code == 2
-        return run.output
-    assert isinstance(run.exception, InputError)
-    return str(run.exception)
 
 
 def test_bad_input_of_predict(tmp_path, tuned):

@@ -17,6 +17,7 @@ from longlens.cli.options import (
     warn_of_default_model,
 )
 from longlens.cli.progress import shown_progress
+from longlens.cli.summaries import counted
 
 if TYPE_CHECKING:
     from longlens.jobs.contact_maps import ContactMaps
@@ -174,7 +175,7 @@ def evaluate(files: tuple[Path, ...], fasta: Path | None, length: str, output: P
     )
     click.echo(f"L           the residues {'of the whole sequence' if length == 'full' else 'with atoms'}")
     for row in found.summary:
-        proteins = f"{row['proteins']:,} protein{'' if row['proteins'] == 1 else 's'}"
+        proteins = counted(row["proteins"], "protein")
         click.echo(f"{row['range']:<8}{row['cut']:<4}{row['precision']:.3f}, by chance {row['chance']:.3f}, {proteins}")
     short = sorted({row["id"] for row in found.rows if row["held"] < row["count"]})
     if short:

@@ -48,9 +48,8 @@ class ProgressLines:
         if now - self._last < self._every and event.done < event.total:
             return
         self._last = now
-        rate = (
-            f", {_rate((event.done - before) / (now - begun))} a second" if now > begun and event.done > before else ""
-        )
+        measured = now > begun and event.done > before
+        rate = f", {_rate((event.done - before) / (now - begun))} a second" if measured else ""
         self._write(f"longlens: {event.stage}: {event.done:,} of {event.total:,} {event.unit}{rate}")
 
     def _write(self, text: str) -> None:

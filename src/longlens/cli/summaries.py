@@ -1,4 +1,4 @@
-"""What commands print of a text's numbers: the table on standard output, a summary where it is in nobody's way."""
+"""What commands print of their numbers: a table on standard output, a summary where it is in nobody's way."""
 
 from __future__ import annotations
 

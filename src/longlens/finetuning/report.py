@@ -10,6 +10,7 @@ from typing import Any
 from longlens.finetuning.metrics import Measured
 from longlens.finetuning.splits import BOUNDS, SETS, Leaks, Split
 from longlens.finetuning.targets import Targets
+from longlens.io.results import plain_json
 
 
 def make_report(
@@ -30,7 +31,7 @@ def make_report(
             name: {measure: {"value": _number(found.value), "low": _number(found.low), "high": _number(found.high)}
                    for measure, found in measured.items()} for name, measured in results.items()
         },
-        "stages": _plain(stages),
+        "stages": plain_json(stages),
         "thresholds": {name: value for name, value in thresholds.items() if value is not None},
     }  # fmt: skip
 
@@ -38,15 +39,6 @@ def make_report(
 def _number(value: float | None) -> float | None:
     """Six digits; None for what is not finite, which JSON has no number for."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(report: Mapping[str, Any], notes: Sequence[str] = ()) -> str:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,6 +295,15 @@ def _last_byte(path: Path) -> bytes:
 def as_json(value: dict[str, Any]) -> bytes:
     """A manifest as the text of its file."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def plain_json(value: Any) -> Any:
+    """A value for JSON: None for every number that is not finite, which JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {name: plain_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

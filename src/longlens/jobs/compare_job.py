@@ -18,14 +18,14 @@ from longlens.hf import attach
 from longlens.hf.surprise import MLP_CHUNK, TokenVectors, masked_vectors, window_vectors
 from longlens.hf.texts import TextModel
 from longlens.io.columns import columns_as, format_of
-from longlens.io.results import ArraySpec, ResultFolder, write_whole
+from longlens.io.results import ArraySpec, ResultFolder, plain_json, write_whole
 from longlens.jobs.comparisons import Comparison
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import memory_limit, threads_set
 from longlens.jobs.progress import Notice, ProgressCallback, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, file_notes
 from longlens.jobs.single_file import refuse_folder, run_to_file
-from longlens.jobs.surprise_tables import block_error, plain_json
+from longlens.jobs.surprise_tables import block_error
 from longlens.jobs.text_reading import BUDGET, TextReading, check_windows, read_text_with
 from longlens.jobs.texts import TextSource, load_language_model, opened_text
 from longlens.lens.predict.divergence import divergence

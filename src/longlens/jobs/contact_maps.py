@@ -49,10 +49,10 @@ class ContactMaps(ArrowTable, TableResults):
             with undamaged(path), open_stored_npz(path) as file:
                 return {"i": file["row"] + 1, "j": file["col"] + 1, "probability": file["data"]}
         if path.suffix == ".rr":
-            held = read_rr(path)
-            if len(held.i) != self.row(protein)["pairs"]:
+            held, count = read_rr(path), self.row(protein)["pairs"]
+            if len(held.i) != count:
                 raise InputError(
-                    f"{path}: expected {self.row(protein)['pairs']:,} pairs, got {len(held.i):,}; it was cut off or "
+                    f"{path}: expected {count:,} pairs, got {len(held.i):,}; it was cut off or "
                     "changed since: run longlens contacts again, with a new output"
                 )
             return {"i": held.i, "j": held.j, "probability": held.probability.astype(np.float32)}

@@ -115,7 +115,7 @@ def _from_tables(
     tables = [_table_of(folder / name) for name in manifest["folders"]]
     hashes: list[str | None] = [None] * len(ids)
     if protein is None and len(ids) > 1:
-        hashes = [digest("".join(_residues(_read_parquet(table), str(table)))) for table in tables]
+        hashes = [_hash_of(table) for table in tables]
     place = _choice(ids, hashes, protein, alike, str(folder))
     found = _from_table(_read_parquet(tables[place]), str(tables[place]), column, None, alike)
     return ResidueValues(ids[place], found.values, found.sequence, found.sha256)
@@ -132,10 +132,11 @@ def _table_of(folder: Path) -> Path:
     )
 
 
-def _residues(columns: Mapping[str, Sequence[Any]], where: str) -> list[str]:
-    """The letters of a table's residues."""
-    letters = _letters(columns, where)
-    return [str(columns[letters][row]) for row in _rows(columns, letters)]
+def _hash_of(table: Path) -> str:
+    """The hash of the protein in a table of its residues."""
+    columns = _read_parquet(table)
+    letters = _letters(columns, str(table))
+    return digest(_sequence(columns[letters], _rows(columns, letters)))
 
 
 def _letters(columns: Mapping[str, Sequence[Any]], where: str) -> str:
@@ -205,6 +206,7 @@ def _from_table(
 
 
 def _sequence(letters: Sequence[Any], rows: Sequence[int]) -> str:
+    """The letters of these rows, in upper case."""
     return "".join(str(letters[row]) for row in rows).upper()
 
 

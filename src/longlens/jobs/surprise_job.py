@@ -17,13 +17,13 @@ from longlens.hf import attach
 from longlens.hf.documents import WordEdges, word_edges
 from longlens.hf.surprise import MLP_CHUNK, TokenSurprise, read_masked, read_windows
 from longlens.io.columns import columns_as, format_of
-from longlens.io.results import FINISH, ArraySpec, ResultFolder, write_whole
+from longlens.io.results import FINISH, ArraySpec, ResultFolder, plain_json, write_whole
 from longlens.jobs.job_key import ModelInfo, job_key
 from longlens.jobs.limits import memory_limit, threads_set
 from longlens.jobs.progress import ProgressCallback, only_warnings
 from longlens.jobs.runner import Job, Rows, Unit, UnitMemory, announce, described, file_notes
 from longlens.jobs.single_file import refuse_folder, run_to_file
-from longlens.jobs.surprise_tables import BY, UNITS, SurprisedText, after_blank, plain_json, summarise, table_by
+from longlens.jobs.surprise_tables import BY, UNITS, SurprisedText, after_blank, summarise, table_by
 from longlens.jobs.surprises import Surprise, draw_table
 from longlens.jobs.text_reading import BUDGET, TextReading, check_windows, read_text_with
 from longlens.jobs.texts import TextSource, load_language_model, opened_text

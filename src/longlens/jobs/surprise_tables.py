@@ -178,10 +178,3 @@ def block_error(values: Floats) -> float:
     sums = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[: block - 1]]))])
     means = (sums[block:] - sums[:-block]) / block
     return float(np.sqrt(block / count * np.mean((means - values.mean()) ** 2)))
-
-
-def plain_json(value: Any) -> Any:
-    """A value for JSON, which has no NaN."""
-    if isinstance(value, dict):
-        return {name: plain_json(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

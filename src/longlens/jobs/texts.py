@@ -17,6 +17,7 @@ from longlens.io.survey import RecordInfo, Survey
 from longlens.io.texts import looks_like_fasta, read_text
 from longlens.jobs.inputs import Proteins, ProteinSource, is_file, readable_twice
 
+# the beginnings of paths, and the ends of the names of files of text, plain or compressed
 _FILE_NAME = re.compile(
     r"(/|\.{1,2}/|~/).*|.*\.(txt|text|md|rst|html?|csv|tsv|json|log|tex|fa|fasta|gz|bz2|xz)", re.IGNORECASE
 )
@@ -94,10 +95,7 @@ def opened_source(source: Proteins, kind: str) -> Iterator[tuple[tuple[str, str]
 
 def _refuse_missing(text: str) -> None:
     """Raise `SequenceError` for a text that looks like the name of a file: one line with such a beginning or end."""
-    path = re.fullmatch(
-        r"(/|\.{1,2}/|~/).*|.*\.(txt|text|md|rst|html?|csv|tsv|json|log|tex|fa|fasta|gz|bz2|xz)", text, re.I
-    )
-    if path and len(text) < 256:
+    if len(text) < 256 and _FILE_NAME.fullmatch(text):
         raise SequenceError(f"{text}: expected a file or a text, found no file of this name")
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from longlens.errors import CheckpointError, LonglensWarning
@@ -22,10 +21,11 @@ from longlens.models.checkpoints.esmc_file import read_esmc_file
 from longlens.models.checkpoints.fair_esm import read_fair_esm
 from longlens.models.checkpoints.folder_format import read_folder
 from longlens.models.checkpoints.hub import fetch, fetch_config, hub_takes_chains
-from longlens.models.checkpoints.writing import write_as_read
+from longlens.models.checkpoints.writing import write_as_read, write_folder
 from longlens.models.encoder import EncoderConfig
 from longlens.models.families.esm2 import TRANSFORMERS_ESM
 from longlens.models.families.t5 import FLOAT16
+from longlens.models.families.written import WrittenForm
 from longlens.models.language_model import MaskedLM
 from longlens.models.parts.norm import Norm
 from longlens.models.parts.positions import RelativePositions
@@ -108,9 +108,9 @@ def check_dtype(config: EncoderConfig, dtype: torch.dtype, source: str) -> None:
 
 def refuse_unsavable(model: MaskedLM) -> None:
     """Raise `CheckpointError` for a model that `save` cannot write."""
-    config = model.config
-    if model.written is not None and model.written.config == config:
+    if _form(model) is not None:
         return
+    config = model.config
     esm2 = EncoderConfig(
         config.vocabulary, config.layers, config.width, config.heads, config.feed_forward,
         norm=Norm(eps=config.norm.eps), token_dropout=config.token_dropout, mask_token=config.mask_token,
@@ -135,9 +135,9 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
         CheckpointError: a model of another architecture that was not read from a folder.
     """
     refuse_unsavable(model)
-    config = model.config
-    if model.written is not None and model.written.config == config:
-        write_as_read(model, model.written, folder, dtype)
+    form, config = _form(model), model.config
+    if form is not None:
+        write_as_read(model, form, folder, dtype)
         return
     theirs: dict[str, Tensor] = {}
     ours = model.state_dict()
@@ -155,11 +155,16 @@ def save(model: MaskedLM, folder: Path, dtype: torch.dtype | None = None) -> Non
         "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "max_position_embeddings": 1026,
         "tie_word_embeddings": True,
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-    (folder / "vocab.txt").write_text("\n".join(model.alphabet.tokens) + "\n", encoding="utf-8")
-    # written as an ordinary file, so that it gets the usual permissions
-    (folder / "model.safetensors").write_bytes(save_tensors(theirs, metadata={"format": "pt"}))
+    files = {
+        "config.json": f"{json.dumps(written, indent=1)}\n".encode(),
+        "vocab.txt": "".join(f"{token}\n" for token in model.alphabet.tokens).encode(),
+    }
+    write_folder(folder, files, theirs)
+
+
+def _form(model: MaskedLM) -> WrittenForm | None:
+    """The form in which a model was read, if its configuration is still that of the files."""
+    return model.written if model.written is not None and model.written.config == model.config else None
 
 
 def _of_hub(name_or_path: str | Path) -> bool:

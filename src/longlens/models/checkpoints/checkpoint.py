@@ -16,7 +16,8 @@ class Checkpoint:
     """The source, the tensors under the names of their format, and what these names mean.
 
     `predicts`: whether the head of a masked language model is required; otherwise it is optional.
-    `notice`: a warning for who loads it. `files`: of a folder in transformers' format, all but the weights.
+    `notice`: a warning for who loads it. `files`: those of a folder in transformers' format that describe
+    the model and its tokens (`folder_format.descriptions`).
     """
 
     source: str

@@ -46,8 +46,7 @@ def hub_takes_chains(name: str) -> bool:
 
 
 def _small_files(name: str) -> Path:
-    published = {known.name for family in FAMILIES for known in family.known}
-    if _FAIR_ESM.fullmatch(name) and f"facebook/{name}" in published:
+    if _FAIR_ESM.fullmatch(name) and f"facebook/{name}" in _published():
         raise CheckpointError(
             f"found no file or folder {name!r}; on the Hugging Face hub that model is called facebook/{name}: give "
             "this name, or the path of fair-esm's .pt file"
@@ -92,10 +91,15 @@ def _doubled(name: str) -> list[str] | None:
     return ["pytorch_model*"] if any(file.rfilename.endswith(".safetensors") for file in written) else None
 
 
+def _published() -> list[str]:
+    """The names of all published models."""
+    return [known.name for family in FAMILIES for known in family.known]
+
+
 def nearest_name(name: str) -> str:
     """The end of a message about a name that is no model's: a name like it, and where all names are."""
     # also by the part behind the organisation, which is what people remember
-    names = {known.name.lower(): known.name for family in FAMILIES for known in family.known}
+    names = {known.lower(): known for known in _published()}
     names |= {known.rpartition("/")[2]: full for known, full in list(names.items())}
     alike = get_close_matches(name.lower(), names, n=1)
     return f"{f'; did you mean {names[alike[0]]}?' if alike else ''}; `longlens models` lists the models by name"

@@ -1,8 +1,10 @@
-"""Write a model in the form of the folder that it was read from, so that what reads the one reads the other."""
+"""Write the folder of a model, and one in the form of the folder that was read, so that what reads the one reads the
+other."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,12 +26,17 @@ def write_as_read(model: MaskedLM, form: WrittenForm, folder: Path, dtype: torch
 
     What means nothing to a masked language model is not written, such as the decoder of a T5 or a classifier. The
     vector that BERT adds to every token is part of its positions here, and is written so, with token types of zero.
-    Each file is replaced in one step, and never through a link, so that a model may be written over another.
     """
-    tensors = _tensors(model, form, dtype)
+    config = _with_dtype(form.files["config.json"], dtype or model.dtype)
+    write_folder(folder, {**form.files, "config.json": config}, _tensors(model, form, dtype))
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], tensors: dict[str, Tensor]) -> None:
+    """Write a model's folder, with its weights in one file. Each file is replaced in one step, and never through a
+    link, so that a model may be written over another."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in form.files.items():
-        write_whole(folder / name, _with_dtype(content, dtype or model.dtype) if name == "config.json" else content)
+    for name, content in files.items():
+        write_whole(folder / name, content)
     # written as an ordinary file, so that it gets the usual permissions
     write_whole(folder / WEIGHTS, save_tensors(tensors, metadata={"format": "pt"}))
     # the index of a model in several files, which would be read in place of the one file
